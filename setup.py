@@ -1,0 +1,30 @@
+"Everything that the package says of itself stands in settings.ini"
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+ini = ConfigParser()
+ini.read(here / "settings.ini")
+cfg = ini["DEFAULT"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("mmdet", "dev")}
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8") if (here / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license="Apache-2.0",
+    keywords=cfg["keywords"],
+    packages=find_packages(include=["pisa", "pisa.*"]),
+    python_requires=">=" + cfg["min_python"],
+    install_requires=cfg["requirements"].split(),
+    extras_require={**extras, "dev": extras["mmdet"] + extras["dev"]},
+    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    classifiers=["Programming Language :: Python :: 3", "License :: OSI Approved :: Apache Software License",
+                 "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+    zip_safe=False,
+)
