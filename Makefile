@@ -1,21 +1,53 @@
-# Every target sets up what it needs. `make help` lists them.
+# Every target first makes the virtual environment that it needs. `make help` lists them.
 SHELL  := /bin/bash
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
-# The stamp's name holds the pins' hash: a second call finds it and costs nothing, a changed pin looks for another.
+# The stamp's name holds the hash of the pins: a second call finds it and costs nothing, a changed pin looks for another.
 PINS   := $(shell { cat constraints.txt .ci/setup_venv.py; grep requirements settings.ini; } | sha256sum | cut -c1-12)
 STAMP  := $(VENV)/.pisa-$(PINS)
+# What `make train` trains, for example: make train DETECTOR=faster_rcnn ARGS="-p method baseline -p seed 1"
+DETECTOR ?= mask_rcnn
+ARGS     ?=
+# This checkout's package, whichever checkout the environment was made for
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PATH := $(BIN):$(PATH)
+export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
-.PHONY: help
+.PHONY: help setup train test check nbtest pytest lab export readme clean
 
-help:  ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## the virtual environment alone (VENV=.venv)
+setup: $(STAMP)  ## make the virtual environment alone (VENV=.venv)
 
 $(STAMP):
 	@$(PYTHON) .ci/setup_venv.py $(VENV)
-	@rm -f $(VENV)/.pisa-[0-9a-f]* && touch $@
+	@rm -f $(VENV)/.pisa-????????????; touch $@
+
+train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
+	papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) $(ARGS) --log-output --no-progress-bar
+
+test: check nbtest pytest  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export
+
+check: $(STAMP)  ## check that notebooks are clean and that pisa/ is what they export
+	python .ci/check.py
+
+nbtest: $(STAMP)  ## run the notebooks as tests
+	nbdev_test --n_workers 2
+
+pytest: $(STAMP)  ## run tests/
+	pytest
+
+lab: $(STAMP)  ## open JupyterLab on the notebooks
+	cd nbs && jupyter lab
+
+export: $(STAMP)  ## write pisa/ from the notebooks, and clean them
+	nbdev_export && nbdev_clean
+
+readme: $(STAMP)  ## fill the README's numbers from runs/
+	python -m pisa.readme
+
+clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
+	rm -rf build dist *.egg-info .pytest_cache _proc _docs

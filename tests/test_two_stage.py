@@ -1,0 +1,153 @@
+"PrimeRoIHead against mmdet's own heads, and where those are wrong against what must hold"
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+from mmdet.models.losses import pisa_loss
+from mmdet.models.detectors import FasterRCNN
+from toy import ALL, DECODED, RANDOM, roi_head, run, scene
+
+ISR, CARL, ADD = dict(isr=dict()), dict(carl=dict()), dict(carl=dict(form='add', b=0.2))
+SCORE_HLR = dict(type='ScoreHLRSampler', num=64, pos_fraction=0.25, add_gt_as_proposals=True)
+
+
+def close(a, b, **tol):
+    assert a.keys() == b.keys()
+    for k in a: torch.testing.assert_close(a[k], b[k], msg=lambda m: f'{k}: {m}', **tol)
+
+
+@pytest.mark.parametrize('masks', [False, True])
+@pytest.mark.parametrize('objects', [(3, 2), (1, 0, 4), (0, 0)])
+def test_both_off_is_the_standard_head(masks, objects):
+    off, standard = run(roi_head(masks=masks), objects), run(roi_head('StandardRoIHead', masks=masks), objects)
+    close(off[0], standard[0], rtol=0, atol=0)
+    close(off[1], standard[1], rtol=0, atol=0)
+
+
+def test_prediction_is_the_standard_heads():
+    x, proposals, samples = scene()
+    for p in proposals: p.scores = torch.ones(len(p))
+    heads = roi_head(**ISR, **CARL), roi_head('StandardRoIHead')
+    heads[1].load_state_dict(heads[0].state_dict())
+    a, b = (h.eval().predict(x, [p.clone() for p in proposals], samples, rescale=False) for h in heads)
+    for r, s in zip(a, b): assert torch.equal(r.bboxes, s.bboxes) and torch.equal(r.scores, s.scores)
+
+
+@pytest.mark.parametrize('agnostic', [False, True])
+def test_agrees_with_mmdets_pisa_where_that_is_right(agnostic):
+    "One class (so n_j is the largest n), two images, the added CARL, its sampler"
+    shared = dict(classes=1, sampler=SCORE_HLR, box_head=dict(reg_class_agnostic=agnostic))
+    ours = run(roi_head(**shared, isr=dict(gamma=2., beta=0.), carl=dict(k=1., b=0.2, form='add')), (3, 2), 1)
+    theirs = run(roi_head('PISARoIHead', **shared, isr=dict(k=2., bias=0.), carl=dict(k=1., bias=0.2)), (3, 2), 1)
+    close(ours[0], theirs[0], rtol=1e-4, atol=1e-6)
+    close(ours[1], theirs[1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('key', [ISR, CARL, {**ISR, **CARL}])
+@pytest.mark.parametrize('box', [dict(type='SmoothL1Loss'), dict(type='L1Loss'), dict(type='IoULoss'), dict(type='GIoULoss', loss_weight=2.0)],
+                         ids=lambda b: b['type'])
+@pytest.mark.parametrize('agnostic', [False, True])
+def test_v1_changes_gradients_but_no_value(key, box, agnostic):
+    "Eq. 3 and Eq. 4 (v1) preserve the totals"
+    decoded = DECODED if 'IoU' in box['type'] else {}
+    build = lambda **k: roi_head(box_loss=box, box_head=dict(reg_class_agnostic=agnostic, **decoded), **k)
+    plain, prime = run(build()), run(build(**key))
+    close(plain[0], prime[0], rtol=1e-5, atol=1e-6)
+    weight = 'bbox_head.fc_cls.weight'
+    assert not torch.allclose(plain[1][weight], prime[1][weight], rtol=1e-3)
+    assert all(torch.isfinite(g).all() for g in prime[1].values() if g is not None)
+
+
+def test_released_carl_explodes_with_giou_ours_does_not():
+    "A loss per box times a column of weights is N x N there"
+    box = dict(box_loss=dict(type='GIoULoss'), box_head=DECODED)
+    plain, ours = run(roi_head(**box)), run(roi_head(**box, **ADD))
+    assert ours[0]['loss_carl'] < 2 * plain[0]['loss_bbox']
+    n, giou = 50, torch.nn.Module()
+    giou.forward = lambda pred, target, reduction_override=None: torch.full((len(pred),), 0.14)
+    logits, labels = torch.zeros(n, 4), torch.arange(n) % 3
+    released = pisa_loss.carl_loss(logits, labels, torch.zeros(n, 4), torch.zeros(n, 4), giou, num_class=3)['loss_carl']
+    assert released > 40 * 0.14
+
+
+@pytest.mark.parametrize('sampler', ['RandomSampler', 'OHEMSampler', 'InstanceBalancedPosSampler', 'IoUBalancedNegSampler', 'ScoreHLRSampler'])
+@pytest.mark.parametrize('keys', [{}, ISR, CARL, ADD, {**ISR, **ADD}], ids=lambda k: '+'.join(k) or 'off')
+def test_any_sampler(sampler, keys):
+    losses, grads = run(roi_head(sampler=dict(type=sampler, num=32, pos_fraction=0.25), **keys), (3, 0, 2))
+    assert ('loss_carl' in losses) == (keys.get('carl', {}).get('form') == 'add')
+    assert all(torch.isfinite(v) for v in losses.values())
+    assert all(torch.isfinite(g).all() for g in grads.values() if g is not None)
+
+
+def test_released_head_cannot_take_another_sampler():
+    with pytest.raises(UnboundLocalError): run(roi_head('PISARoIHead', sampler=RANDOM, isr=dict(k=2, bias=0)))
+
+
+@pytest.mark.parametrize('keys', [ISR, {**ISR, **CARL}, {**ISR, **ADD}], ids=['isr', 'replace', 'add'])
+def test_order_of_images_does_not_matter(keys):
+    "Objects of different images never share a group: with offsets from the previous image alone they do, from three images on"
+    objects = (1, 3, 1, 2)
+    first = run(roi_head(sampler=ALL, **keys), objects, same_class=True)
+    for order in ((2, 0, 3, 1), (3, 2, 1, 0)):
+        other = run(roi_head(sampler=ALL, **keys), objects, order=order, same_class=True)
+        close(first[0], other[0], rtol=1e-4, atol=1e-6)
+        close(first[1], other[1], rtol=1e-3, atol=1e-6)
+
+
+def test_released_isr_depends_on_the_order_of_images(monkeypatch):
+    "The same property with mmdet's ISR in our head's place fails, so the test above can fail"
+    def released(iou, gt, label, loss, gamma, beta, base): raise AssertionError
+    import pisa.two_stage as t
+    def previous_image_only(results):
+        ids, offset = [], 0
+        for r in results:
+            ids.append(r.pos_assigned_gt_inds + offset)
+            if len(r.pos_assigned_gt_inds): offset = int(r.pos_assigned_gt_inds.max()) + 1
+        return torch.cat(ids)
+    monkeypatch.setattr(t, 'gt_ids', previous_image_only)
+    objects, weight = (1, 3, 1, 2), 'bbox_head.fc_cls.weight'
+    a = run(roi_head(sampler=ALL, **ISR), objects, same_class=True)[1][weight]
+    b = run(roi_head(sampler=ALL, **ISR), objects, order=(2, 0, 3, 1), same_class=True)[1][weight]
+    assert not torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('objects,classes', [((0,), 3), ((0, 0), 3), ((1,), 1), ((0, 1), 1), ((6, 0, 1), 2)])
+@pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
+def test_odd_scenes(objects, classes, keys):
+    losses, grads = run(roi_head(classes=classes, masks=True, **keys), objects, classes)
+    assert all(torch.isfinite(v) for v in losses.values())
+    for name, g in grads.items():
+        if 'bbox_head' in name: assert g is not None and torch.isfinite(g).all(), name
+
+
+def test_infinite_logit_without_positives_stays_finite():
+    "The released CARL multiplies all logits by zero there, which an infinite one turns into NaN"
+    logits = torch.tensor([[float('inf'), 0., 0., 0.]])
+    released = pisa_loss.carl_loss(logits, torch.tensor([3]), torch.zeros(1, 4), torch.zeros(1, 4), None, num_class=3)['loss_carl']
+    assert released.isnan().all()
+    head = roi_head(**ADD)
+    with torch.no_grad(): head.bbox_head.fc_cls.bias[0] = float('inf')
+    losses, _ = run(head, (0,))
+    assert losses['loss_carl'] == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16])
+def test_mixed_precision(dtype):
+    with torch.autocast('cpu', dtype=dtype):
+        losses, grads = run(roi_head(**ISR, **CARL))
+    plain, _ = run(roi_head())
+    for k in plain: torch.testing.assert_close(losses[k].float(), plain[k], rtol=0.05, atol=0.02)
+    assert all(torch.isfinite(g).all() for g in grads.values() if g is not None)
+
+
+def test_detach_sends_no_gradient_to_the_scores():
+    "Model (b) of Section 5.3 (v1): with the scores detached, CARL leaves the classifier's gradient as it was"
+    weight = 'bbox_head.fc_cls.weight'
+    plain, a, b = (run(roi_head(**k))[1][weight] for k in ({}, CARL, dict(carl=dict(detach=True))))
+    torch.testing.assert_close(plain, b)
+    assert not torch.allclose(plain, a, rtol=1e-3)
+
+
+@pytest.mark.parametrize('wrong', [dict(isr=dict(k=2)), dict(isr=dict(bias=0)), dict(carl=dict(bias=0.2)), dict(carl=dict(gamma=2))])
+def test_unknown_keys_are_refused_at_once(wrong):
+    with pytest.raises(ValueError, match='does not know'): roi_head(**wrong)

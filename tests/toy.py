@@ -1,0 +1,68 @@
+"Small heads and scenes that the tests of the detectors share"
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmdet.utils import register_all_modules
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+import numpy as np
+import pisa.two_stage
+
+register_all_modules()
+RANDOM = dict(type='RandomSampler', num=64, pos_fraction=0.25)
+ALL = dict(type='RandomSampler', num=100_000, pos_fraction=0.5)  # takes every RoI, so nothing is left to chance
+DECODED = dict(reg_decoded_bbox=True)
+
+
+def roi_head(kind='PrimeRoIHead', classes=3, sampler=RANDOM, masks=False, box_loss=dict(type='SmoothL1Loss'), box_head={}, **rcnn):
+    "An RoI head on two levels of 8 channels, its weights the same at every call; `rcnn` goes into train_cfg"
+    torch.manual_seed(0)
+    extractor = lambda size: dict(type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=size, sampling_ratio=1),
+                                  out_channels=8, featmap_strides=[4, 8])
+    mask = dict(mask_roi_extractor=extractor(7), mask_head=dict(
+        type='FCNMaskHead', num_convs=1, roi_feat_size=7, in_channels=8, conv_out_channels=8, num_classes=classes,
+        loss_mask=dict(type='CrossEntropyLoss', use_mask=True))) if masks else {}
+    return MODELS.build(ConfigDict(
+        type=kind, bbox_roi_extractor=extractor(7),
+        bbox_head=dict(type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=classes,
+                       bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+                       loss_cls=dict(type='CrossEntropyLoss'), loss_bbox=box_loss, **box_head), **mask,
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5), sampler=sampler,
+                       pos_weight=-1, debug=False, mask_size=14, **rcnn),
+        test_cfg=dict(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20, mask_thr_binary=0.5)))
+
+
+def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False):
+    "Features, proposals and ground truths of as many images as `objects` has entries, in the given order"
+    g = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.rand(*shape, generator=g)
+    x = tuple(rand(len(objects), 8, 128 // s, 128 // s) for s in (4, 8))
+    images = []
+    for n in objects:
+        xy = rand(n, 2) * 80
+        gt = torch.cat([xy, xy + 15 + rand(n, 2) * 30], 1)
+        near = gt.repeat(12, 1) + rand(12 * n, 4) * 8 - 4
+        noise = rand(40, 2) * 90
+        boxes = torch.cat([near, torch.cat([noise, noise + 10 + rand(40, 2) * 25], 1)])
+        labels = torch.zeros(n, dtype=torch.long) if same_class else torch.randint(classes, (n,), generator=g)
+        masks = np.zeros((n, 128, 128), np.uint8)
+        for m, (x1, y1, x2, y2) in zip(masks, gt.int().tolist()): m[y1:y2, x1:x2] = 1
+        images.append((boxes, gt, labels, BitmapMasks(masks, 128, 128)))
+    order = list(order or range(len(objects)))
+    samples = []
+    for i in order:
+        meta = dict(img_shape=(128, 128), ori_shape=(128, 128), scale_factor=(1., 1.))
+        samples.append(DetDataSample(metainfo=meta, gt_instances=InstanceData(bboxes=images[i][1], labels=images[i][2], masks=images[i][3])))
+    return tuple(level[order] for level in x), [InstanceData(bboxes=images[i][0].clone()) for i in order], samples
+
+
+def run(head, *args, seed=1, **kwargs):
+    "Losses of one forward, and the gradients of all parameters"
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    losses = {k: v for k, v in head.loss(*scene(*args, **kwargs)).items() if 'loss' in k}
+    sum(v.sum() for v in losses.values()).backward()
+    grads = {k: p.grad.clone() if p.grad is not None else None for k, p in head.named_parameters()}
+    head.zero_grad(set_to_none=True)
+    return {k: v.detach().squeeze() for k, v in losses.items()}, grads
