@@ -7,15 +7,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from .hlr import _check_vectors
+from .isr import _at_least_float32
 
 # %% auto 0
 __all__ = ['carl_weights', 'carl_loss']
 
 # %% ../nbs/12_carl.ipynb
-def _at_least_float32(x:Tensor)->Tensor: # float32, or float64 if `x` is that
-    "`x` in the type that losses are computed in"
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
 def carl_weights(
     prob:Tensor, # [N] from 0 to 1, predicted probability of the ground-truth class
     k:float=1.0, # degree, above 0

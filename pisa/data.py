@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from .core import data_dir, one_of, read_json, write_json
+from .core import data_dir, one_of, read_json, write_json, write_text
 
 # %% auto 0
 __all__ = ['VERSION', 'SIZE', 'UNIT', 'AREA_LIMITS', 'COCO_AREA_LIMITS', 'SIN', 'COS', 'CLASSES', 'outline', 'coverage', 'place',
@@ -61,17 +61,16 @@ def coverage(
     edges = np.concatenate([np.concatenate([p, np.roll(p, -1, 0)], 1) for p in polygons])
     edges = edges[edges[:, 1] != edges[:, 3]]
     edges = np.where((edges[:, 1] > edges[:, 3])[:, None], edges[:, [2, 3, 0, 1]], edges)  # downwards
-    x1, y1, x2, y2 = (v[:, None] for v in edges.T)
-    y = np.arange(4*height)[None]*4 + 2
-    fall = y2 - y1
-    at = -((2*fall - x1*fall - (y - y1)*(x2 - x1))//(4*fall))  # the first point of the row right of the edge
-    crosses = (y1 <= y) & (y < y2)
+    y = np.arange(4*height)*4 + 2
+    edge, row = ((edges[:, 1:2] <= y) & (y < edges[:, 3:])).nonzero()
+    (x1, y1, x2, y2), y = edges[edge].T, y[row]
+    at = -((2*(y2 - y1) - x1*(y2 - y1) - (y - y1)*(x2 - x1))//(4*(y2 - y1)))  # the first point right of the edge
     n = 4*width + 1
-    flat = (np.arange(4*height)[None]*n + at.clip(0, 4*width))[crosses]
-    crossed = np.bincount(flat, minlength=4*height*n).astype(np.uint8).reshape(4*height, n)[:, :-1]
-    inside = crossed.cumsum(1, dtype=np.uint8) & 1
-    rows = sum(inside[i::4] for i in range(4))
-    return sum(rows[:, i::4] for i in range(4)).astype(np.int32)
+    row, at = np.divmod(np.sort(row*n + at.clip(0, 4*width)), n)  # by row, from left to right: in, out, in, out
+    sign = np.where(np.arange(len(at)) % 2, -1, 1)
+    pixel = row//4*(width + 2) + at//4
+    turns = np.bincount(np.append(pixel, pixel + 1), np.append(sign*(4 - at % 4), sign*(at % 4)), height*(width + 2))
+    return turns.reshape(height, -1)[:, :width].cumsum(1).astype(np.int32)
 
 def place(
     polygons:Sequence[np.ndarray], # an outline, see `outline`
@@ -272,7 +271,7 @@ def _shapes_split(folder:Path, split:str, n:int, progress)->str: # sha256 of ima
                 area=int(mask.sum()), iscrowd=0, segmentation=dict(size=[SIZE, SIZE], counts=code['counts'].decode())))
         progress.update()
     sha.update(json.dumps(annotations, sort_keys=True).encode())
-    write_json(folder/f'{split}.json', _coco(CLASSES, images, annotations))
+    write_text(folder/f'{split}.json', json.dumps(_coco(CLASSES, images, annotations)))
     return sha.hexdigest()
 
 def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
@@ -366,8 +365,8 @@ def _voc(root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None
         for split, records in splits.items():
             images = [dict(id=i, **{k: r[k] for k in ('file_name', 'width', 'height')}) for i, r in enumerate(records, 1)]
             objects = [(i, o) for i, r in enumerate(records, 1) for o in r['objects']]
-            write_json(folder/f'{split}.json', _coco(classes, images, [dict(id=j, image_id=i, category_id=classes.index(name) + 1,
-                bbox=box, area=box[2]*box[3], iscrowd=int(hard), difficult=int(hard)) for j, (i, (name, hard, box)) in enumerate(objects, 1)]))
+            write_text(folder/f'{split}.json', json.dumps(_coco(classes, images, [dict(id=j, image_id=i, category_id=classes.index(name) + 1,
+                bbox=box, area=box[2]*box[3], iscrowd=int(hard), difficult=int(hard)) for j, (i, (name, hard, box)) in enumerate(objects, 1)])))
     classes = tuple(classes)
     folder, images = _once(data_dir()/'voc'/f'{root.name}-{key}', build), root/'JPEGImages'
     n, (small, large) = {s: len(r) for s, r in splits.items()}, COCO_AREA_LIMITS
@@ -405,7 +404,7 @@ def _coco_2017(root:Path, n_train:int|None, n_val:int|None)->DataSpec:
         classes = {s: [c['name'] for c in d['categories']] for s, d in data.items()}
         if classes['train'] != classes['val']: raise ValueError(f'{files["val"]} has other categories than {files["train"].name}: restore both')
         for s, d in data.items():
-            if limits[s] is not None: write_json(folder/f'{s}.json', d)
+            if limits[s] is not None: write_text(folder/f'{s}.json', json.dumps(d))
         write_json(folder/'about.json', dict(classes=classes['train'], files={s: [i['file_name'] for i in d['images']] for s, d in data.items()},
             has_masks=any(a.get('segmentation') for a in data['train']['annotations'])))
     folder = _once(data_dir()/'coco'/f'{root.name}-{key}', build)

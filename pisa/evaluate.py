@@ -34,6 +34,7 @@ def precisions(
     iou_type:str='bbox', # 'bbox' or 'segm'
     area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2: small ends at the first, large begins at the second
     max_dets:int=100, # the highest-scored of an image and class that count
+    images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->np.ndarray: # [10, 101, C, 4] from 0 to 1: IoU 0.5 to 0.95, recall 0 to 1, class by category id, all/small/medium/large; -1: no ground truth
     "Interpolated precision of every class at every IoU threshold and recall; a `ValueError` names what is wrong in a detection"
     from faster_coco_eval import COCO, COCOeval_faster
@@ -48,6 +49,7 @@ def precisions(
     ev.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
     ev.params.areaRngLbl = ['all', 'small', 'medium', 'large']
     ev.params.maxDets = [max_dets]
+    if images is not None: ev.params.imgIds = sorted(images)
     ev.evaluate()
     ev.accumulate()
     return np.asarray(ev.eval['precision'], float).reshape(10, 101, len(data['categories']), 4)
@@ -69,11 +71,12 @@ def coco_ap(
     iou_types:Sequence[str]=('bbox',), # of 'bbox' and 'segm'
     area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2: small ends at the first, large begins at the second
     max_dets:int=100, # the highest-scored of an image and class that count
+    images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->dict[str, float|None]: # percent: AP, AP50, AP75, AP_S, AP_M, AP_L of boxes; with mask_ before them, of masks
     "COCO's average precisions, unrounded; None where there is no ground truth; a `ValueError` names what is wrong in a detection"
     out = {}
     for kind in iou_types:
-        p = precisions(detections, gt_json, kind, area_limits, max_dets)
+        p = precisions(detections, gt_json, kind, area_limits, max_dets, images)
         for name, (iou, area) in _ROWS.items():
             valid = (v := p[iou][..., area])[v > -1]
             out[('mask_' if kind == 'segm' else '') + name] = 100*float(valid.mean()) if valid.size else None
@@ -118,10 +121,10 @@ class COCOAP(BaseMetric):
         self.detections:list[dict] = []
 
     def process(self, data_batch, data_samples:Sequence[dict])->None: # samples with img_id and pred_instances
-        "Keep the detections of a batch, one list an image"
-        self.results += [to_coco(s['pred_instances'], s['img_id'], self.category_ids, 'segm' in self.iou_types) for s in data_samples]
+        "Keep the detections of a batch, one list an image with its id"
+        self.results += [(s['img_id'], to_coco(s['pred_instances'], s['img_id'], self.category_ids, 'segm' in self.iou_types)) for s in data_samples]
 
-    def compute_metrics(self, results:list[list[dict]])->dict[str, float|None]: # see `coco_ap`
-        "Evaluate the detections of all images"
-        self.detections = [d for image in results for d in image]
-        return coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits)
+    def compute_metrics(self, results:list[tuple[int, list[dict]]])->dict[str, float|None]: # see `coco_ap`
+        "Evaluate the detections of all images that were looked at"
+        self.detections = [d for _, found in results for d in found]
+        return coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, images=[image for image, _ in results])

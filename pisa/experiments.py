@@ -58,7 +58,7 @@ SIZES = {
                   optimizer=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)),
                   warmup=500, steps=(8/12, 11/12)),
     'mini': Size(depth=18, width=32, pretrained=None, levels=4, channels=64, anchor_scale=3, proposals=256,
-                 rois=64, fc=256, mask_convs=2, mask_roi=7, image=(256, 256), batch=16, epochs=6, voc_epochs=16,
+                 rois=64, fc=256, mask_convs=2, mask_roi=7, image=(256, 256), batch=16, epochs=5, voc_epochs=16,
                  optimizer=dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
                  warmup=50, steps=(8/12, 11/12)),
 }
@@ -193,9 +193,9 @@ def dataloader(
     "How images and ground truths are read"
     s, masks, train = SIZES[exp.scale], exp.detector == 'mask_rcnn', split == 'train'
     annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)
-    resize = [] if exp.dataset == 'shapes' else [dict(type='Resize', scale=s.image, keep_ratio=True)]
+    resize = dict(type='Resize', keep_ratio=True, **(dict(scale_factor=1.) if exp.dataset == 'shapes' else dict(scale=s.image)))
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    pipeline = [dict(type='LoadImageFromFile'), *([annotations] if train else []), *resize,
+    pipeline = [dict(type='LoadImageFromFile'), *([annotations] if train else []), resize,
                 *([dict(type='RandomFlip', prob=0.5)] if train else []),
                 dict(type='PackDetInputs', meta_keys=keys + (('flip', 'flip_direction') if train else ()))]
     workers = 0 if exp.scale == 'mini' else 2

@@ -1,0 +1,383 @@
+"pisa.data: the rendered data set to the byte, and folders that others made"
+import hashlib, json, os, shutil, subprocess, sys, warnings
+from dataclasses import FrozenInstanceError
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+import pytest
+from pycocotools import mask as rle
+from pisa import data
+from pisa.core import read_json, root, write_json
+from pisa.data import AREA_LIMITS, CLASSES, SIZE, coverage, load, load_samples, outline, place, render, show_grid
+
+BCCD = root().parent/'shared'/'data'/'bccd'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cache(tmp_path_factory):
+    "A cache folder of this module's own"
+    old, folder = os.environ.get('PISA_DATA'), tmp_path_factory.mktemp('cache')
+    os.environ['PISA_DATA'] = str(folder)
+    yield folder
+    if old is None: del os.environ['PISA_DATA']
+    else: os.environ['PISA_DATA'] = old
+
+
+@pytest.fixture(scope='module')
+def spec(cache): return load('shapes', n_train=16, n_val=8)
+
+
+# ---- shapes
+
+def test_shapes_bytes(spec):
+    "The same bytes on every machine: whoever changes a pixel raises VERSION and pins the new hash"
+    sha = hashlib.sha256()
+    for folder in (spec.train_images, spec.val_images):
+        for f in sorted(folder.iterdir()): sha.update(f.read_bytes())
+    for f in (spec.train_json, spec.val_json): sha.update(json.dumps(read_json(f), sort_keys=True).encode())
+    assert (data.VERSION, sha.hexdigest()[:32]) == (1, '8c9f3effb6dd1320b0cda43bd6ce19a8')
+    assert spec.fingerprint == '4c03635f6921430b'
+
+
+def test_shapes_are_prefixes_of_each_other(spec):
+    fewer = load('shapes', n_train=5, n_val=8)
+    for f in fewer.train_images.iterdir(): assert f.read_bytes() == (spec.train_images/f.name).read_bytes()
+    a, b = (read_json(s.train_json)['annotations'] for s in (fewer, spec))
+    assert a == b[:len(a)]
+    assert fewer.fingerprint != spec.fingerprint
+
+
+def test_global_random_state_is_left_alone():
+    np.random.seed(3); a = np.random.rand()
+    np.random.seed(3); render('train', 0)
+    assert np.random.rand() == a
+
+
+def test_objects():
+    "Sizes in thirds, one to six objects, disjoint masks, every class"
+    images = [render('train', i) for i in range(250)]
+    areas = np.concatenate([m.sum((1, 2)) for *_, m in images])
+    shares = np.bincount(np.searchsorted(AREA_LIMITS, areas), minlength=3)/len(areas)
+    assert (abs(shares - 1/3) < .08).all(), shares
+    assert areas.min() >= 20
+    assert {len(l) for _, l, _ in images} == set(range(1, 7))
+    assert all(m.sum(0).max() <= 1 for *_, m in images)
+    counts = np.bincount(np.concatenate([l for _, l, _ in images]), minlength=len(CLASSES))
+    assert counts.min() > .6*counts.mean()
+    assert all(image.dtype == np.uint8 and image.shape == (SIZE, SIZE, 3) for image, *_ in images)
+
+
+def test_objects_differ_from_what_is_below():
+    for i in range(30):
+        image, _, masks = render('val', i)
+        for m in masks: assert image[m].std(0).max() < 40  # one colour each, with a little shade and noise
+
+
+def test_annotations_match_masks(spec):
+    gt = read_json(spec.val_json)
+    assert [c['id'] for c in gt['categories']] == list(range(1, 9))
+    assert len({a['id'] for a in gt['annotations']}) == len(gt['annotations'])
+    for a in gt['annotations']:
+        mask = rle.decode(a['segmentation'])
+        assert rle.toBbox(a['segmentation']).tolist() == a['bbox']
+        assert mask.sum() == a['area'] and a['iscrowd'] == 0
+        assert (mask.astype(bool) == render('val', a['image_id'] - 1)[2]).all((1, 2)).any()
+
+
+def test_coverage_is_exact():
+    "Against the definition, in fractions"
+    def inside(polygons, x, y):
+        odd = False
+        for p in polygons:
+            for (x1, y1), (x2, y2) in zip(p.tolist(), np.roll(p, -1, 0).tolist()):
+                if (y1 <= y) != (y2 <= y) and x >= x1 + Fraction((y - y1)*(x2 - x1), y2 - y1): odd = not odd
+        return odd
+    rng = np.random.RandomState(0)
+    for k in range(12):
+        polygons = [rng.randint(-20, 120, (v, 2)) for v in ((3,), (7,), (4, 5))[k % 3]]
+        cover = coverage(polygons, 6, 5)
+        for i in range(6):
+            for j in range(5):
+                assert cover[i, j] == sum(inside(polygons, 16*j + 4*a + 2, 16*i + 4*b + 2) for a in range(4) for b in range(4))
+
+
+@pytest.mark.parametrize('name', CLASSES)
+def test_outline_area(name):
+    "What is filled is what the outline holds, however it is turned"
+    area = sum(s*abs((p[:, 0]*np.roll(p, -1, 0)[:, 1] - np.roll(p, -1, 0)[:, 0]*p[:, 1]).sum())
+               for s, p in zip((1, -1), outline(name)))/2/1024**2*20**2
+    for angle, mirror in ((0, False), (13, True), (100, False)):
+        got = coverage([p + 512 for p in place(outline(name), 320, 320, angle, mirror)], 64, 64).sum()/16
+        assert got == pytest.approx(area, rel=.01)
+
+
+def test_unknown_shape():
+    with pytest.raises(ValueError, match="did you mean 'disk'"): outline('disc')
+    with pytest.raises(ValueError, match='train, val'): render('test', 0)
+
+
+def test_rendered_once_and_quietly(spec, capfd):
+    assert load('shapes', n_train=16, n_val=8) == spec
+    out, err = capfd.readouterr()
+    assert out + err == ''
+
+
+def test_two_processes_at_once(tmp_path):
+    code = "from pisa.data import load; print(load('shapes', n_train=40, n_val=2).fingerprint)"
+    env = dict(os.environ, PISA_DATA=str(tmp_path), PYTHONPATH=str(root()))
+    runs = [subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+    a, b = (p.communicate()[0].strip() for p in runs)
+    assert a == b and len(a) == 16
+    assert [f.name for f in (tmp_path/'shapes').iterdir()] == ['v1-40-2']
+
+
+def test_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv('PISA_DATA', str(tmp_path))
+    def interrupt(split, index):
+        if index == 3: raise KeyboardInterrupt
+        return render(split, index)
+    monkeypatch.setattr(data, 'render', interrupt)
+    with pytest.raises(KeyboardInterrupt): load('shapes', n_train=5, n_val=1)
+    assert list((tmp_path/'shapes').iterdir()) == []
+
+
+def test_lost_image_of_shapes(tmp_path, monkeypatch):
+    monkeypatch.setenv('PISA_DATA', str(tmp_path))
+    s = load('shapes', n_train=3, n_val=1)
+    (s.train_images/'000001.bmp').unlink()
+    with pytest.raises(FileNotFoundError, match=r'000001\.bmp does not exist.*it will be rendered again'): load('shapes', n_train=3, n_val=1)
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(dataset='shape'), "did you mean 'shapes'"), (dict(n_val=0), 'n_val=0 leaves no image'), (dict(n_train=-1), 'leaves no image'),
+    (dict(n_train=2.5), 'leaves no image'), (dict(n_train=True), 'leaves no image'), (dict(data_root='x'), "no use with dataset='shapes'"),
+    (dict(classes=['disk']), 'for voc only'), (dict(dataset='coco'), 'needs data_root'), (dict(dataset='voc'), 'needs data_root')])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message) as e: load(**kwargs)
+    assert '\n' not in str(e.value)
+
+
+def test_spec_is_frozen(spec):
+    with pytest.raises(FrozenInstanceError): spec.n_train = 3
+    assert '\n' not in spec.note and '256' in spec.note and '1024' in spec.note
+
+
+def test_no_mmdet():
+    code = "import sys, pisa.data; print([m for m in ('mmdet', 'mmengine', 'mmcv') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, '-c', code], text=True, env=dict(os.environ, PYTHONPATH=str(root()))).strip() == '[]'
+
+
+# ---- samples and pictures
+
+def test_samples(spec):
+    for i, s in enumerate(load_samples(spec, 'val')):
+        image, labels, masks = render('val', i)
+        assert (s.image == image).all() and (s.labels == labels).all() and (s.masks == masks).all()
+        for box, m in zip(s.boxes, masks):
+            y, x = m.nonzero()
+            assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    assert [s.file.name for s in load_samples(spec, 'train', [3, 1])] == ['000003.bmp', '000001.bmp']
+    with pytest.raises(IndexError, match='0 to 7, not 8'): load_samples(spec, 'val', [8])
+    with pytest.raises(IndexError): load_samples(spec, 'val', [-1])
+
+
+def test_grid(spec):
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    fig = show_grid(spec, 'val', [0, 2, 3], columns=2)
+    boxes = [len(s.boxes) for s in load_samples(spec, 'val', [0, 2, 3])]
+    assert [len(ax.patches) for ax in fig.axes] == boxes + [0]
+    assert [t.get_text() for t in fig.axes[0].texts] and len(fig.axes[0].texts) == boxes[0]
+    plt.close(fig)
+
+
+# ---- VOC layout
+
+def _xml(*objects):
+    return '<annotation><filename>x.jpg</filename>' + ''.join(
+        f'<object><name>{name}</name><difficult>{hard}</difficult><part><name>head</name><bndbox><xmin>1</xmin></bndbox></part><bndbox>'
+        + ''.join(f'<{k}>{v}</{k}>' for k, v in zip(('xmin', 'ymin', 'xmax', 'ymax'), box)) + '</bndbox></object>'
+        for name, hard, box in objects) + '</annotation>'
+
+
+@pytest.fixture
+def voc(tmp_path):
+    "Four images of 40 x 30 px"
+    from PIL import Image
+    folder = tmp_path/'cells'
+    for f in ('Annotations', 'JPEGImages', 'ImageSets/Main'): (folder/f).mkdir(parents=True)
+    boxes = [('b', 0, (1, 1, 1 + 9, 1 + 9)), ('a', 1, (0, 5, 60, 30))], [('c', 0, (2.5, 3, 7.5, 9))], [], [('a', 0, (3, 3, 8, 8))]
+    for i, objects in enumerate(boxes):
+        Image.new('RGB', (40, 30), (i*20, 0, 0)).save(folder/f'JPEGImages/im {i}.png')
+        (folder/f'Annotations/im {i}.xml').write_text(_xml(*objects))
+    (folder/'ImageSets/Main/train.txt').write_text('im 0\nim 1\r\n\nim 2\n')
+    (folder/'ImageSets/Main/val.txt').write_text('im 3')
+    return folder
+
+
+def test_voc(voc):
+    s = load('voc', voc)
+    assert (s.name, s.classes, s.n_train, s.n_val, s.has_masks, s.area_limits) == ('cells', ('a', 'b', 'c'), 3, 1, False, (1024, 9216))
+    gt = read_json(s.train_json)
+    assert [(i['file_name'], i['width'], i['height']) for i in gt['images']] == [(f'im {i}.png', 40, 30) for i in range(3)]
+    assert [(a['category_id'], a['bbox'], a['iscrowd'], a['difficult']) for a in gt['annotations']] == [
+        (2, [0, 0, 10, 10], 0, 0), (1, [0, 4, 40, 26], 1, 1), (3, [1.5, 2, 6, 7], 0, 0)]
+    first, second, empty = load_samples(s, 'train', 3)
+    assert first.labels.tolist() == [1] and first.masks is None and first.boxes.tolist() == [[0, 0, 10, 10]]
+    assert empty.boxes.shape == (0, 4)
+    show_grid(s, indices=2)
+
+
+def test_voc_prefers_trainval_and_test(voc):
+    (voc/'ImageSets/Main/trainval.txt').write_text('im 0\nim 3\n')
+    (voc/'ImageSets/Main/test.txt').write_text('im 1\nim 2\n')
+    s = load('voc', voc)
+    assert (s.n_train, s.n_val) == (2, 2) and 'trainval' in s.note
+
+
+def test_voc_limits_keep_the_classes(voc):
+    s = load('voc', voc, n_train=1, n_val=5)
+    assert (s.classes, s.n_train, s.n_val) == (('a', 'b', 'c'), 1, 1)
+
+
+def test_voc_classes_given(voc):
+    assert load('voc', voc, classes=['c', 'b', 'a', 'd']).classes == ('c', 'b', 'a', 'd')
+    with pytest.raises(ValueError, match=r"im 1\.xml has an object of class 'c', which is not among the classes given: a, b"):
+        load('voc', voc, classes=('a', 'b'))
+
+
+def test_voc_fingerprint_follows_the_content(voc, tmp_path):
+    was = load('voc', voc)
+    assert load('voc', voc) == was
+    shutil.copytree(voc, tmp_path/'other'/'cells')
+    moved = load('voc', tmp_path/'other'/'cells')
+    assert moved.fingerprint == was.fingerprint and moved.train_images == tmp_path/'other'/'cells'/'JPEGImages'
+    (voc/'Annotations/im 2.xml').write_text(_xml(('a', 0, (3, 3, 9, 9))))
+    now = load('voc', voc)
+    assert now.fingerprint != was.fingerprint and len(read_json(now.train_json)['annotations']) == 4
+
+
+def test_voc_boxes_of_no_size(voc):
+    (voc/'Annotations/im 2.xml').write_text(_xml(('a', 0, (3, 3, 3, 9)), ('a', 0, (3, 9, 8, 9)), ('a', 0, (50, 3, 60, 9)), ('a', 0, (3, 3, 9, 9))))
+    (voc/'Annotations/im 1.xml').write_text(_xml(('c', 0, (9, 9, 5, 12))))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        s = load('voc', voc)
+    assert len(seen) == 1
+    assert all(w in str(seen[0].message) for w in ('4 boxes', 'im 2.xml (3)', 'im 1.xml (1)'))
+    assert len(read_json(s.train_json)['annotations']) == 3
+
+
+@pytest.mark.parametrize('file, text, error, message', [
+    ('Annotations/im 1.xml', None, FileNotFoundError, r'im 1\.xml does not exist'),
+    ('Annotations/im 1.xml', '', ValueError, r'im 1\.xml is not XML'),
+    ('Annotations/im 1.xml', _xml(('c', 0, ('x', 3, 7, 9))), ValueError, "the box of a 'c' needs"),
+    ('Annotations/im 1.xml', _xml(('c', 0, ('nan', 3, 7, 9))), ValueError, 'not finite'),
+    ('Annotations/im 1.xml', _xml(('', 0, (2, 3, 7, 9))), ValueError, 'without a name'),
+    ('Annotations/im 1.xml', '<a><object><name>c</name></object></a>', ValueError, 'needs xmin, ymin'),
+    ('JPEGImages/im 1.png', None, FileNotFoundError, 'restore the image or take it out of the split'),
+    ('JPEGImages/im 1.png', 'no image', ValueError, r'im 1\.png is not an image'),
+    ('ImageSets/Main/train.txt', None, FileNotFoundError, r'neither .*trainval\.txt nor .*train\.txt exists'),
+    ('ImageSets/Main/val.txt', '\n \n', ValueError, 'the split is empty'),
+    ('ImageSets/Main/val.txt', '../JPEGImages/im 1', ValueError, 'leads out of the image folder'),
+    ('ImageSets/Main/val.txt', '/etc/passwd', ValueError, 'leads out of the image folder'),
+    ('ImageSets/Main/val.txt', 'sub/im 1', ValueError, 'leads out of the image folder')])
+def test_voc_errors(voc, file, text, error, message):
+    (voc/file).unlink() if text is None else (voc/file).write_text(text)
+    with pytest.raises(error, match=message) as e: load('voc', voc)
+    assert '\n' not in str(e.value)
+
+
+def test_voc_without_images(voc):
+    shutil.rmtree(voc/'JPEGImages')
+    with pytest.raises(FileNotFoundError, match='JPEGImages does not exist'): load('voc', voc)
+    with pytest.raises(FileNotFoundError, match='Annotations/, ImageSets/ and JPEGImages/'): load('voc', voc/'nowhere')
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason=f'the blood cell data set is not at {BCCD}')
+def test_bccd():
+    with pytest.warns(UserWarning, match='2 boxes of no size.*BloodImage_00338.xml') as seen: s = load('voc', BCCD)
+    assert len(seen) == 1
+    assert (s.classes, s.n_train, s.n_val) == (('Platelets', 'RBC', 'WBC'), 292, 72)
+    gt = [read_json(f) for f in (s.train_json, s.val_json)]
+    assert sum(len(g['annotations']) for g in gt) == 4886
+    for g in gt:
+        size = {i['id']: (i['width'], i['height']) for i in g['images']}
+        for a in g['annotations']:
+            (x, y, w, h), (W, H) = a['bbox'], size[a['image_id']]
+            assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= W and y + h <= H
+
+
+# ---- COCO 2017
+
+@pytest.fixture
+def coco(tmp_path, spec):
+    "The layout of COCO 2017, with gaps in the category ids"
+    folder = tmp_path/'coco'
+    for split, file, images in (('train', spec.train_json, spec.train_images), ('val', spec.val_json, spec.val_images)):
+        shutil.copytree(images, folder/f'{split}2017')
+        gt = read_json(file)
+        for c in gt['categories']: c['id'] *= 3
+        for a in gt['annotations']: a['category_id'] *= 3
+        write_json(folder/'annotations'/f'instances_{split}2017.json', gt)
+    return folder
+
+
+def _edit(file, change):
+    gt = read_json(file)
+    change(gt)
+    write_json(file, gt)
+
+
+def test_coco(coco):
+    s = load('coco', coco)
+    assert (s.classes, s.n_train, s.n_val, s.has_masks) == (CLASSES, 16, 8, True)
+    assert s.train_json == coco/'annotations/instances_train2017.json' and s.val_images == coco/'val2017'
+    assert load_samples(s, 'val', [3])[0].labels.tolist() == render('val', 3)[1].tolist()
+    assert load('coco', coco) == s
+
+
+def test_coco_first_images(coco):
+    s = load('coco', coco, n_train=3)
+    gt, whole = read_json(s.train_json), read_json(coco/'annotations/instances_train2017.json')
+    assert (s.n_train, s.n_val, gt['images']) == (3, 8, whole['images'][:3])
+    assert gt['annotations'] == [a for a in whole['annotations'] if a['image_id'] <= 3]
+    assert s.fingerprint != load('coco', coco).fingerprint
+
+
+def test_coco_kinds_of_masks(coco):
+    "Polygons, and run lengths as numbers, as COCO has them; crowds are left out of the samples"
+    def change(gt):
+        a, b = [a for a in gt['annotations'] if a['image_id'] == 4][:2]
+        a['segmentation'] = [[10, 10, 20, 10, 20, 30, 10, 30]]
+        b['segmentation'] = dict(size=[128, 128], counts=[128*2, 128, 128*125])
+    file = coco/'annotations/instances_val2017.json'
+    _edit(file, change)
+    masks = load_samples(load('coco', coco), 'val', [3])[0].masks
+    assert masks[0].sum() == 200 and masks[0][10:30, 10:20].all()
+    assert masks[1][:, 2].all() and masks[1].sum() == 128
+    _edit(file, lambda gt: [a.update(iscrowd=1) for a in gt['annotations']])
+    assert len(load_samples(load('coco', coco), 'val', [3])[0].boxes) == 0
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda gt: gt['images'][0].update(file_name='../x.bmp'), 'leads out of the image folder'),
+    (lambda gt: gt['images'][0].update(file_name='/x.bmp'), 'leads out of the image folder'),
+    (lambda gt: gt.pop('categories'), "not an annotation file of COCO"),
+    (lambda gt: gt['images'].clear(), 'the split is empty'),
+    (lambda gt: gt['categories'][0].update(name='x'), 'other categories')])
+def test_coco_errors(coco, change, message):
+    _edit(coco/'annotations/instances_val2017.json', change)
+    with pytest.raises(ValueError, match=message) as e: load('coco', coco)
+    assert 'instances_val2017.json' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_coco_files_missing(coco):
+    (coco/'val2017/000003.bmp').unlink()
+    with pytest.raises(FileNotFoundError, match=r'000003\.bmp does not exist'): load('coco', coco)
+    (coco/'annotations/instances_val2017.json').write_text('{')
+    with pytest.raises(ValueError, match=r'instances_val2017\.json is not JSON'): load('coco', coco)
+    (coco/'annotations/instances_val2017.json').unlink()
+    with pytest.raises(FileNotFoundError, match='COCO 2017 keeps its annotations there'): load('coco', coco)
+    with pytest.raises(FileNotFoundError, match='annotations/, train2017/ and val2017/'): load('coco', coco/'nowhere')

@@ -1,0 +1,102 @@
+"nbs/train.ipynb through papermill, with tiny parameters: what a user starts, and what stops it"
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+from pisa import data, experiments, launch, runs
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4 val_dataloader.dataset.indices=8'
+
+
+def papermill(out, cwd=ROOT, notebook='nbs/train.ipynb', **parameters):
+    options = [o for k, v in parameters.items() for o in ('-p', k, str(v))]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
+    return subprocess.run([sys.executable, '-m', 'papermill', notebook, str(out), *options, '--log-output', '--no-progress-bar'],
+                          cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_mask_rcnn_from_the_root(tmp_path):
+    p = papermill(tmp_path / 'out.ipynb', detector='mask_rcnn', runs_dir=tmp_path, overrides=TINY)
+    assert p.returncode == 0, p.stderr[-3000:]
+    assert '4/4' in p.stdout + p.stderr  # the progress of the four steps is in the log
+    table = runs.load(tmp_path)
+    assert table.detector.tolist() == ['mask_rcnn'] and table.mask_AP.notna().all()
+    cells = json.loads((tmp_path / 'out.ipynb').read_text())['cells']
+    pictures = [o for c in cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    assert len(pictures) == 3  # training images, loss curves, detections
+    folder = tmp_path / table.id[0]
+    assert len((folder / 'scalars.jsonl').read_text().splitlines()) == 1
+    record = json.loads((folder / 'run.json').read_text())
+    assert record['steps'] == 4 and record['data']['fingerprint'] and torch.__version__.startswith(record['versions']['torch'])
+    state = torch.load(folder / 'weights.pth', weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
+
+
+def test_both_folders_find_the_same_runs():
+    "JupyterLab runs a notebook in nbs/, papermill where the caller stands"
+    code = 'from pisa.core import runs_dir; print(runs_dir())'
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    where = {subprocess.run([sys.executable, '-c', code], cwd=ROOT / d, env=env, capture_output=True, text=True).stdout for d in ('.', 'nbs')}
+    assert where == {f'{ROOT}/runs\n'}
+
+
+def test_unknown_word_is_refused_in_one_line(tmp_path):
+    p = papermill('out.ipynb', cwd=tmp_path, notebook=str(ROOT / 'nbs/train.ipynb'), detector='mask-rcnn')
+    assert p.returncode
+    assert "detector='mask-rcnn' is not known, did you mean 'mask_rcnn'? Choose from: faster_rcnn, mask_rcnn" in p.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def spec():
+    return data.load('shapes', n_train=64, n_val=16)
+
+
+def test_a_loss_that_is_no_number_stops_training(tmp_path, spec):
+    exp = experiments.experiment(overrides=TINY + ' optim_wrapper.optimizer.lr=1e30 optim_wrapper.clip_grad.max_norm=1e30')
+    with pytest.raises(FloatingPointError) as e: launch.train(exp, spec, tmp_path, gpus=0)
+    assert re.match(r'step \d+: loss\S* is (nan|inf)', str(e.value)) and str(spec.train_images) in str(e.value)
+    assert '\n' not in str(e.value)
+    assert not list(tmp_path.glob('*/metrics.json'))
+
+
+def test_the_same_seed_gives_the_same_run_and_is_done_once(tmp_path, spec):
+    exp = experiments.experiment(overrides=TINY)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: first, second = (launch.train(exp, spec, tmp_path / d, gpus=0) for d in 'ab')
+    finally: torch.set_num_threads(threads)
+    for name in ('metrics.json', 'scalars.jsonl', 'detections.json'): assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    stamp = (first / 'metrics.json').stat().st_mtime_ns
+    assert launch.train(exp, spec, tmp_path / 'a', gpus=0) == first
+    assert (first / 'metrics.json').stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize('moment', ['run.json', 'scalars.jsonl', 'weights.pth'])
+def test_killed_run_leaves_nothing_half_made(tmp_path, spec, moment):
+    "kill -9 as soon as a file is there; the run does not count, and asking again completes it"
+    code = f"""
+from pisa import data, experiments, launch
+launch.train(experiments.experiment(overrides={TINY!r}), data.load('shapes', n_train=64, n_val=16), {str(tmp_path)!r}, gpus=0)"""
+    p = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'),
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    def reached():
+        files = list(tmp_path.glob(f'*/{moment}'))
+        return files and (moment != 'scalars.jsonl' or files[0].stat().st_size)
+    while not reached() and p.poll() is None and time.time() < deadline: time.sleep(0.002)
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    for f in tmp_path.glob('*/*.json'): json.loads(f.read_text())
+    complete = len(list(tmp_path.glob('*/metrics.json')))
+    assert len(runs.load(tmp_path)) == complete
+    folder = launch.train(experiments.experiment(overrides=TINY), spec, tmp_path, gpus=0)
+    assert len(runs.load(tmp_path)) == 1 and runs.is_complete(folder)
