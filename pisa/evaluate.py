@@ -102,7 +102,7 @@ def to_coco(
         for d, code in zip(out, codes): d['segmentation'] = dict(size=[int(n) for n in code['size']], counts=code['counts'].decode())
     return out
 
-@METRICS.register_module()
+@METRICS.register_module(force=True)  # force: running this cell twice is no error
 class COCOAP(BaseMetric):
     "`coco_ap` as a metric of mmengine; after an evaluation `detections` holds its COCO results"
     default_prefix = ''  # the names stay as they are

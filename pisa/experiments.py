@@ -53,12 +53,12 @@ class Size:
     steps: tuple[float, ...]  # where the learning rate falls to a tenth, as parts of the training
 
 SIZES = {
-    'paper': Size(depth=50, width=64, pretrained='torchvision://resnet50', levels=5, channels=256, anchor_scale=8, proposals=2000,
-                  rois=512, fc=1024, mask_convs=4, mask_roi=14, image=(1333, 800), batch=16, epochs=12, voc_epochs=12,
+    'paper': Size(depth=50, width=64, pretrained='torchvision://resnet50', levels=5, channels=256, anchor_scale=8,
+                  proposals=2000, rois=512, fc=1024, mask_convs=4, mask_roi=14, image=(1333, 800), batch=16, epochs=12, voc_epochs=12,
                   optimizer=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)),
                   warmup=500, steps=(8/12, 11/12)),
     'mini': Size(depth=18, width=32, pretrained=None, levels=4, channels=64, anchor_scale=3, proposals=256,
-                 rois=64, fc=256, mask_convs=2, mask_roi=7, image=(256, 256), batch=16, epochs=5, voc_epochs=16,
+                 rois=64, fc=256, mask_convs=2, mask_roi=7, image=(256, 256), batch=16, epochs=4, voc_epochs=16,
                  optimizer=dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
                  warmup=50, steps=(8/12, 11/12)),
 }
@@ -100,9 +100,11 @@ def experiment(
     if scale == 'auto': scale = 'paper' if dataset == 'coco' else 'mini'
     one_of('backbone', backbone, ('auto', *BACKBONES[scale]))
     if backbone == 'auto': backbone = BACKBONES[scale][0]
-    if type(seed) is not int or not 0 <= seed < 2**32: raise ValueError(f'seed={seed!r}: give a whole number from 0 to 2**32 - 1')
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f'seed={seed!r}: give a whole number from 0 to 2**32 - 1')
     pairs = parse_overrides(overrides)
-    return Experiment(detector, method, dataset, scale, backbone, seed, ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items())))
+    overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
+    return Experiment(detector, method, dataset, scale, backbone, seed, overrides)
 
 # %% ../nbs/40_experiments.ipynb
 def parse_overrides(
@@ -112,7 +114,8 @@ def parse_overrides(
     pairs = {}
     for piece in text.split():
         key, eq, value = piece.partition('=')
-        if not (key and eq): raise ValueError(f'overrides: {piece!r} is not key=value. Example: overrides="train_cfg.max_epochs=2"')
+        if not (key and eq):
+            raise ValueError(f'overrides: {piece!r} is not key=value. Example: overrides="train_cfg.max_epochs=2"')
         try: pairs[key] = ast.literal_eval({'true': 'True', 'false': 'False', 'none': 'None'}.get(value, value))
         except (ValueError, SyntaxError): pairs[key] = value
     return pairs
@@ -121,13 +124,15 @@ def parse_overrides(
 def backbone(s:Size)->dict:
     "A ResNet. With a checkpoint, its first stage and all batch norm statistics are frozen, as in mmdet; without, none are"
     return dict(type='ResNet', depth=s.depth, base_channels=s.width, num_stages=4, out_indices=(0, 1, 2, 3), style='pytorch',
-                frozen_stages=1 if s.pretrained else -1, norm_eval=bool(s.pretrained), norm_cfg=dict(type='BN', requires_grad=True),
+                frozen_stages=1 if s.pretrained else -1, norm_eval=bool(s.pretrained),
+                norm_cfg=dict(type='BN', requires_grad=True),
                 init_cfg=dict(type='Pretrained', checkpoint=s.pretrained) if s.pretrained else None)
 
 def neck(s:Size)->dict:
     "An FPN over the four stages"
     expansion = 4 if s.depth >= 50 else 1
-    return dict(type='FPN', in_channels=[s.width*expansion*2**i for i in range(4)], out_channels=s.channels, num_outs=s.levels)
+    return dict(type='FPN', in_channels=[s.width*expansion*2**i for i in range(4)], out_channels=s.channels,
+                num_outs=s.levels)
 
 def coder(stds:tuple=(1., 1., 1., 1.))->dict:
     return dict(type='DeltaXYWHBBoxCoder', target_means=(0., 0., 0., 0.), target_stds=stds)
@@ -154,8 +159,9 @@ def roi_head(s:Size, classes:int, method:str, masks:bool)->dict:
                                loss_bbox=dict(type='SmoothL1Loss', beta=1., loss_weight=1.)))
     if masks:
         head.update(mask_roi_extractor=roi_extractor(s, s.mask_roi),
-                    mask_head=dict(type='FCNMaskHead', roi_feat_size=s.mask_roi, num_convs=s.mask_convs, in_channels=s.channels, conv_out_channels=s.channels,
-                                   num_classes=classes, loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.)))
+                    mask_head=dict(type='FCNMaskHead', roi_feat_size=s.mask_roi, num_convs=s.mask_convs, num_classes=classes,
+                                   in_channels=s.channels, conv_out_channels=s.channels,
+                                   loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.)))
     return head
 
 # %% ../nbs/40_experiments.ipynb
@@ -167,6 +173,8 @@ def model(
     s, masks = SIZES[exp.scale], exp.detector == 'mask_rcnn'
     assigner = lambda pos, neg, low: dict(type='MaxIoUAssigner', pos_iou_thr=pos, neg_iou_thr=neg, min_pos_iou=low,
                                           match_low_quality=low < pos, ignore_iof_thr=-1)
+    sampler = lambda num, fraction, add_gt: dict(type='RandomSampler', num=num, pos_fraction=fraction, neg_pos_ub=-1,
+                                                 add_gt_as_proposals=add_gt)
     proposals = dict(nms_pre=s.proposals, max_per_img=s.proposals, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0)
     return dict(
         type='MaskRCNN' if masks else 'FasterRCNN',
@@ -175,13 +183,12 @@ def model(
         backbone=backbone(s), neck=neck(s), rpn_head=rpn_head(s), roi_head=roi_head(s, len(spec.classes), exp.method, masks),
         train_cfg=dict(
             rpn=dict(assigner=assigner(0.7, 0.3, 0.3), allowed_border=-1, pos_weight=-1, debug=False,
-                     sampler=dict(type='RandomSampler', num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False)),
+                     sampler=sampler(256, 0.5, False)),
             rpn_proposal=proposals,
             rcnn=dict(assigner=assigner(0.5, 0.5, 0.5), pos_weight=-1, debug=False, mask_size=2*s.mask_roi,
-                      sampler=dict(type='RandomSampler', num=s.rois, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
-                      **METHODS[exp.method])),
-        test_cfg=dict(rpn=proposals,
-                      rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)))
+                      sampler=sampler(s.rois, 0.25, True), **METHODS[exp.method])),
+        test_cfg=dict(rpn=proposals, rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100,
+                                               mask_thr_binary=0.5)))
 
 # %% ../nbs/40_experiments.ipynb
 def dataloader(
@@ -193,12 +200,12 @@ def dataloader(
     "How images and ground truths are read"
     s, masks, train = SIZES[exp.scale], exp.detector == 'mask_rcnn', split == 'train'
     annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)
-    resize = dict(type='Resize', keep_ratio=True, **(dict(scale_factor=1.) if exp.dataset == 'shapes' else dict(scale=s.image)))
+    scale = dict(scale_factor=1.) if exp.dataset == 'shapes' else dict(scale=s.image)
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    pipeline = [dict(type='LoadImageFromFile'), *([annotations] if train else []), resize,
+    pipeline = [dict(type='LoadImageFromFile'), *([annotations] if train else []), dict(type='Resize', keep_ratio=True, **scale),
                 *([dict(type='RandomFlip', prob=0.5)] if train else []),
                 dict(type='PackDetInputs', meta_keys=keys + (('flip', 'flip_direction') if train else ()))]
-    workers = 0 if exp.scale == 'mini' else 2
+    workers, smallest = (0, 0) if exp.scale == 'mini' else (2, 32)  # processes; side of the smallest image to train on
     return dict(
         batch_size=batch, num_workers=workers, persistent_workers=workers > 0,
         sampler=dict(type='DefaultSampler', shuffle=train),
@@ -206,7 +213,7 @@ def dataloader(
         dataset=dict(type='CocoDataset', metainfo=dict(classes=spec.classes), test_mode=not train,
                      ann_file=str(spec.train_json if train else spec.val_json),
                      data_prefix=dict(img=str(spec.train_images if train else spec.val_images)),
-                     filter_cfg=dict(filter_empty_gt=True, min_size=0 if exp.scale == 'mini' else 32) if train else None, pipeline=pipeline))
+                     filter_cfg=dict(filter_empty_gt=True, min_size=smallest) if train else None, pipeline=pipeline))
 
 # %% ../nbs/40_experiments.ipynb
 def config(
@@ -217,7 +224,8 @@ def config(
     "The mmengine config of an experiment; a `ValueError` where a data set and a detector do not go together"
     s = SIZES[exp.scale]
     if exp.detector == 'mask_rcnn' and not spec.has_masks:
-        raise ValueError(f'mask_rcnn needs masks and {exp.dataset!r} has boxes only: choose detector=faster_rcnn, or dataset=shapes or coco')
+        raise ValueError(f'mask_rcnn needs masks and {spec.name} has boxes only: choose detector=faster_rcnn, '
+                         'or dataset=shapes or coco')
     given = parse_overrides(exp.overrides)
     epochs = given.get('train_cfg.max_epochs', s.voc_epochs if exp.dataset == 'voc' else s.epochs)
     images = given.get('train_dataloader.dataset.indices', spec.n_train)
@@ -225,7 +233,8 @@ def config(
     cfg = Config(dict(
         default_scope='mmdet', custom_imports=dict(imports=['pisa.two_stage', 'pisa.evaluate'], allow_failed_imports=False),
         model=model(exp, spec),
-        train_dataloader=dataloader(exp, spec, 'train', -(-s.batch // processes)), val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
+        train_dataloader=dataloader(exp, spec, 'train', -(-s.batch // processes)),
+        val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
         val_evaluator=dict(type='COCOAP', ann_file=str(spec.val_json), area_limits=spec.area_limits,
                            iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',)),
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs), val_cfg=dict(type='ValLoop'),
@@ -244,10 +253,13 @@ def override(
     for key in pairs:
         node, (*path, last) = cfg._cfg_dict, key.split('.')
         for part in path:
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node): node = node[int(part)]
-            elif isinstance(node, dict) and part in node: node = node[part]
-            else: raise ValueError(f'overrides: the config has no {part!r} for {key!r}; there is: '
-                                   + (', '.join(node) if isinstance(node, dict) else f'{type(node).__name__} of {len(node)}' if isinstance(node, list) else repr(node)))
+            if isinstance(node, list): node = dict(enumerate(node))
+            if not isinstance(node, dict): node = {}
+            part = int(part) if part.isdigit() else part
+            if part not in node:
+                raise ValueError(f'overrides: the config has no {part!r} on the way to {key!r}; '
+                                 f'there is: {", ".join(map(str, node)) or "nothing below"}')
+            node = node[part]
         if not path: one_of('overrides', last, cfg.keys())
     cfg.merge_from_dict(pairs)
     return cfg

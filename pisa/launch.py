@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from tqdm.std import tqdm
+with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data sets of others it could not find
 import pisa.evaluate, pisa.two_stage  # registers COCOAP and PrimeRoIHead with mmdet
 from . import runs as store
 from .core import seed_everything, write_json
@@ -34,7 +35,8 @@ class Guard(Hook):
         bad = {k: v for k, v in floats(outputs).items() if not math.isfinite(v)}
         if not bad: return
         images = ', '.join(sample.img_path for sample in data_batch['data_samples'])
-        raise FloatingPointError(f'step {runner.iter + 1}: {", ".join(f"{k} is {v}" for k, v in bad.items())}. Images of this step: {images}. '
+        terms = ', '.join(f'{k} is {v}' for k, v in bad.items())
+        raise FloatingPointError(f'step {runner.iter + 1}: {terms}. Images of this step: {images}. '
                                  'Look at their boxes, or lower optim_wrapper.optimizer.lr by overrides')
 
 # %% ../nbs/42_launch.ipynb
@@ -48,8 +50,9 @@ class Recorder(Hook):
         for k, v in floats(outputs).items(): self.sums[k] = self.sums.get(k, 0) + v
         self.n += 1
         if self.n < self.interval and runner.iter + 1 < runner.max_iters: return
-        line = {'step': runner.iter + 1, 'lr': runner.optim_wrapper.get_lr()['lr'][0], **{k: v/self.n for k, v in self.sums.items()}}
-        with open(self.file, 'a') as f: f.write(json.dumps({k: float(f'{v:.5g}') if isinstance(v, float) else v for k, v in line.items()}) + '\n')
+        means = {'lr': runner.optim_wrapper.get_lr()['lr'][0], **{k: v/self.n for k, v in self.sums.items()}}
+        line = {'step': runner.iter + 1, **{k: float(f'{v:.5g}') for k, v in means.items()}}
+        with open(self.file, 'a') as f: f.write(json.dumps(line) + '\n')
         self.sums, self.n = {}, 0
 
     def after_val_epoch(self, runner, metrics=None): self.metrics = dict(metrics)
@@ -57,7 +60,8 @@ class Recorder(Hook):
 # %% ../nbs/42_launch.ipynb
 class Progress(Hook):
     "A bar with the loss and the time left, for training and for evaluation"
-    def bar(self, total, unit): return tqdm(total=total, unit=unit, file=sys.stdout, mininterval=5, miniters=1, ncols=100, ascii=' =')
+    def bar(self, total, unit):
+        return tqdm(total=total, unit=unit, file=sys.stdout, mininterval=5, miniters=1, ncols=100, ascii=' =')
     def before_train(self, runner): self.train_bar = self.bar(runner.max_iters, 'step')
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.train_bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
@@ -107,7 +111,7 @@ def train(
             default_hooks=dict(logger=None, checkpoint=None), custom_hooks=[Guard(), recorder, Progress()],
             visualizer=dict(type='Visualizer', vis_backends=[], name=str(time.time_ns())),
             **{k: v for k, v in cfg.items() if k != 'custom_imports'})
-        with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # reads the annotations; pycocotools prints that it does
+        with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # pycocotools prints that it reads
         runner.train()
     save_weights(runner.model, path/'weights.pth')
     write_json(path/'detections.json', runner.val_evaluator.metrics[0].detections)

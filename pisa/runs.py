@@ -25,7 +25,8 @@ def folder(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
     "The folder of a run; a `ValueError` for an id that is not a plain name"
-    if not re.fullmatch(r'[A-Za-z0-9][\w.-]*', run): raise ValueError(f'run={run!r} is not the id of a run: letters, digits, ".", "-" and "_" only')
+    if not re.fullmatch(r'[A-Za-z0-9][\w.-]*', run):
+        raise ValueError(f'run={run!r} is not the id of a run: letters, digits, ".", "-" and "_" only')
     return runs_dir(runs)/run
 
 # %% ../nbs/41_runs.ipynb
@@ -36,7 +37,9 @@ def git_state()->dict[str, Any]: # {'revision': 40 hex digits or None, 'dirty': 
     def git(*args):
         p = subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True)
         return p.stdout.strip() if p.returncode == 0 else None
-    try: revision, changes = git('rev-parse', 'HEAD'), git('status', '--porcelain', '--untracked-files=no', '--', 'pisa', 'nbs')
+    try:
+        revision = git('rev-parse', 'HEAD')
+        changes = git('status', '--porcelain', '--untracked-files=no', '--', 'pisa', 'nbs')
     except FileNotFoundError: revision = changes = None
     return {'revision': revision, 'dirty': None if changes is None else bool(changes)}
 
@@ -60,7 +63,7 @@ def describe(
     spec:DataSpec,
 )->dict[str, Any]: # the content of run.json before training; `seconds` are added after it
     "What will be trained, on what, by which code"
-    data = {'fingerprint': spec.fingerprint, 'classes': list(spec.classes), 'n_train': spec.n_train, 'n_val': spec.n_val,
+    data = {'name': spec.name, 'fingerprint': spec.fingerprint, 'classes': list(spec.classes), 'n_train': spec.n_train, 'n_val': spec.n_val,
             'area_limits': list(spec.area_limits), 'note': spec.note}
     return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), **dataclasses.asdict(exp), 'data': data,
             'git': git_state(), 'versions': versions(), 'machine': machine()}
@@ -84,7 +87,8 @@ def load(
     for path in sorted(runs_dir(runs).iterdir()):
         if not is_complete(path): continue
         record = read_json(path/'run.json')
-        if record.get('schema', 0) > SCHEMA: raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}): update pisa")
+        if record.get('schema', 0) > SCHEMA:
+            raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}): update pisa")
         nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
         rows.append({**record, **nested, **read_json(path/'metrics.json')})
     return pd.DataFrame(rows)
@@ -95,5 +99,6 @@ def delete(
 )->None:
     "Delete a run, so that asking for it trains it again"
     path = folder(run, runs)
-    if not path.is_dir() or path.is_symlink(): raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.runs.load() lists them')
+    if not path.is_dir() or path.is_symlink():
+        raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.runs.load() lists them')
     shutil.rmtree(path)

@@ -174,7 +174,8 @@ class PrimeRoIHead(StandardRoIHead):
 
     def bbox_loss(self, x:tuple[Tensor, ...], sampling_results:list, neg_weights:list[Tensor]|None=None)->dict:
         "Forward the sampled RoIs through the box head; `loss_bbox` of the result holds the losses"
-        if neg_weights is None and prime_config(self.train_cfg) == (None, None): return super().bbox_loss(x, sampling_results)
+        if neg_weights is None and prime_config(self.train_cfg) == (None, None):
+            return super().bbox_loss(x, sampling_results)
         rois = bbox2roi([res.priors for res in sampling_results])
         out = self._bbox_forward(x, rois)
         out['loss_bbox'] = prime_losses(self.bbox_head, self.train_cfg, out['cls_score'], out['bbox_pred'], rois,
