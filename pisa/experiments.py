@@ -41,6 +41,7 @@ class Size:
     anchor_scale: int         # side of an anchor in strides
     proposals: int            # an image, after NMS
     rois: int                 # sampled an image, a quarter of them positive
+    sampling_ratio: int       # points a bin and axis in RoIAlign; 0 is as many as there are pixels
     fc: int                   # channels of the two fully connected layers
     mask_convs: int           # of the mask head
     mask_roi: int             # side of an RoI's features in the mask head; its masks are twice as large
@@ -54,11 +55,11 @@ class Size:
 
 SIZES = {
     'paper': Size(depth=50, width=64, pretrained='torchvision://resnet50', levels=5, channels=256, anchor_scale=8,
-                  proposals=2000, rois=512, fc=1024, mask_convs=4, mask_roi=14, image=(1333, 800), batch=16, epochs=12, voc_epochs=12,
+                  proposals=2000, rois=512, sampling_ratio=0, fc=1024, mask_convs=4, mask_roi=14, image=(1333, 800), batch=16, epochs=12, voc_epochs=12,
                   optimizer=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)),
                   warmup=500, steps=(8/12, 11/12)),
     'mini': Size(depth=18, width=32, pretrained=None, levels=4, channels=64, anchor_scale=3, proposals=256,
-                 rois=64, fc=256, mask_convs=2, mask_roi=7, image=(256, 256), batch=16, epochs=4, voc_epochs=16,
+                 rois=64, sampling_ratio=1, fc=256, mask_convs=2, mask_roi=7, image=(256, 256), batch=16, epochs=4, voc_epochs=16,
                  optimizer=dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
                  warmup=50, steps=(8/12, 11/12)),
 }
@@ -144,11 +145,12 @@ def rpn_head(s:Size)->dict:
                 loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.),
                 loss_bbox=dict(type='SmoothL1Loss', beta=1/9, loss_weight=1.))
 
-def roi_extractor(s:Size, size:int)->dict:
-    return dict(type='SingleRoIExtractor', out_channels=s.channels, featmap_strides=[4, 8, 16, 32],
-                finest_scale=56 if s.anchor_scale == 8 else 16,
-                roi_layer=dict(type='RoIAlign', output_size=size, sampling_ratio=0 if s.depth >= 50 else 1,
-                               use_torchvision=s.depth < 50))
+def roi_extractor(s:Size, bins:int)->dict:
+    "RoIAlign on the level that fits an RoI's size: at paper scale mmdet's, else the one that is fast on CPUs"
+    layer = dict(output_size=bins, sampling_ratio=s.sampling_ratio)
+    kind, layer = ('SeparableRoIExtractor', layer) if s.sampling_ratio else ('SingleRoIExtractor', dict(type='RoIAlign', **layer))
+    return dict(type=kind, roi_layer=layer, out_channels=s.channels, featmap_strides=[4, 8, 16, 32],
+                finest_scale=7*s.anchor_scale)
 
 def roi_head(s:Size, classes:int, method:str, masks:bool)->dict:
     "mmdet's own head for the baseline, `PrimeRoIHead` for the other methods"
@@ -231,7 +233,7 @@ def config(
     images = given.get('train_dataloader.dataset.indices', spec.n_train)
     total = epochs * -(-images // s.batch)  # steps
     cfg = Config(dict(
-        default_scope='mmdet', custom_imports=dict(imports=['pisa.two_stage', 'pisa.evaluate'], allow_failed_imports=False),
+        default_scope='mmdet', custom_imports=dict(imports=['pisa.two_stage', 'pisa.roi_align', 'pisa.evaluate'], allow_failed_imports=False),
         model=model(exp, spec),
         train_dataloader=dataloader(exp, spec, 'train', -(-s.batch // processes)),
         val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from tqdm.std import tqdm
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data sets of others it could not find
-import pisa.evaluate, pisa.two_stage  # registers COCOAP and PrimeRoIHead with mmdet
+import pisa.evaluate, pisa.roi_align, pisa.two_stage  # registers COCOAP, SeparableRoIExtractor, PrimeRoIHead with mmdet
 from . import runs as store
 from .core import seed_everything, write_json
 from .data import DataSpec
