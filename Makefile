@@ -46,8 +46,8 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 export: $(STAMP)  ## write pisa/ from the notebooks, and clean them
 	nbdev_export && nbdev_clean
 
-readme: $(STAMP)  ## fill the README's numbers from runs/
-	python -m pisa.readme
+readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/
+	jupyter nbconvert nbs/index.ipynb --execute --to markdown --no-input --output-dir . --output README --NbConvertApp.output_files_dir=figures/readme
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
 	rm -rf build dist *.egg-info .pytest_cache _proc _docs

@@ -80,6 +80,22 @@ def test_the_same_seed_gives_the_same_run_and_is_done_once(tmp_path, spec):
     assert (first / 'metrics.json').stat().st_mtime_ns == stamp
 
 
+def test_config_written_to_a_file_trains_with_mmengine_alone(tmp_path, spec):
+    "The way to mmdet's own launcher: the config as a file holds all that is needed, our modules too"
+    cfg = experiments.config(experiments.experiment(overrides=TINY), spec)
+    cfg.dump(tmp_path / 'config.py')
+    code = f"""
+from mmengine.config import Config
+from mmengine.runner import Runner
+cfg = Config.fromfile({str(tmp_path / 'config.py')!r})
+cfg.work_dir = {str(tmp_path)!r}
+runner = Runner.from_cfg(cfg)
+runner.train()
+print('steps', runner.iter, type(runner.model.roi_head).__name__)"""
+    p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'), capture_output=True, text=True)
+    assert p.stdout.strip().endswith('steps 4 PrimeRoIHead'), p.stderr[-2000:]
+
+
 @pytest.mark.parametrize('moment', ['run.json', 'scalars.jsonl', 'weights.pth'])
 def test_killed_run_leaves_nothing_half_made(tmp_path, spec, moment):
     "kill -9 as soon as a file is there; the run does not count, and asking again completes it"
