@@ -15,7 +15,7 @@ from .data import DataSpec
 # %% auto 0
 __all__ = ['DETECTORS', 'METHODS', 'DATASETS', 'SCALES', 'BACKBONES', 'SIZES', 'RECIPE', 'Size', 'Experiment', 'experiment',
            'parse_overrides', 'backbone', 'neck', 'coder', 'rpn_head', 'roi_extractor', 'roi_head', 'model',
-           'dataloader', 'config', 'override']
+           'dataloader', 'config', 'schedule', 'override']
 
 # %% ../nbs/40_experiments.ipynb
 DETECTORS = ('faster_rcnn', 'mask_rcnn')
@@ -241,11 +241,21 @@ def config(
                            iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',)),
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs), val_cfg=dict(type='ValLoop'),
         optim_wrapper=dict(type='OptimWrapper', **s.optimizer),
-        param_scheduler=[dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=min(s.warmup, total)),
-                         dict(type='MultiStepLR', by_epoch=False, begin=0, end=total, gamma=0.1,
-                              milestones=[max(1, round(part*total)) for part in s.steps])],
+        param_scheduler=schedule(s, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False), log_level='WARNING'))
     return override(cfg, given)
+
+def schedule(
+    s:Size,
+    epochs:int,
+    total:int, # steps of the whole training
+)->list[dict]: # mmengine's `param_scheduler`
+    "A linear warm-up, then a tenth of the learning rate at each of `s.steps`, at the end of an epoch where that fits"
+    at = [part*epochs for part in s.steps]
+    if all(epoch.is_integer() for epoch in at): when = dict(by_epoch=True, end=epochs, milestones=[int(epoch) for epoch in at])
+    else: when = dict(by_epoch=False, end=total, milestones=[max(1, round(part*total)) for part in s.steps])
+    return [dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=min(s.warmup, total)),
+            dict(type='MultiStepLR', begin=0, gamma=0.1, **when)]
 
 def override(
     cfg:Config,
