@@ -4,6 +4,7 @@
 
 # %% ../nbs/21_two_stage.ipynb 3
 from __future__ import annotations
+from dataclasses import dataclass
 from typing import Any
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .isr import isr_weights
 
 # %% auto 0
 __all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'prime_config', 'positives', 'gt_ids', 'own_class', 'class_prob', 'class_loss',
-           'prime_losses', 'join_weights', 'PrimeRoIHead']
+           'Positives', 'regressed', 'reweighted', 'carl_sum', 'prime_losses', 'join_weights', 'PrimeRoIHead']
 
 # %% ../nbs/21_two_stage.ipynb
 ISR_DEFAULTS = dict(gamma=2.0, beta=0.0)
@@ -89,6 +90,52 @@ def class_loss(
     return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
 
 # %% ../nbs/21_two_stage.ipynb
+@dataclass
+class Positives:
+    "The positive samples of a mini-batch"
+    score: Tensor   # [P, C + 1] or [P, C] logits
+    delta: Tensor   # [P, 4] float32, box prediction for the own class
+    label: Tensor   # [P] ground-truth classes
+    weight: Tensor  # [P] label weights so far
+    prior: Tensor   # [P, 4] the RoI or anchor
+    gt: Tensor      # [P] id of the ground truth, unique in the mini-batch
+    gt_box: Tensor  # [P, 4] the ground truth
+    target: Tensor  # [P, 4] what the box loss compares the prediction with
+
+def regressed(
+    pos:Positives,
+    coder:Any, # the head's box coder
+)->Tensor: # [P, 4]
+    "Where the regression moves the samples"
+    return get_box_tensor(coder.decode(pos.prior, pos.delta))
+
+def reweighted(
+    pos:Positives,
+    coder:Any, # the head's box coder
+    loss_cls:nn.Module, # the head's classification loss
+    isr:dict, # complete settings, see `prime_config`
+)->Tensor: # [P] label weights, to be used instead of `pos.weight`
+    "ISR: label weights by IoU-HLR of the regressed boxes (Section 4.1, v1)"
+    with torch.no_grad():
+        iou = bbox_overlaps(regressed(pos, coder), pos.gt_box, is_aligned=True)
+        loss = class_loss(pos.score, pos.label, loss_cls)
+    return isr_weights(iou, pos.gt, pos.label, loss, base=pos.weight, **isr)
+
+def carl_sum(
+    pos:Positives,
+    coder:Any, # the head's box coder
+    decoded:bool, # the box loss compares boxes, not deltas: the head's `reg_decoded_bbox`
+    loss_cls:nn.Module, # the head's classification loss
+    loss_bbox:nn.Module, # the head's box loss
+    carl:dict, # complete settings, see `prime_config`
+)->Tensor: # scalar, not divided by anything
+    "CARL: summed regression loss, weighted by the scores (Section 4.2, v1)"
+    pred = regressed(pos, coder) if decoded else pos.delta
+    if not len(pred): return pred.sum()  # mmdet's losses return a scalar then; this is zero and keeps the graph
+    reg = loss_bbox(pred, pos.target, reduction_override='none')
+    return carl_loss(class_prob(pos.score, pos.label, loss_cls), reg, **carl).sum()
+
+# %% ../nbs/21_two_stage.ipynb
 def prime_losses(
     bbox_head:nn.Module, # mmdet's `BBoxHead` or a subclass
     train_cfg:Any, # `train_cfg.rcnn`
@@ -101,26 +148,18 @@ def prime_losses(
     "Losses of an RoI head with ISR and CARL, each applied if `train_cfg` has its key"
     isr, carl = prime_config(train_cfg)
     label, label_weight, box_target, box_weight = bbox_head.get_targets(sampling_results, train_cfg)
-    pos = lambda x: positives(x, sampling_results)
-    pos_label, pos_weight, pos_score = pos(label), pos(label_weight), pos(cls_score)
-    pos_delta = own_class(pos(bbox_pred), pos_label)
-    pos_box = get_box_tensor(bbox_head.bbox_coder.decode(pos(rois)[:, 1:], pos_delta))
-
-    if isr:
-        gt_box = torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results])
-        iou = bbox_overlaps(pos_box.detach(), gt_box, is_aligned=True)
-        loss = class_loss(pos_score.detach(), pos_label, bbox_head.loss_cls)
-        pos_weight = isr_weights(iou, gt_ids(sampling_results), pos_label, loss, base=pos_weight, **isr)
-    label_weight = join_weights(pos_weight, label_weight, sampling_results, neg_weights)
+    of = lambda x: positives(x, sampling_results)
+    pos = Positives(score=of(cls_score), delta=own_class(of(bbox_pred), of(label)), label=of(label), weight=of(label_weight),
+                    prior=of(rois)[:, 1:], gt=gt_ids(sampling_results), target=of(box_target),
+                    gt_box=torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results]))
+    weight = reweighted(pos, bbox_head.bbox_coder, bbox_head.loss_cls, isr) if isr else pos.weight
+    label_weight = join_weights(weight, label_weight, sampling_results, neg_weights)
 
     replace = carl and carl['form'] == 'replace'
     losses = bbox_head.loss(cls_score, None if replace else bbox_pred, rois, label, label_weight, box_target, box_weight)
     if carl:
-        pred = pos_box if bbox_head.reg_decoded_bbox else pos_delta
-        # without a positive mmdet's losses return a scalar; the empty prediction sums to zero and keeps the graph
-        reg = bbox_head.loss_bbox(pred, pos(box_target), reduction_override='none') if len(pred) else pred
-        reg = carl_loss(class_prob(pos_score, pos_label, bbox_head.loss_cls), reg, **carl)
-        losses['loss_bbox' if replace else 'loss_carl'] = reg.sum() / max(len(rois), 1)
+        reg = carl_sum(pos, bbox_head.bbox_coder, bbox_head.reg_decoded_bbox, bbox_head.loss_cls, bbox_head.loss_bbox, carl)
+        losses['loss_bbox' if replace else 'loss_carl'] = reg / max(len(rois), 1)
     return losses
 
 def join_weights(

@@ -66,3 +66,49 @@ def run(head, *args, seed=1, **kwargs):
     grads = {k: p.grad.clone() if p.grad is not None else None for k, p in head.named_parameters()}
     head.zero_grad(set_to_none=True)
     return {k: v.detach().squeeze() for k, v in losses.items()}, grads
+
+
+ANCHORS = dict(strides=[4, 8, 16])
+
+
+def retina(kind='PrimeRetinaHead', classes=3, box_loss=dict(type='SmoothL1Loss', beta=0.11), decoded=False, **train):
+    "A RetinaNet head on three levels of 8 channels"
+    torch.manual_seed(0)
+    return MODELS.build(ConfigDict(
+        type=kind, num_classes=classes, in_channels=8, feat_channels=8, stacked_convs=1, reg_decoded_bbox=decoded,
+        anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=2, ratios=[0.5, 1., 2.], **ANCHORS),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25), loss_bbox=box_loss,
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
+                       sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1, debug=False, **train)))
+
+
+def ssd(kind='PrimeSSDHead', classes=3, **train):
+    "An SSD head on three levels of 8 channels"
+    torch.manual_seed(0)
+    return MODELS.build(ConfigDict(
+        type=kind, num_classes=classes, in_channels=(8, 8, 8),
+        anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False, input_size=64, min_sizes=[8, 16, 32], max_sizes=[16, 32, 48],
+                              ratios=[[2], [2], [2]], **ANCHORS),
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0., ignore_iof_thr=-1,
+                                     gt_max_assign_all=False), sampler=dict(type='PseudoSampler'), smoothl1_beta=1.,
+                       allowed_border=-1, pos_weight=-1, neg_pos_ratio=3, debug=False, **train)))
+
+
+def dense_run(head, objects=(3, 2), classes=3, order=None, same_class=False, ignored=False, pad=64):
+    "Losses and gradients of a single-stage head; `pad` below 64 leaves anchors in the padding without a target"
+    g = torch.Generator().manual_seed(0)
+    rand = lambda *shape: torch.rand(*shape, generator=g)
+    x = [rand(len(objects), 8, 64 // s, 64 // s) for s in ANCHORS['strides']]
+    gts = []
+    for n in objects:
+        xy = rand(n, 2) * 28
+        label = torch.zeros(n, dtype=torch.long) if same_class else torch.randint(classes, (n,), generator=g)
+        gts.append(InstanceData(bboxes=torch.cat([xy, xy + 10 + rand(n, 2) * 20], 1), labels=label))
+    order = list(order or range(len(objects)))
+    crowd = [InstanceData(bboxes=torch.tensor([[0., 0, 30, 30]]), labels=torch.tensor([0]))] * len(objects) if ignored else None
+    losses = head.loss_by_feat(*head(tuple(level[order] for level in x)), [gts[i] for i in order],
+                               [dict(img_shape=(pad, 64), pad_shape=(pad, 64))] * len(objects), crowd)
+    losses = {k: sum(v.sum() for v in vs) if isinstance(vs, list) else vs.sum() for k, vs in losses.items()}
+    head.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()
+    return {k: v.detach() for k, v in losses.items()}, {k: p.grad for k, p in head.named_parameters()}
