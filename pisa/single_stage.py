@@ -64,8 +64,8 @@ def collect(
     where = ((label >= 0) & (label < head.num_classes)).flatten().nonzero()[:, 0]
     of = lambda x: x.flatten(0, 1)[where]
     gt, gt_box = pos_boxes(results)
-    pos = Positives(score=of(score), delta=of(delta).float(), label=of(label), weight=of(weight), prior=of(box), gt=gt,
-                    gt_box=gt_box, target=of(target))
+    pos = Positives(score=of(score), delta=of(delta).float(), label=of(label), weight=of(weight),
+                    image=where // label.shape[1], prior=of(box), gt=gt, gt_box=gt_box, target=of(target))
     return Anchors(score, delta, box, label, weight, target, box_weight, total, where, pos)
 
 # %% ../nbs/22_single_stage.ipynb
@@ -73,8 +73,8 @@ def collect(
 class PrimeRetinaHead(RetinaHead):
     """RetinaNet's head with ISR and CARL (Sections 4.1, 4.2 and Appendix B, v1).
 
-    Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta)` and
-    `carl=dict(k, b, form, detach)`; one that is absent is off, a key that is not known is a `ValueError`. Any box loss,
+    Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta, metric, scope)`
+    and `carl=dict(k, b, form, detach)`; one that is absent is off, a key that is not known is a `ValueError`. Any box loss,
     also with `reg_decoded_bbox`. Both off, and in testing, it is `RetinaHead`.
     """
     def __init__(self, *args, **kwargs):

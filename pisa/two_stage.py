@@ -13,20 +13,23 @@ from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor
 from .carl import carl_loss
+from .core import one_of
 from .isr import isr_weights
 
 # %% auto 0
-__all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'prime_config', 'positives', 'gt_ids', 'own_class', 'class_prob', 'class_loss',
-           'Positives', 'regressed', 'reweighted', 'carl_sum', 'prime_losses', 'join_weights', 'PrimeRoIHead']
+__all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'ISR_METRICS', 'prime_config', 'positives', 'gt_ids', 'own_class', 'class_prob',
+           'class_loss', 'Positives', 'regressed', 'reweighted', 'carl_sum', 'prime_losses', 'join_weights',
+           'PrimeRoIHead']
 
 # %% ../nbs/21_two_stage.ipynb
-ISR_DEFAULTS = dict(gamma=2.0, beta=0.0)
+ISR_DEFAULTS = dict(gamma=2.0, beta=0.0, metric='iou_hlr', scope='batch')
 CARL_DEFAULTS = dict(k=1.0, b=0.1, form='replace', detach=False)
+ISR_METRICS = ('iou_hlr', 'iou', 'iou_before', 'loss')
 
 def prime_config(
     train_cfg:dict|None, # `train_cfg` of the head; may hold `isr` and `carl`
 )->tuple[dict|None, dict|None]: # complete settings of ISR and of CARL; `None` is off
-    "Read the `isr` and `carl` keys, complete them with the defaults; a `ValueError` names a key that is not known"
+    "Read the `isr` and `carl` keys and complete them with the defaults; a `ValueError` names what is not known"
     def complete(name, defaults):
         given = (train_cfg or {}).get(name)
         if given is None: return None
@@ -35,7 +38,14 @@ def prime_config(
             raise ValueError(f"train_cfg.rcnn.{name} does not know {wrong[0]!r}; it takes {', '.join(defaults)}. "
                              f"What mmdet's own PISA calls k and bias is {released} here")
         return {**defaults, **given}
-    return complete('isr', ISR_DEFAULTS), complete('carl', CARL_DEFAULTS)
+    isr, carl = complete('isr', ISR_DEFAULTS), complete('carl', CARL_DEFAULTS)
+    if isr:
+        one_of('isr.metric', isr['metric'], ISR_METRICS)
+        scope = isr['scope']
+        if not (scope in ('batch', 'image') or (type(scope) is int and scope > 0)):
+            raise ValueError(f"isr.scope={scope!r} is not known. Choose from: 'batch', 'image', a number of images")
+    if carl: one_of('carl.form', carl['form'], ('replace', 'add'))
+    return isr, carl
 
 # %% ../nbs/21_two_stage.ipynb
 def positives(
@@ -97,6 +107,7 @@ class Positives:
     delta: Tensor   # [P, 4] float32, box prediction for the own class
     label: Tensor   # [P] ground-truth classes
     weight: Tensor  # [P] label weights so far
+    image: Tensor   # [P] which image of the mini-batch
     prior: Tensor   # [P, 4] the RoI or anchor
     gt: Tensor      # [P] id of the ground truth, unique in the mini-batch
     gt_box: Tensor  # [P, 4] the ground truth
@@ -115,11 +126,15 @@ def reweighted(
     loss_cls:nn.Module, # the head's classification loss
     isr:dict, # complete settings, see `prime_config`
 )->Tensor: # [P] label weights, to be used instead of `pos.weight`
-    "ISR: label weights by IoU-HLR of the regressed boxes (Section 4.1, v1)"
+    "ISR: label weights by the rank of the samples (Section 4.1, v1), by default the IoU-HLR of the regressed boxes"
+    metric, scope = isr['metric'], isr['scope']
     with torch.no_grad():
-        iou = bbox_overlaps(regressed(pos, coder), pos.gt_box, is_aligned=True)
         loss = class_loss(pos.score, pos.label, loss_cls)
-    return isr_weights(iou, pos.gt, pos.label, loss, base=pos.weight, **isr)
+        box = pos.prior if metric == 'iou_before' else regressed(pos, coder)
+        score = loss if metric == 'loss' else bbox_overlaps(box, pos.gt_box, is_aligned=True)
+    images = {'batch': None, 'image': 1}.get(scope, scope)  # that are ranked together
+    cls = pos.label if images is None else pos.label + pos.image.long()//images*2**32
+    return isr_weights(score, pos.gt if metric == 'iou_hlr' else cls, cls, loss, isr['gamma'], isr['beta'], pos.weight)
 
 def carl_sum(
     pos:Positives,
@@ -150,7 +165,7 @@ def prime_losses(
     label, label_weight, box_target, box_weight = bbox_head.get_targets(sampling_results, train_cfg)
     of = lambda x: positives(x, sampling_results)
     pos = Positives(score=of(cls_score), delta=own_class(of(bbox_pred), of(label)), label=of(label), weight=of(label_weight),
-                    prior=of(rois)[:, 1:], gt=gt_ids(sampling_results), target=of(box_target),
+                    image=of(rois)[:, 0], prior=of(rois)[:, 1:], gt=gt_ids(sampling_results), target=of(box_target),
                     gt_box=torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results]))
     weight = reweighted(pos, bbox_head.bbox_coder, bbox_head.loss_cls, isr) if isr else pos.weight
     label_weight = join_weights(weight, label_weight, sampling_results, neg_weights)
@@ -182,8 +197,8 @@ def join_weights(
 class PrimeRoIHead(StandardRoIHead):
     """RoI head of Faster and Mask R-CNN with ISR (Section 4.1, v1) and CARL (Section 4.2, v1).
 
-    Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta)` and
-    `carl=dict(k, b, form, detach)`; one that is absent is off, a key that is not known is a `ValueError`.
+    Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
+    and `carl=dict(k, b, form, detach)`; one that is absent is off, a key that is not known is a `ValueError`.
     Any sampler; any box loss that is per box or per coordinate, also with `reg_decoded_bbox`; class-specific or
     class-agnostic regression. Testing is that of `StandardRoIHead`.
     """

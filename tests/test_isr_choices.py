@@ -1,0 +1,60 @@
+"ISR's metrics (Table 7, v1) and scopes (Table 6, v1) against loops"
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures.bbox import bbox_overlaps
+from toy import roi_head, run
+from pisa.two_stage import ISR_METRICS, Positives, reweighted
+
+
+def samples(n=60, images=4, classes=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.rand(*shape, generator=g)
+    image = torch.randint(images, (n,), generator=g).sort()[0]
+    gt = image * 5 + torch.randint(5, (n,), generator=g)
+    label = torch.randint(classes, (images * 5,), generator=g)[gt]
+    corner = (rand(images * 5, 2) * 50)[gt]
+    gt_box = torch.cat([corner, corner + 30], 1)
+    return Positives(score=torch.randn(n, classes + 1, generator=g), delta=(rand(n, 4) - .5) * 0.5, label=label, weight=torch.ones(n),
+                     image=image.float(), prior=gt_box + rand(n, 4) * 10 - 5, gt=gt, gt_box=gt_box, target=torch.zeros(n, 4))
+
+
+def by_loops(pos, coder, metric, images, gamma=2., beta=0.1):
+    loss = torch.nn.functional.cross_entropy(pos.score, pos.label, reduction='none').tolist()
+    before = bbox_overlaps(pos.prior, pos.gt_box, is_aligned=True).tolist()
+    after = bbox_overlaps(coder.decode(pos.prior, pos.delta), pos.gt_box, is_aligned=True).tolist()
+    value = dict(iou_hlr=after, iou=after, iou_before=before, loss=loss)[metric]
+    n, weight = len(loss), [0.] * len(loss)
+    part = [int(i) // images for i in pos.image]
+    for c in {(p, int(l)) for p, l in zip(part, pos.label)}:
+        mine = [i for i in range(n) if (part[i], int(pos.label[i])) == c]
+        local = {i: sum(value[j] > value[i] for j in mine if pos.gt[j] == pos.gt[i]) if metric == 'iou_hlr' else 0 for i in mine}
+        for r, i in enumerate(sorted(mine, key=lambda i: (local[i], -value[i]))):
+            weight[i] = ((1 - beta) * (len(mine) - r) / len(mine) + beta) ** gamma
+    ratio = sum(loss) / sum(w * l for w, l in zip(weight, loss))
+    return torch.tensor([w * ratio for w in weight])
+
+
+@pytest.mark.parametrize('metric', ISR_METRICS)
+@pytest.mark.parametrize('scope,images', [('batch', 99), ('image', 1), (1, 1), (2, 2), (3, 3)])
+def test_weights(metric, scope, images):
+    coder, ce = TASK_UTILS.build(dict(type='DeltaXYWHBBoxCoder')), MODELS.build(dict(type='CrossEntropyLoss'))
+    pos = samples()
+    ours = reweighted(pos, coder, ce, dict(gamma=2., beta=0.1, metric=metric, scope=scope))
+    torch.testing.assert_close(ours, by_loops(pos, coder, metric, images), rtol=1e-4, atol=1e-5)
+
+
+def test_metrics_and_scopes_reach_the_head():
+    weight = 'bbox_head.fc_cls.weight'
+    grads = [run(roi_head(isr=isr), (3, 2, 4))[1][weight] for isr in (dict(), dict(metric='iou'), dict(metric='iou_before'), dict(metric='loss'), dict(scope='image'), dict(scope=2))]
+    for i, a in enumerate(grads):
+        for b in grads[:i]: assert not torch.allclose(a, b, rtol=1e-3)
+    same = run(roi_head(isr=dict(scope=3)), (3, 2, 4))[1][weight]
+    torch.testing.assert_close(grads[0], same)
+
+
+@pytest.mark.parametrize('isr', [dict(metric='hlr'), dict(scope='images'), dict(scope=0), dict(scope=-1), dict(scope=1.5)])
+def test_refused(isr):
+    with pytest.raises(ValueError, match='Choose from'): roi_head(isr=isr)
