@@ -201,7 +201,7 @@ class DataSpec:
     has_masks:bool            # whether the objects have masks
     n_train:int               # images
     n_val:int
-    fingerprint:str           # 16 hex digits; the same if and only if images and annotations are the same
+    fingerprint:str           # 16 hex digits of the annotations and of what identifies the images
     note:str                  # one line: what it is, and what small and large mean
 
 # %% ../nbs/30_data.ipynb

@@ -4,18 +4,17 @@
 
 # %% ../nbs/40_experiments.ipynb 3
 from __future__ import annotations
-import ast, dataclasses, hashlib, json
+import ast, dataclasses, difflib, hashlib, json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from .core import one_of
 from .data import DataSpec
 
 # %% auto 0
 __all__ = ['DETECTORS', 'METHODS', 'DATASETS', 'SCALES', 'BACKBONES', 'SIZES', 'RECIPE', 'Size', 'Experiment', 'experiment',
            'parse_overrides', 'backbone', 'neck', 'coder', 'rpn_head', 'roi_extractor', 'roi_head', 'model',
-           'dataloader', 'config', 'schedule', 'override']
+           'dataloader', 'config', 'schedule', 'positive', 'override']
 
 # %% ../nbs/40_experiments.ipynb
 DETECTORS = ('faster_rcnn', 'mask_rcnn')
@@ -229,20 +228,21 @@ def config(
         raise ValueError(f'mask_rcnn needs masks and {spec.name} has boxes only: choose detector=faster_rcnn, '
                          'or dataset=shapes or coco')
     given = parse_overrides(exp.overrides)
-    epochs = given.get('train_cfg.max_epochs', s.voc_epochs if exp.dataset == 'voc' else s.epochs)
-    images = given.get('train_dataloader.dataset.indices', spec.n_train)
-    total = epochs * -(-images // s.batch)  # steps
+    epochs = positive(given, 'train_cfg.max_epochs', s.voc_epochs if exp.dataset == 'voc' else s.epochs)
+    images = positive(given, 'train_dataloader.dataset.indices', spec.n_train)
+    batch = positive(given, 'train_dataloader.batch_size', -(-s.batch // processes))  # of this process
+    total = epochs * -(-images // (batch*processes))  # steps
     cfg = Config(dict(
         default_scope='mmdet', custom_imports=dict(imports=['pisa.two_stage', 'pisa.roi_align', 'pisa.evaluate'], allow_failed_imports=False),
         model=model(exp, spec),
-        train_dataloader=dataloader(exp, spec, 'train', -(-s.batch // processes)),
+        train_dataloader=dataloader(exp, spec, 'train', batch),
         val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
         val_evaluator=dict(type='COCOAP', ann_file=str(spec.val_json), area_limits=spec.area_limits,
                            iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',)),
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs), val_cfg=dict(type='ValLoop'),
         optim_wrapper=dict(type='OptimWrapper', **s.optimizer),
         param_scheduler=schedule(s, epochs, total),
-        randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False), log_level='WARNING'))
+        randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
     return override(cfg, given)
 
 def schedule(
@@ -257,11 +257,21 @@ def schedule(
     return [dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=min(s.warmup, total)),
             dict(type='MultiStepLR', begin=0, gamma=0.1, **when)]
 
+def positive(
+    given:dict[str, Any], # overrides, see `parse_overrides`
+    key:str,
+    default:int,
+)->int:
+    "An override that the schedule is computed from; a `ValueError` if it is not a whole number above 0"
+    value = given.get(key, default)
+    if type(value) is not int or value < 1: raise ValueError(f'overrides: {key}={value!r} must be a whole number above 0')
+    return value
+
 def override(
     cfg:Config,
     pairs:dict[str, Any], # dotted key to value
 )->Config: # `cfg`, changed
-    "Set dotted keys; a `ValueError` names the part of a key that the config does not have"
+    "Set dotted keys; a `ValueError` names the part of a key that the config does not have, or that looks misspelt"
     for key in pairs:
         node, (*path, last) = cfg._cfg_dict, key.split('.')
         for part in path:
@@ -272,6 +282,8 @@ def override(
                 raise ValueError(f'overrides: the config has no {part!r} on the way to {key!r}; '
                                  f'there is: {", ".join(map(str, node)) or "nothing below"}')
             node = node[part]
+        if isinstance(node, dict) and last not in node and (near := difflib.get_close_matches(last, map(str, node), 1, 0.8)):
+            raise ValueError(f'overrides: the config has no {key!r}; did you mean {near[0]!r} there?')
         if not path: one_of('overrides', last, cfg.keys())
     cfg.merge_from_dict(pairs)
     return cfg

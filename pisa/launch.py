@@ -4,18 +4,16 @@
 
 # %% ../nbs/42_launch.ipynb 3
 from __future__ import annotations
-import contextlib, json, logging, math, sys, time, warnings
+import contextlib, json, math, sys, time, warnings
 from pathlib import Path
-from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
 from tqdm.std import tqdm
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data sets of others it could not find
 import pisa.evaluate, pisa.roi_align, pisa.two_stage  # registers COCOAP, SeparableRoIExtractor, PrimeRoIHead with mmdet
 from . import runs as store
-from .core import seed_everything, write_json
+from .core import write_json
 from .data import DataSpec
 from .experiments import Experiment, config
 
@@ -110,7 +108,7 @@ def train(
             device=device, work_dir=str(path/'mmengine'), experiment_name=f"{record['id']}-{time.time_ns()}", cfg=cfg,
             default_hooks=dict(logger=None, checkpoint=None), custom_hooks=[Guard(), recorder, Progress()],
             visualizer=dict(type='Visualizer', vis_backends=[], name=str(time.time_ns())),
-            **{k: v for k, v in cfg.items() if k != 'custom_imports'})
+            log_level='WARNING', **{k: v for k, v in cfg.items() if k != 'custom_imports'})
         with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # pycocotools prints that it reads
         runner.train()
     save_weights(runner.model, path/'weights.pth')

@@ -37,16 +37,17 @@ def separable_roi_align(
     ratio:int=1, # points a bin and axis; above 0
 )->Tensor: # [R, C, S, S], equal to `torchvision.ops.roi_align(..., aligned=True)`
     "RoIAlign by matrix products; for CPUs (it looks at how many RoIs each image has)"
-    images, (C, H, W) = rois[:, 0].long(), feats.shape[1:]
+    images, (B, C, H, W) = rois[:, 0].long(), feats.shape
     if (images.diff() < 0).any(): raise ValueError('rois must be grouped by image, in the order of the images')
+    if len(rois) and not 0 <= images[0] <= images[-1] < B: raise ValueError(f'rois name images from {images[0]} to {images[-1]}, but feats has {B}')
     x1, y1, x2, y2 = (rois[:, 1:]*scale - 0.5).unbind(1)
-    counts = torch.bincount(images, minlength=len(feats)).tolist()
+    counts = torch.bincount(images, minlength=B).tolist()
     x, y = axis_weights(x1, x2, bins, W, ratio).split(counts), axis_weights(y1, y2, bins, H, ratio).split(counts)
     out = [feats.new_zeros(0, C, bins, bins)]
-    for f, x, y in zip(feats, x, y):
-        columns = x.flatten(0, 1) @ f.permute(2, 0, 1).reshape(W, C*H)             # [r * S, C * H]
-        cells = columns.view(len(x), bins*C, H) @ y.transpose(1, 2)                # [r, S * C, S], x before y
-        out.append(cells.view(len(x), bins, C, bins).permute(0, 2, 3, 1))
+    for feat, wx, wy in zip(feats, x, y):
+        columns = wx.flatten(0, 1) @ feat.permute(2, 0, 1).reshape(W, C*H)  # [r * S, C * H]
+        cells = columns.view(len(wx), bins*C, H) @ wy.transpose(1, 2)       # [r, S * C, S], x before y
+        out.append(cells.view(len(wx), bins, C, bins).permute(0, 2, 3, 1))
     return torch.cat(out)
 
 # %% ../nbs/23_roi_align.ipynb

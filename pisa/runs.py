@@ -4,12 +4,12 @@
 
 # %% ../nbs/41_runs.ipynb 3
 from __future__ import annotations
-import dataclasses, importlib.metadata, json, os, platform, re, shutil, subprocess
+import dataclasses, importlib.metadata, os, platform, re, shutil, subprocess
 from pathlib import Path
 from typing import Any
 import pandas as pd
 import torch
-from .core import read_json, root, runs_dir, write_json
+from .core import read_json, root, runs_dir
 from .data import DataSpec
 from .experiments import Experiment
 
@@ -81,16 +81,18 @@ def scalars(
 
 def load(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->pd.DataFrame: # one row a complete run: parameters, data, machine, metrics
-    "All complete runs as one table, sorted by id; a run folder that is not complete is passed over"
+)->pd.DataFrame: # one row a complete run: parameters, data, machine, metrics, `current`
+    "All complete runs as one table, sorted by id; `current` says whether the same parameters would have this id today"
     rows = []
     for path in sorted(runs_dir(runs).iterdir()):
         if not is_complete(path): continue
         record = read_json(path/'run.json')
         if record.get('schema', 0) > SCHEMA:
             raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}): update pisa")
+        exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
+        current = exp.id(record['data']['fingerprint']) == record['id']  # the id holds the recipe too
         nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
-        rows.append({**record, **nested, **read_json(path/'metrics.json')})
+        rows.append({**record, **nested, 'current': current, **read_json(path/'metrics.json')})
     return pd.DataFrame(rows)
 
 def delete(

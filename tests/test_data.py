@@ -10,7 +10,7 @@ from pisa import data
 from pisa.core import read_json, root, write_json
 from pisa.data import AREA_LIMITS, CLASSES, SIZE, coverage, load, load_samples, outline, place, render, show_grid
 
-BCCD = root().parent/'shared'/'data'/'bccd'
+BCCD = Path(os.environ.get('PISA_BCCD', root().parent/'shared'/'data'/'bccd'))  # a folder in the VOC layout
 
 
 @pytest.fixture(scope='module', autouse=True)
