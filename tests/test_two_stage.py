@@ -5,7 +5,7 @@ import torch
 pytest.importorskip('mmdet')
 from mmdet.models.losses import pisa_loss
 from mmdet.models.detectors import FasterRCNN
-from toy import ALL, DECODED, RANDOM, roi_head, run, scene
+from toy import ALL, DECODED, RANDOM, cascade_head, roi_head, run, scene
 
 ISR, CARL, ADD = dict(isr=dict()), dict(carl=dict()), dict(carl=dict(form='add', b=0.2))
 SCORE_HLR = dict(type='ScoreHLRSampler', num=64, pos_fraction=0.25, add_gt_as_proposals=True)
@@ -151,3 +151,16 @@ def test_detach_sends_no_gradient_to_the_scores():
 @pytest.mark.parametrize('wrong', [dict(isr=dict(k=2)), dict(isr=dict(bias=0)), dict(carl=dict(bias=0.2)), dict(carl=dict(gamma=2))])
 def test_unknown_keys_are_refused_at_once(wrong):
     with pytest.raises(ValueError, match='does not know'): roi_head(**wrong)
+
+
+@pytest.mark.parametrize('objects', [(3, 2), (1, 0, 4)])
+def test_cascade(objects):
+    "Both off is mmdet's cascade; on, the first stage keeps its losses (Eq. 3 and 4, v1), 'add' has a third in each stage, and gradients differ"
+    standard, off = run(cascade_head('CascadeRoIHead'), objects), run(cascade_head(), objects)
+    for a, b in zip(standard, off): close(a, b, rtol=0, atol=0)
+    on = run(cascade_head(**ISR, **CARL), objects)
+    for k, v in standard[0].items():
+        if k.startswith('s0.'): torch.testing.assert_close(on[0][k], v, rtol=1e-5, atol=1e-6)
+    assert all(not torch.allclose(standard[1][f'bbox_head.{i}.fc_cls.weight'], on[1][f'bbox_head.{i}.fc_cls.weight'], rtol=1e-3) for i in (0, 1))
+    assert {'s0.loss_carl', 's1.loss_carl'} < run(cascade_head(**ISR, **ADD), objects)[0].keys()
+    with pytest.raises(ValueError, match='does not know'): cascade_head(carl=dict(bias=0.2))

@@ -33,6 +33,20 @@ def roi_head(kind='PrimeRoIHead', classes=3, sampler=RANDOM, masks=False, box_lo
         test_cfg=dict(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20, mask_thr_binary=0.5)))
 
 
+def cascade_head(kind='PrimeCascadeRoIHead', classes=3, **rcnn):
+    "A cascade of two stages, the second with a higher IoU threshold; `rcnn` goes into train_cfg of both"
+    stage = lambda iou: dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou), sampler=RANDOM,
+                             pos_weight=-1, debug=False, **rcnn)
+    box = dict(type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=classes, reg_class_agnostic=True,
+               bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+               loss_cls=dict(type='CrossEntropyLoss'), loss_bbox=dict(type='SmoothL1Loss'))
+    torch.manual_seed(0)
+    return MODELS.build(ConfigDict(
+        type=kind, num_stages=2, stage_loss_weights=[1, 0.5], bbox_head=[box, box], train_cfg=[stage(0.5), stage(0.6)],
+        bbox_roi_extractor=dict(type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
+                                out_channels=8, featmap_strides=[4, 8])))
+
+
 def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False):
     "Features, proposals and ground truths of as many images as `objects` has entries, in the given order"
     g = torch.Generator().manual_seed(seed)
