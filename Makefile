@@ -18,6 +18,7 @@ export PYTHONWARNINGS ?= ignore
 .PHONY: help setup train test check nbtest pytest lab export readme clean
 
 help:  ## list the targets
+	@echo 'make TARGET [VENV=.venv] [PYTHON=python3.11] [DETECTOR=mask_rcnn] [ARGS="-p method baseline"]'
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make the virtual environment alone (VENV=.venv)
@@ -43,8 +44,10 @@ pytest: $(STAMP)  ## run tests/
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	cd nbs && jupyter lab
 
-export: $(STAMP)  ## write pisa/ from the notebooks, and clean them
-	nbdev_export && nbdev_clean
+export: $(STAMP)  ## write pisa/ from the notebooks, and clean them of outputs
+	nbdev_export
+	jupyter nbconvert --clear-output --inplace $$(git ls-files 'nbs/*.ipynb') 2> /dev/null
+	nbdev_clean
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/
 	jupyter nbconvert nbs/index.ipynb --execute --to markdown --no-input --output-dir . --output README --NbConvertApp.output_files_dir=figures/readme

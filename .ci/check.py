@@ -1,8 +1,8 @@
-"""Check that the notebooks are clean and that pisa/ is exactly what they export; says what to do where not.
+"""Check that the notebooks are clean and without outputs, and that pisa/ is exactly what they export; says what to do where not.
 
 Both are done again on a copy, and the copy is compared with the original: the working tree is not touched.
 """
-import filecmp, os, shutil, subprocess, sys, tempfile
+import filecmp, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,6 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def files(folder: Path, *patterns: str) -> set[str]:
     return {str(p.relative_to(folder)) for pattern in patterns for p in folder.glob(pattern)
             if not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts)}
+
+
+def has_outputs(notebook: Path) -> bool:
+    return notebook.suffix == ".ipynb" and any(c.get("outputs") for c in json.loads(notebook.read_text())["cells"])
 
 
 def main() -> int:
@@ -26,9 +30,12 @@ def main() -> int:
                 print(p.stdout + p.stderr + f"check: {command[0]} failed")
                 return 1
         names = files(ROOT, "nbs/**/*.ipynb", "pisa/**/*.py") | files(copy, "nbs/**/*.ipynb", "pisa/**/*.py")
-        wrong = sorted(n for n in names if not ((ROOT / n).exists() and (copy / n).exists() and filecmp.cmp(ROOT / n, copy / n, shallow=False)))
+        wrong = sorted(n for n in names if not ((ROOT / n).exists() and (copy / n).exists() and filecmp.cmp(ROOT / n, copy / n, shallow=False)
+                                                and not has_outputs(ROOT / n)))
     if wrong:
-        print("check: not what the notebooks give: " + ", ".join(wrong) + "\n       Edit notebooks only, then run `make export` and commit both")
+        ran = [n for n in wrong if n.endswith(".ipynb")]
+        if ran: print("check: run and saved, or edited, but not cleaned: " + ", ".join(ran) + "\n       `make export` cleans them; `git checkout nbs` undoes all that was done to them")
+        if len(ran) < len(wrong): print("check: not what the notebooks export: " + ", ".join(n for n in wrong if n not in ran) + "\n       Edit notebooks only, then run `make export` and commit both")
         return 1
     print(f"check: {len(names)} notebooks and modules, clean and in step")
     return 0

@@ -53,7 +53,7 @@ def one_of(
     "Check that `value` is among `known`; a `ValueError` of one line otherwise"
     known = list(known)
     if value in known: return value
-    near = difflib.get_close_matches(str(value), known, 1)
+    near = [k for k in known if k.lower() == str(value).lower()] or difflib.get_close_matches(str(value), known, 1)
     raise ValueError(f"{name}={value!r} is not known{f', did you mean {near[0]!r}?' if near else '.'} "
                      f"Choose from: {', '.join(known)}")
 

@@ -62,3 +62,23 @@ def test_no_api_that_only_the_continuations_have():
             if '#| export' not in cell: continue
             for module, names in re.findall(r'^from (mmdet[\w.]*) import (.+)$', cell, re.M):
                 assert set(re.split(r', *', names)) <= official.get(module, set()), f'{notebook.name}: from {module} import {names}'
+
+
+def test_train_notebook_keeps_its_defaults():
+    "Parameters that were typed in JupyterLab and saved do not become the defaults; papermill finds the cell by its tag"
+    cells = json.loads((ROOT / 'nbs/train.ipynb').read_text())['cells']
+    cell, = [c for c in cells if 'parameters' in c['metadata'].get('tags', [])]
+    values = {}
+    exec(''.join(cell['source']), values)
+    del values['__builtins__']
+    assert values == dict(detector='faster_rcnn', method='pisa', dataset='shapes', data_root=None, scale='auto', backbone='auto', seed=0,
+                          gpus='auto', runs_dir=None, overrides='')
+
+
+def test_committed_runs_are_complete():
+    p = subprocess.run(['git', 'ls-files', 'runs'], cwd=ROOT, capture_output=True, text=True)
+    if p.returncode: pytest.skip('not a git checkout')
+    folders = {Path(f).parent for f in p.stdout.split()}
+    assert folders
+    for folder in folders:
+        for name in ('run.json', 'metrics.json', 'scalars.jsonl'): assert f'{folder}/{name}' in p.stdout, f'{folder} has no {name}'
