@@ -12,7 +12,6 @@ ARGS     ?=
 # This checkout's package, whichever checkout the environment was made for
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
-export PYTHONWARNINGS ?= ignore
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test check nbtest pytest lab export readme clean

@@ -19,7 +19,7 @@ TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloa
 
 def papermill(out, cwd=ROOT, notebook='nbs/train.ipynb', **parameters):
     options = [o for k, v in parameters.items() for o in ('-p', k, str(v))]
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     return subprocess.run([sys.executable, '-m', 'papermill', notebook, str(out), *options, '--log-output', '--no-progress-bar'],
                           cwd=cwd, env=env, capture_output=True, text=True)
 
