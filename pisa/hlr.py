@@ -34,7 +34,7 @@ def _check_vectors(
             raise ValueError(f'{name} must hold integers, not {v.dtype}')
 
 # %% ../nbs/10_hlr.ipynb
-_LONG = 2**14  # from this length on a CPU prefers a radix sort to comparisons, and a scan to binary searches
+_LONG = 2**14  # about where, on a CPU, sorting integers (by radix from 2**15 on) and a scan begin to be as fast as comparisons and binary searches
 
 def _prefers_linear(x:Tensor)->bool: # decided by shape and device alone
     "Is `x` a long tensor on a CPU?"
@@ -94,7 +94,7 @@ def hierarchical_local_rank(
     cls:Tensor|None=None, # [N] integer ids; each is ranked apart. One class if not given
     mask:Tensor|None=None, # BoolTensor[N], what is False is left out. All are ranked if not given
 )->Tensor: # LongTensor[N], 0 is the most important of its class, -1 is left out
-    """Rank by local rank, then by score (Section 3, v1).
+    """Rank by local rank, then by score (Sections 3 and 4.1, v1).
 
     Within each `group` the samples are numbered by descending `score`: the local rank. Within each `cls` they are then
     ordered by (local rank ascending, score descending), and the position, from 0 to n_j - 1 with n_j the samples of the

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import tensor
 from torch._subclasses import FakeTensorMode
 from pisa.carl import carl_loss, carl_weights
+from refusal import refused
 
 SETTINGS = [(1., .1), (1., 0.), (.5, 0.), (2., 0.), (1., .3)]  # k and b, as in Table 5
 
@@ -211,9 +212,7 @@ def test_defect_6_no_positive_beside_an_infinite_logit():
 
 @pytest.mark.parametrize('shape', [(), (1,), (3, 1), (1, 4), (3, 3), (4, 3), (3, 4, 1), (3, 5), (0,)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r'reg_loss must be \[3\] or \[3, 4\] like prob, not') as e:
-        carl_loss(torch.rand(3), torch.ones(shape))
-    assert '\n' not in str(e.value)
+    refused(lambda: carl_loss(torch.rand(3), torch.ones(shape)), 'reg_loss must be [3] or [3, 4] like prob, not')
 
 def test_errors_name_the_parameter():
     x = torch.rand(3)
@@ -227,8 +226,7 @@ def test_errors_name_the_parameter():
         (lambda: carl_loss(x, x, form='sum'), "form must be 'replace' or 'add'"),
         (lambda: carl_loss(x, x, mask=x), 'mask must be a bool tensor'),
         (lambda: carl_loss(x, x, mask=x[:1] > 0), 'mask must be [3]')):
-        with pytest.raises(ValueError) as e: call()
-        assert text in str(e.value) and '\n' not in str(e.value)
+        refused(call, text)
 
 
 # ---- no look at the data
