@@ -6,62 +6,40 @@
 from __future__ import annotations
 import ast, dataclasses, difflib, hashlib, json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from mmengine.config import Config
 from .core import one_of
 from .data import DataSpec
+from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, backbones, model
 
 # %% auto 0
-__all__ = ['DETECTORS', 'METHODS', 'DATASETS', 'SCALES', 'BACKBONES', 'SIZES', 'RECIPE', 'Size', 'Experiment', 'experiment',
-           'parse_overrides', 'backbone', 'neck', 'coder', 'rpn_head', 'roi_extractor', 'roi_head', 'model',
-           'dataloader', 'config', 'schedule', 'positive', 'override']
+__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'prime_settings', 'default_sampler',
+           'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe', 'dataloader',
+           'detector', 'config', 'schedule', 'positive', 'override']
 
 # %% ../nbs/40_experiments.ipynb
-DETECTORS = ('faster_rcnn', 'mask_rcnn')
-METHODS = {
-    'baseline': {},
-    'isr': dict(isr=dict(gamma=2.0, beta=0.0)),
-    'carl': dict(carl=dict(k=1.0, b=0.1, form='replace')),
-    'pisa': dict(isr=dict(gamma=2.0, beta=0.0), carl=dict(k=1.0, b=0.1, form='replace')),
+METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
+FORMULATIONS = {
+    'v1': dict(isr=dict(gamma=2.0, beta=0.0), carl=dict(k=1.0, b=0.1, form='replace')),
+    'v2': dict(isr=dict(gamma=2.0, beta=0.0), carl=dict(k=1.0, b=0.2, form='add')),
 }
+# positives/negatives, as in Table 3 (v1); its C is R with the method `pisa`
+SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
 DATASETS = ('shapes', 'voc', 'coco')
 SCALES = ('mini', 'paper')
-BACKBONES = {'mini': ('r18_w32',), 'paper': ('r50',)}
 
-# %% ../nbs/40_experiments.ipynb
-@dataclass(frozen=True)
-class Size:
-    "How large a detector is, and how it is trained"
-    depth: int                # of the ResNet
-    width: int                # channels of its first stage; 64 is the usual one
-    pretrained: str|None      # checkpoint of the backbone; None trains from scratch
-    levels: int               # of the FPN, from stride 4 on
-    channels: int             # of the FPN and the RPN
-    anchor_scale: int         # side of an anchor in strides
-    proposals: int            # an image, after NMS
-    rois: int                 # sampled an image, a quarter of them positive
-    sampling_ratio: int       # points a bin and axis in RoIAlign; 0 is as many as there are pixels
-    fc: int                   # channels of the two fully connected layers
-    mask_convs: int           # of the mask head
-    mask_roi: int             # side of an RoI's features in the mask head; its masks are twice as large
-    image: tuple[int, int]    # (longer, shorter) side that images are resized to, aspect kept
-    batch: int                # images a step, over all processes
-    epochs: int               # for `shapes` and COCO; `voc` has its own
-    voc_epochs: int
-    optimizer: dict           # mmengine's `optim_wrapper`
-    warmup: int               # steps
-    steps: tuple[float, ...]  # where the learning rate falls to a tenth, as parts of the training
+def prime_settings(
+    method:str, # one of `METHODS`
+    formulation:str='v1', # one of `FORMULATIONS`
+)->dict: # keys of train_cfg
+    "The `isr` and `carl` keys that a method stands for"
+    return {key: dict(FORMULATIONS[formulation][key]) for key in METHODS[method]}
 
-SIZES = {
-    'paper': Size(depth=50, width=64, pretrained='torchvision://resnet50', levels=5, channels=256, anchor_scale=8,
-                  proposals=2000, rois=512, sampling_ratio=0, fc=1024, mask_convs=4, mask_roi=14, image=(1333, 800), batch=16, epochs=12, voc_epochs=12,
-                  optimizer=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)),
-                  warmup=500, steps=(8/12, 11/12)),
-    'mini': Size(depth=18, width=32, pretrained=None, levels=4, channels=64, anchor_scale=3, proposals=256,
-                 rois=64, sampling_ratio=1, fc=256, mask_convs=2, mask_roi=7, image=(256, 256), batch=8, epochs=4, voc_epochs=12,
-                 optimizer=dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)),
-                 warmup=50, steps=(8/12, 11/12)),
-}
+def default_sampler(detector:str, method:str, formulation:str='v1')->str|None: # one of `SAMPLERS`
+    "How RoIs are sampled: at random, in v2 with ISR-N. None: a single-stage detector samples nothing. In a cascade ISR-N was never tried"
+    if detector not in TWO_STAGE: return None
+    return 'R/score_hlr' if formulation == 'v2' and 'isr' in METHODS[method] and detector != 'cascade_rcnn' else 'R/R'
 
 # %% ../nbs/40_experiments.ipynb
 RECIPE = 2  # goes into the ids of runs: raised when the same words come to mean another training
@@ -76,10 +54,15 @@ class Experiment:
     backbone: str
     seed: int
     overrides: str  # sorted `key=value` pairs of the mmengine config
+    # these count in the id only where they differ from the default, so that runs from before they were there keep theirs
+    formulation: str = 'v1'
+    sampler: str = 'auto'
+    pretrained: str = 'auto'
 
     def id(self, fingerprint:str)->str: # e.g. `mask_rcnn-pisa-shapes-s0-1a2b3c4d`
         "Id of the run: readable words, and eight digits that stand for all of them, the data and the recipe"
-        content = json.dumps([dataclasses.asdict(self), fingerprint, RECIPE], sort_keys=True)
+        words = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        content = json.dumps([words, fingerprint, RECIPE], sort_keys=True)
         digits = hashlib.sha256(content.encode()).hexdigest()[:8]
         return f'{self.detector}-{self.method}-{self.dataset}-s{self.seed}-{digits}'
 
@@ -88,23 +71,48 @@ def experiment(
     method:str='pisa', # one of `METHODS`
     dataset:str='shapes', # one of `DATASETS`
     scale:str='auto', # 'mini', 'paper', or 'auto': paper for COCO, else mini
-    backbone:str='auto', # 'auto': the first of `BACKBONES[scale]`
+    backbone:str='auto', # one of `backbones(detector, scale)`, 'auto' is the first; at mini scale the paper's name stands for its smaller relative
     seed:int=0,
     overrides:str='', # `key=value` pairs, separated by white space
+    formulation:str='v1', # one of `FORMULATIONS`
+    sampler:str='auto', # one of `SAMPLERS`, two-stage detectors only; 'auto' is `default_sampler`
+    pretrained:str='auto', # weights of the backbone: 'auto' (of ImageNet at paper scale, none at mini scale), 'none', or a file
 )->Experiment:
     "An `Experiment` of known words; a `ValueError` of one line names the word that is not known, and lists the known ones"
     one_of('detector', detector, DETECTORS)
     one_of('method', method, METHODS)
     one_of('dataset', dataset, DATASETS)
     one_of('scale', scale, ('auto', *SCALES))
+    one_of('formulation', formulation, FORMULATIONS)
     if scale == 'auto': scale = 'paper' if dataset == 'coco' else 'mini'
-    one_of('backbone', backbone, ('auto', *BACKBONES[scale]))
-    if backbone == 'auto': backbone = BACKBONES[scale][0]
+    fit = backbones(detector, scale)
+    if scale == 'mini': backbone = SMALLER.get(backbone, backbone)
+    backbone = fit[0] if backbone == 'auto' else one_of('backbone', backbone, fit)
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f'seed={seed!r}: give a whole number from 0 to 2**32 - 1')
+    one_of('sampler', sampler, ('auto', *SAMPLERS))
+    own = default_sampler(detector, method, formulation)
+    if sampler != 'auto' and own is None: raise ValueError(
+        f'sampler={sampler!r}: {detector} trains on all anchors and ' + (
+        'mines its negatives itself' if detector == 'ssd300' else 'its focal loss weighs them, mining would weigh them twice') +
+        '; samplers are for ' + ', '.join(TWO_STAGE))
+    if sampler.endswith('score_hlr') and detector == 'cascade_rcnn':
+        raise ValueError("sampler='R/score_hlr' is for faster_rcnn and mask_rcnn: it weights negatives, which mmdet's cascade has no place for")
+    if sampler == own: sampler = 'auto'
+    if formulation == 'v2' and not METHODS[method]: formulation = 'v1'  # a baseline has nothing to formulate
     pairs = parse_overrides(overrides)
     overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
-    return Experiment(detector, method, dataset, scale, backbone, seed, overrides)
+    if pretrained not in ('auto', 'none') and not Path(pretrained).is_file(): raise ValueError(
+        f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, 'auto' for those of ImageNet, or 'none'")
+    if pretrained == ('none' if checkpoint_of(backbone, 'auto') is None else None): pretrained = 'auto'
+    return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained)
+
+def checkpoint_of(
+    backbone:str,
+    pretrained:str, # see `experiment`
+)->str|None: # what mmengine loads
+    "The weights that a backbone begins with; None: from scratch"
+    return {'auto': BACKBONES[backbone].checkpoint, 'none': None}.get(pretrained, pretrained)
 
 # %% ../nbs/40_experiments.ipynb
 def parse_overrides(
@@ -121,75 +129,35 @@ def parse_overrides(
     return pairs
 
 # %% ../nbs/40_experiments.ipynb
-def backbone(s:Size)->dict:
-    "A ResNet. With a checkpoint, its first stage and all batch norm statistics are frozen, as in mmdet; without, none are"
-    return dict(type='ResNet', depth=s.depth, base_channels=s.width, num_stages=4, out_indices=(0, 1, 2, 3), style='pytorch',
-                frozen_stages=1 if s.pretrained else -1, norm_eval=bool(s.pretrained),
-                norm_cfg=dict(type='BN', requires_grad=True),
-                init_cfg=dict(type='Pretrained', checkpoint=s.pretrained) if s.pretrained else None)
+@dataclass(frozen=True)
+class Recipe:
+    "How a detector is trained"
+    image: tuple[int, int]    # (longer, shorter) side that images are resized to, aspect kept; both equal: stretched to that square
+    batch: int                # images a step, over all processes
+    epochs: int
+    optimizer: dict           # mmengine's `optim_wrapper`
+    warmup: int               # steps
+    warmup_factor: float      # of the learning rate, in the first of them
+    steps: tuple[float, ...]  # where the learning rate falls to a tenth, as parts of the training
+    distort: bool = False     # colours, expansion and crops, as SSD does
 
-def neck(s:Size)->dict:
-    "An FPN over the four stages"
-    expansion = 4 if s.depth >= 50 else 1
-    return dict(type='FPN', in_channels=[s.width*expansion*2**i for i in range(4)], out_channels=s.channels,
-                num_outs=s.levels)
+def sgd(lr:float, decay:float=1e-4, clip:float|None=35)->dict:
+    return dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=decay), clip_grad=dict(max_norm=clip, norm_type=2) if clip else None)
 
-def coder(stds:tuple=(1., 1., 1., 1.))->dict:
-    return dict(type='DeltaXYWHBBoxCoder', target_means=(0., 0., 0., 0.), target_stds=stds)
-
-def rpn_head(s:Size)->dict:
-    return dict(type='RPNHead', in_channels=s.channels, feat_channels=s.channels, bbox_coder=coder(),
-                anchor_generator=dict(type='AnchorGenerator', scales=[s.anchor_scale], ratios=[0.5, 1., 2.],
-                                      strides=[4*2**i for i in range(s.levels)]),
-                loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.),
-                loss_bbox=dict(type='SmoothL1Loss', beta=1/9, loss_weight=1.))
-
-def roi_extractor(s:Size, bins:int)->dict:
-    "RoIAlign on the level that fits an RoI's size: at paper scale mmdet's, else the one that is fast on CPUs"
-    layer = dict(output_size=bins, sampling_ratio=s.sampling_ratio)
-    kind, layer = ('SeparableRoIExtractor', layer) if s.sampling_ratio else ('SingleRoIExtractor', dict(type='RoIAlign', **layer))
-    return dict(type=kind, roi_layer=layer, out_channels=s.channels, featmap_strides=[4, 8, 16, 32],
-                finest_scale=7*s.anchor_scale)
-
-def roi_head(s:Size, classes:int, method:str, masks:bool)->dict:
-    "mmdet's own head for the baseline, `PrimeRoIHead` for the other methods"
-    head = dict(type='PrimeRoIHead' if METHODS[method] else 'StandardRoIHead', bbox_roi_extractor=roi_extractor(s, 7),
-                bbox_head=dict(type='Shared2FCBBoxHead', in_channels=s.channels, fc_out_channels=s.fc, roi_feat_size=7,
-                               num_classes=classes, bbox_coder=coder((0.1, 0.1, 0.2, 0.2)), reg_class_agnostic=False,
-                               loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.),
-                               loss_bbox=dict(type='SmoothL1Loss', beta=1., loss_weight=1.)))
-    if masks:
-        head.update(mask_roi_extractor=roi_extractor(s, s.mask_roi),
-                    mask_head=dict(type='FCNMaskHead', roi_feat_size=s.mask_roi, num_convs=s.mask_convs, num_classes=classes,
-                                   in_channels=s.channels, conv_out_channels=s.channels,
-                                   loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.)))
-    return head
-
-# %% ../nbs/40_experiments.ipynb
-def model(
+def recipe(
     exp:Experiment,
-    spec:DataSpec, # for the number of classes
-)->dict: # mmdet's model config
-    "The detector of an experiment"
-    s, masks = SIZES[exp.scale], exp.detector == 'mask_rcnn'
-    assigner = lambda pos, neg, low: dict(type='MaxIoUAssigner', pos_iou_thr=pos, neg_iou_thr=neg, min_pos_iou=low,
-                                          match_low_quality=low < pos, ignore_iof_thr=-1)
-    sampler = lambda num, fraction, add_gt: dict(type='RandomSampler', num=num, pos_fraction=fraction, neg_pos_ub=-1,
-                                                 add_gt_as_proposals=add_gt)
-    proposals = dict(nms_pre=s.proposals, max_per_img=s.proposals, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0)
-    return dict(
-        type='MaskRCNN' if masks else 'FasterRCNN',
-        data_preprocessor=dict(type='DetDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
-                               bgr_to_rgb=True, pad_mask=masks, pad_size_divisor=32),
-        backbone=backbone(s), neck=neck(s), rpn_head=rpn_head(s), roi_head=roi_head(s, len(spec.classes), exp.method, masks),
-        train_cfg=dict(
-            rpn=dict(assigner=assigner(0.7, 0.3, 0.3), allowed_border=-1, pos_weight=-1, debug=False,
-                     sampler=sampler(256, 0.5, False)),
-            rpn_proposal=proposals,
-            rcnn=dict(assigner=assigner(0.5, 0.5, 0.5), pos_weight=-1, debug=False, mask_size=2*s.mask_roi,
-                      sampler=sampler(s.rois, 0.25, True), **METHODS[exp.method])),
-        test_cfg=dict(rpn=proposals, rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100,
-                                               mask_thr_binary=0.5)))
+)->Recipe:
+    "The recipe of an experiment, before its overrides"
+    voc, ssd, half = exp.dataset == 'voc', exp.detector == 'ssd300', exp.detector in ('retinanet', 'atss')
+    if exp.scale == 'mini':
+        side = 128 if exp.dataset == 'shapes' else 256
+        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=12 if voc else 4, warmup=50, warmup_factor=0.001,
+                      steps=(8/12, 11/12),
+                      optimizer=dict(optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10)))
+    if ssd: return Recipe(image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None), warmup=500,
+                          warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
+    return Recipe(image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half or voc else 0.02),
+                  warmup=500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
 
 # %% ../nbs/40_experiments.ipynb
 def dataloader(
@@ -199,22 +167,41 @@ def dataloader(
     batch:int, # images a step of this process
 )->dict: # mmengine's dataloader config
     "How images and ground truths are read"
-    s, masks, train = SIZES[exp.scale], exp.detector == 'mask_rcnn', split == 'train'
+    r, masks, train = recipe(exp), exp.detector == 'mask_rcnn', split == 'train'
     annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)
-    scale = dict(scale_factor=1.) if exp.dataset == 'shapes' else dict(scale=s.image)
+    resize = dict(scale_factor=1.) if exp.dataset == 'shapes' and exp.scale == 'mini' else dict(scale=r.image)
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    pipeline = [dict(type='LoadImageFromFile'), *([annotations] if train else []), dict(type='Resize', keep_ratio=True, **scale),
+    distort = [dict(type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.5, 1.5), saturation_range=(0.5, 1.5), hue_delta=18),
+               dict(type='Expand', mean=MEAN, to_rgb=True, ratio_range=(1, 4)),
+               dict(type='MinIoURandomCrop', min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3)] if train and r.distort else []
+    pipeline = [dict(type='LoadImageFromFile', **(dict(to_float32=True) if distort else {})), *([annotations] if train else []), *distort,
+                dict(type='Resize', keep_ratio=r.image[0] != r.image[1] or exp.detector != 'ssd300', **resize),
                 *([dict(type='RandomFlip', prob=0.5)] if train else []),
                 dict(type='PackDetInputs', meta_keys=keys + (('flip', 'flip_direction') if train else ()))]
     workers, smallest = (0, 0) if exp.scale == 'mini' else (2, 32)  # processes; side of the smallest image to train on
     return dict(
         batch_size=batch, num_workers=workers, persistent_workers=workers > 0,
         sampler=dict(type='DefaultSampler', shuffle=train),
-        batch_sampler=dict(type='AspectRatioBatchSampler') if train else None,
+        batch_sampler=dict(type='AspectRatioBatchSampler') if train and exp.detector != 'ssd300' else None,
         dataset=dict(type='CocoDataset', metainfo=dict(classes=spec.classes), test_mode=not train,
                      ann_file=str(spec.train_json if train else spec.val_json),
                      data_prefix=dict(img=str(spec.train_images if train else spec.val_images)),
                      filter_cfg=dict(filter_empty_gt=True, min_size=smallest) if train else None, pipeline=pipeline))
+
+# %% ../nbs/40_experiments.ipynb
+def detector(
+    exp:Experiment,
+    spec:DataSpec, # for the number of classes
+)->dict: # mmdet's model config
+    "The detector of an experiment"
+    name = exp.sampler if exp.sampler != 'auto' else default_sampler(exp.detector, exp.method, exp.formulation)
+    sampler = None
+    if name not in (None, 'R/R'):
+        pos, neg = name.split('/')
+        sampler = dict(type='PrimeSampler', num=SIZES[exp.scale].rois, pos_fraction=0.25, pos=pos, neg=neg, add_gt_as_proposals=True)
+    return model(exp.detector, exp.scale, len(spec.classes), exp.backbone, checkpoint_of(exp.backbone, exp.pretrained),
+                 prime_settings(exp.method, exp.formulation), sampler, side=recipe(exp).image[0],
+                 sides='voc' if exp.dataset == 'voc' else 'coco')
 
 # %% ../nbs/40_experiments.ipynb
 def config(
@@ -223,38 +210,38 @@ def config(
     processes:int=1, # the batch is shared by so many
 )->Config:
     "The mmengine config of an experiment; a `ValueError` where a data set and a detector do not go together"
-    s = SIZES[exp.scale]
+    r = recipe(exp)
     if exp.detector == 'mask_rcnn' and not spec.has_masks:
         raise ValueError(f'mask_rcnn needs masks and {spec.name} has boxes only: choose detector=faster_rcnn, '
                          'or dataset=shapes or coco')
     given = parse_overrides(exp.overrides)
-    epochs = positive(given, 'train_cfg.max_epochs', s.voc_epochs if exp.dataset == 'voc' else s.epochs)
+    epochs = positive(given, 'train_cfg.max_epochs', r.epochs)
     images = positive(given, 'train_dataloader.dataset.indices', spec.n_train)
-    batch = positive(given, 'train_dataloader.batch_size', -(-s.batch // processes))  # of this process
+    batch = positive(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process
     total = epochs * -(-images // (batch*processes))  # steps
     cfg = Config(dict(
-        default_scope='mmdet', custom_imports=dict(imports=['pisa.two_stage', 'pisa.roi_align', 'pisa.evaluate'], allow_failed_imports=False),
-        model=model(exp, spec),
+        default_scope='mmdet', custom_imports=dict(imports=['pisa.detectors', 'pisa.evaluate'], allow_failed_imports=False),
+        model=detector(exp, spec),
         train_dataloader=dataloader(exp, spec, 'train', batch),
         val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
         val_evaluator=dict(type='COCOAP', ann_file=str(spec.val_json), area_limits=spec.area_limits,
                            iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',)),
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs), val_cfg=dict(type='ValLoop'),
-        optim_wrapper=dict(type='OptimWrapper', **s.optimizer),
-        param_scheduler=schedule(s, epochs, total),
+        optim_wrapper=dict(type='OptimWrapper', **r.optimizer),
+        param_scheduler=schedule(r, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
     return override(cfg, given)
 
 def schedule(
-    s:Size,
+    r:Recipe,
     epochs:int,
     total:int, # steps of the whole training
 )->list[dict]: # mmengine's `param_scheduler`
-    "A linear warm-up, then a tenth of the learning rate at each of `s.steps`, at the end of an epoch where that fits"
-    at = [part*epochs for part in s.steps]
+    "A linear warm-up, then a tenth of the learning rate at each of `r.steps`, at the end of an epoch where that fits"
+    at = [round(part*epochs, 6) for part in r.steps]
     if all(epoch.is_integer() for epoch in at): when = dict(by_epoch=True, end=epochs, milestones=[int(epoch) for epoch in at])
-    else: when = dict(by_epoch=False, end=total, milestones=[max(1, round(part*total)) for part in s.steps])
-    return [dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=min(s.warmup, total)),
+    else: when = dict(by_epoch=False, end=total, milestones=[max(1, round(part*total)) for part in r.steps])
+    return [dict(type='LinearLR', start_factor=r.warmup_factor, by_epoch=False, begin=0, end=min(r.warmup, total)),
             dict(type='MultiStepLR', begin=0, gamma=0.1, **when)]
 
 def positive(

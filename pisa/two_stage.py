@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed as dist, nn
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
@@ -15,11 +15,12 @@ from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor
 from .carl import carl_loss
 from .core import one_of
 from .isr import isr_weights
+from .samplers import class_loss, own_class, probabilities, refuse_mining_with_focal
 
 # %% auto 0
-__all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'ISR_METRICS', 'prime_config', 'positives', 'gt_ids', 'own_class', 'class_prob',
-           'class_loss', 'Positives', 'regressed', 'reweighted', 'carl_sum', 'join_weights', 'prime_loss_and_target',
-           'PrimeRoIHead', 'PrimeCascadeRoIHead']
+__all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'ISR_METRICS', 'prime_config', 'positives', 'gt_ids', 'class_prob', 'Positives',
+           'regressed', 'gather', 'reweighted', 'carl_sum', 'join_weights', 'prime_loss_and_target', 'PrimeRoIHead',
+           'PrimeCascadeRoIHead']
 
 # %% ../nbs/21_two_stage.ipynb
 ISR_DEFAULTS = dict(gamma=2.0, beta=0.0, metric='iou_hlr', scope='batch')
@@ -42,8 +43,8 @@ def prime_config(
     if isr:
         one_of('isr.metric', isr['metric'], ISR_METRICS)
         scope = isr['scope']
-        if not (scope in ('batch', 'image') or (type(scope) is int and scope > 0)):
-            raise ValueError(f"isr.scope={scope!r} is not known. Choose from: 'batch', 'image', a number of images")
+        if not (scope in ('batch', 'image', 'world') or (type(scope) is int and scope > 0)):
+            raise ValueError(f"isr.scope={scope!r} is not known. Choose from: 'batch', 'image', 'world', a number of images")
     if carl: one_of('carl.form', carl['form'], ('replace', 'add'))
     return isr, carl
 
@@ -70,34 +71,13 @@ def gt_ids(
     return torch.cat(ids)
 
 # %% ../nbs/21_two_stage.ipynb
-def own_class(
-    bbox_pred:Tensor, # [P, 4] class-agnostic, or [P, 4 * C]
-    label:Tensor, # [P] ground-truth classes
-)->Tensor: # [P, 4] float32
-    "The box prediction of each sample for its own class"
-    pred = bbox_pred.float().reshape(len(bbox_pred), -1, 4) if len(bbox_pred) else bbox_pred.float().reshape(0, 1, 4)
-    if pred.shape[1] == 1: return pred[:, 0]
-    return pred.gather(1, label.view(-1, 1, 1).expand(-1, 1, 4))[:, 0]
-
 def class_prob(
     cls_score:Tensor, # [P, C + 1] logits (softmax), or [P, C] (sigmoid)
     label:Tensor, # [P] ground-truth classes
     loss_cls:nn.Module, # the head's classification loss, which knows how logits become probabilities
 )->Tensor: # [P] float32, in [0, 1], with gradient
     "Predicted probability of the ground-truth class, $p_i$ of Eq. 4 (v1)"
-    score = cls_score.float()
-    if getattr(loss_cls, 'custom_activation', False): prob = loss_cls.get_activation(score)
-    else: prob = score.sigmoid() if getattr(loss_cls, 'use_sigmoid', False) else score.softmax(-1)
-    return prob.gather(1, label[:, None])[:, 0]
-
-def class_loss(
-    cls_score:Tensor, # [P, C + 1] or [P, C] logits
-    label:Tensor, # [P] ground-truth classes
-    loss_cls:nn.Module, # the head's classification loss
-)->Tensor: # [P] float32
-    "Classification loss of each sample, unweighted; summed over classes where the loss is per class (sigmoid)"
-    loss = loss_cls(cls_score.float(), label, reduction_override='none')
-    return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
+    return probabilities(cls_score, loss_cls).gather(1, label[:, None])[:, 0]
 
 # %% ../nbs/21_two_stage.ipynb
 @dataclass
@@ -120,6 +100,29 @@ def regressed(
     "Where the regression moves the samples"
     return get_box_tensor(coder.decode(pos.prior, pos.delta))
 
+# %% ../nbs/21_two_stage.ipynb
+def gather(
+    floats:tuple[Tensor, ...], # each [P] of this process
+    ids:tuple[Tensor, ...], # each [P] integers; the first are ids of ground truths, which no two processes share afterwards
+)->tuple[list[Tensor], list[Tensor], slice]: # the same with the rows of all processes, in the order of their ranks; which rows are this one's
+    "Join the rows of all processes; without other processes, the rows as they are"
+    floats, ids = [x.float() for x in floats], [x.long() for x in ids]
+    if not (dist.is_available() and dist.is_initialized()): return floats, ids, slice(None)
+    floats, ids = torch.stack(floats, 1), torch.stack([ids[0] + dist.get_rank()*2**32, *ids[1:]], 1)
+    sizes = [torch.zeros(1, dtype=torch.long, device=ids.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(ids)], device=ids.device))
+    sizes = torch.cat(sizes).tolist()
+
+    def rows(x): # all processes must send as many
+        sent = torch.cat([x, x.new_zeros(max(sizes) - len(x), x.shape[1])])
+        parts = [torch.empty_like(sent) for _ in sizes]
+        dist.all_gather(parts, sent)
+        return list(torch.cat([part[:n] for part, n in zip(parts, sizes)]).T.contiguous())
+
+    start = sum(sizes[:dist.get_rank()])
+    return rows(floats), rows(ids), slice(start, start + len(ids))
+
+# %% ../nbs/21_two_stage.ipynb
 def reweighted(
     pos:Positives,
     coder:Any, # the head's box coder
@@ -132,9 +135,11 @@ def reweighted(
         loss = class_loss(pos.score, pos.label, loss_cls)
         box = pos.prior if metric == 'iou_before' else regressed(pos, coder)
         score = loss if metric == 'loss' else bbox_overlaps(box, pos.gt_box, is_aligned=True)
-    images = {'batch': None, 'image': 1}.get(scope, scope)  # that are ranked together
-    cls = pos.label if images is None else pos.label + pos.image.long()//images*2**32
-    return isr_weights(score, pos.gt if metric == 'iou_hlr' else cls, cls, loss, isr['gamma'], isr['beta'], pos.weight)
+    gt, cls, base, own = pos.gt, pos.label, pos.weight, slice(None)
+    if scope == 'world': (score, loss, base), (gt, cls), own = gather((score, loss, base), (gt, cls))
+    elif scope != 'batch':  # a class of its own for each part of the mini-batch
+        cls = cls + pos.image.long()//(1 if scope == 'image' else scope)*2**32
+    return isr_weights(score, gt if metric == 'iou_hlr' else cls, cls, loss, isr['gamma'], isr['beta'], base)[own]
 
 def carl_sum(
     pos:Positives,
@@ -200,20 +205,22 @@ class PrimeRoIHead(StandardRoIHead):
 
     Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
     and `carl=dict(k, b, form, detach)`; one that is absent is off, a key that is not known is a `ValueError`.
-    Any sampler; any box loss that is per box or per coordinate, also with `reg_decoded_bbox`; class-specific or
-    class-agnostic regression. Testing is that of `StandardRoIHead`.
+    Any sampler, except that one that mines is a `ValueError` beside a focal loss; any box loss that is per box or per
+    coordinate, also with `reg_decoded_bbox`; class-specific or class-agnostic regression. Testing is that of `StandardRoIHead`.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         prime_config(self.train_cfg)  # refuse a wrong key now, not in the first iteration
+        if self.with_bbox and self.train_cfg: refuse_mining_with_focal(self.bbox_sampler, self.bbox_head.loss_cls)
 
     def sample(self, x, rpn_results_list, gts, gts_ignore)->tuple[list, list[Tensor]|None]:
-        "Assign and sample RoIs image by image; the second value is `None` if no sampler weighted its negatives"
+        "Assign and sample the RoIs of all images; the second value is `None` if no sampler weighted its negatives"
+        for proposals in rpn_results_list: proposals.priors = proposals.pop('bboxes')  # the name that assigner and sampler know them by
+        assigned = [self.bbox_assigner.assign(*image) for image in zip(rpn_results_list, gts, gts_ignore)]
+        if hasattr(self.bbox_sampler, 'sample_batch'): return self.bbox_sampler.sample_batch(assigned, rpn_results_list, gts, x)
         results, weights = [], []
         for i, proposals in enumerate(rpn_results_list):
-            proposals.priors = proposals.pop('bboxes')  # the name that assigner and sampler know them by
-            assigned = self.bbox_assigner.assign(proposals, gts[i], gts_ignore[i])
-            result = self.bbox_sampler.sample(assigned, proposals, gts[i], feats=[level[i][None] for level in x])
+            result = self.bbox_sampler.sample(assigned[i], proposals, gts[i], feats=[level[i][None] for level in x])
             result, weight = result if isinstance(result, tuple) else (result, None)
             results.append(result), weights.append(weight)
         return results, None if all(w is None for w in weights) else weights
@@ -248,6 +255,8 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for stage in self.train_cfg or []: prime_config(stage)  # refuse a wrong key now, not in the first iteration
+        if self.train_cfg:
+            for sampler, box_head in zip(self.bbox_sampler, self.bbox_head): refuse_mining_with_focal(sampler, box_head.loss_cls)
 
     def bbox_loss(self, stage:int, x:tuple[Tensor, ...], sampling_results:list)->dict:
         "Forward the sampled RoIs of a stage through its box head; `loss_bbox` of the result holds the losses"

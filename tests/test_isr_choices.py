@@ -1,6 +1,8 @@
-"ISR's metrics (Table 7, v1) and scopes (Table 6, v1) against loops"
+"ISR's metrics (Table 7, v1) and scopes (Table 6, v1) against loops; ranks over two processes against one that has all images"
+import dataclasses
 import pytest
 import torch
+from torch import distributed as dist, multiprocessing as mp
 
 pytest.importorskip('mmdet')
 from mmdet.registry import MODELS, TASK_UTILS
@@ -44,6 +46,37 @@ def test_weights(metric, scope, images):
     pos = samples()
     ours = reweighted(pos, coder, ce, dict(gamma=2., beta=0.1, metric=metric, scope=scope))
     torch.testing.assert_close(ours, by_loops(pos, coder, metric, images), rtol=1e-4, atol=1e-5)
+
+
+def of_images(pos, images):
+    "The positives of some images, with ids and image numbers that start at 0 again, as a process has them"
+    mine = (pos.image >= min(images)) & (pos.image <= max(images))
+    part = Positives(*(getattr(pos, f.name)[mine] for f in dataclasses.fields(pos)))
+    return dataclasses.replace(part, gt=part.gt - min(images) * 5, image=part.image - min(images))
+
+
+def weights(pos, metric, scope):
+    coder, ce = TASK_UTILS.build(dict(type='DeltaXYWHBBoxCoder')), MODELS.build(dict(type='CrossEntropyLoss'))
+    return reweighted(pos, coder, ce, dict(gamma=2., beta=0.1, metric=metric, scope=scope))
+
+
+def process(rank, folder, split):
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    mine = of_images(samples(), split[rank]) if split[rank] else Positives(*(getattr(samples(), f.name)[:0] for f in dataclasses.fields(Positives)))
+    torch.save({m: weights(mine, m, 'world') for m in ISR_METRICS}, f'{folder}/{rank}')
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('split', [((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((0, 1, 2, 3), ())])
+def test_two_processes_rank_as_one(tmp_path, split):
+    mp.spawn(process, (str(tmp_path), split), nprocs=2)
+    both = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
+    for metric in ISR_METRICS:
+        torch.testing.assert_close(torch.cat([b[metric] for b in both]), weights(samples(), metric, 'batch'), rtol=1e-5, atol=1e-6)
+
+
+def test_one_process_is_the_world():
+    for metric in ISR_METRICS: assert torch.equal(weights(samples(), metric, 'world'), weights(samples(), metric, 'batch'))
 
 
 def test_metrics_and_scopes_reach_the_head():

@@ -25,21 +25,21 @@ def roi_head(kind='PrimeRoIHead', classes=3, sampler=RANDOM, masks=False, box_lo
         loss_mask=dict(type='CrossEntropyLoss', use_mask=True))) if masks else {}
     return MODELS.build(ConfigDict(
         type=kind, bbox_roi_extractor=extractor(7),
-        bbox_head=dict(type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=classes,
-                       bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
-                       loss_cls=dict(type='CrossEntropyLoss'), loss_bbox=box_loss, **box_head), **mask,
+        bbox_head=dict(dict(type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=classes,
+                            bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+                            loss_cls=dict(type='CrossEntropyLoss'), loss_bbox=box_loss), **box_head), **mask,
         train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5), sampler=sampler,
                        pos_weight=-1, debug=False, mask_size=14, **rcnn),
         test_cfg=dict(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20, mask_thr_binary=0.5)))
 
 
-def cascade_head(kind='PrimeCascadeRoIHead', classes=3, **rcnn):
+def cascade_head(kind='PrimeCascadeRoIHead', classes=3, sampler=RANDOM, loss_cls=dict(type='CrossEntropyLoss'), **rcnn):
     "A cascade of two stages, the second with a higher IoU threshold; `rcnn` goes into train_cfg of both"
-    stage = lambda iou: dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou), sampler=RANDOM,
+    stage = lambda iou: dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou), sampler=sampler,
                              pos_weight=-1, debug=False, **rcnn)
     box = dict(type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=classes, reg_class_agnostic=True,
                bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
-               loss_cls=dict(type='CrossEntropyLoss'), loss_bbox=dict(type='SmoothL1Loss'))
+               loss_cls=loss_cls, loss_bbox=dict(type='SmoothL1Loss'))
     torch.manual_seed(0)
     return MODELS.build(ConfigDict(
         type=kind, num_stages=2, stage_loss_weights=[1, 0.5], bbox_head=[box, box], train_cfg=[stage(0.5), stage(0.6)],
@@ -83,33 +83,47 @@ def run(head, *args, seed=1, **kwargs):
 
 
 ANCHORS = dict(strides=[4, 8, 16])
+PSEUDO = dict(type='PseudoSampler')
 
 
-def retina(kind='PrimeRetinaHead', classes=3, box_loss=dict(type='SmoothL1Loss', beta=0.11), decoded=False, **train):
-    "A RetinaNet head on three levels of 8 channels"
+def retina(kind='PrimeRetinaHead', classes=3, box_loss=dict(type='SmoothL1Loss', beta=0.11), decoded=False, ignore=-1, sampler=PSEUDO, **train):
+    "A RetinaNet head on three levels of 8 channels; `ignore` is the assigner's `ignore_iof_thr`"
     torch.manual_seed(0)
     return MODELS.build(ConfigDict(
         type=kind, num_classes=classes, in_channels=8, feat_channels=8, stacked_convs=1, reg_decoded_bbox=decoded,
         anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=2, ratios=[0.5, 1., 2.], **ANCHORS),
         loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25), loss_bbox=box_loss,
-        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
-                       sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1, debug=False, **train)))
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=ignore),
+                       sampler=sampler, allowed_border=-1, pos_weight=-1, debug=False, **train)))
 
 
-def ssd(kind='PrimeSSDHead', classes=3, **train):
-    "An SSD head on three levels of 8 channels"
+def ssd(kind='PrimeSSDHead', classes=3, ignore=-1, head={}, **train):
+    "An SSD head on three levels of 8 channels; `head` holds more of its arguments"
     torch.manual_seed(0)
     return MODELS.build(ConfigDict(
-        type=kind, num_classes=classes, in_channels=(8, 8, 8),
+        type=kind, num_classes=classes, in_channels=(8, 8, 8), **head,
         anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False, input_size=64, min_sizes=[8, 16, 32], max_sizes=[16, 32, 48],
                               ratios=[[2], [2], [2]], **ANCHORS),
-        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0., ignore_iof_thr=-1,
-                                     gt_max_assign_all=False), sampler=dict(type='PseudoSampler'), smoothl1_beta=1.,
+        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0., ignore_iof_thr=ignore,
+                                     gt_max_assign_all=False), sampler=PSEUDO, smoothl1_beta=1.,
                        allowed_border=-1, pos_weight=-1, neg_pos_ratio=3, debug=False, **train)))
 
 
-def dense_run(head, objects=(3, 2), classes=3, order=None, same_class=False, ignored=False, pad=64):
-    "Losses and gradients of a single-stage head; `pad` below 64 leaves anchors in the padding without a target"
+def atss(kind='PrimeATSSHead', classes=3, ignore=-1, sampler=PSEUDO, head={}, **train):
+    "An ATSS head on three levels of 8 channels"
+    torch.manual_seed(0)
+    return MODELS.build(ConfigDict(
+        type=kind, num_classes=classes, in_channels=8, feat_channels=8, stacked_convs=1, norm_cfg=dict(type='GN', num_groups=2),
+        anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.], **ANCHORS),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0), **head,
+        train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=9, ignore_iof_thr=ignore), sampler=sampler,
+                       allowed_border=-1, pos_weight=-1, debug=False, **train)))
+
+
+def dense_scene(objects=(3, 2), classes=3, order=None, same_class=False, ignored=False, pad=64):
+    "Features and, as `loss_by_feat` takes them, targets; `pad` below 64 leaves anchors in the padding without a target"
     g = torch.Generator().manual_seed(0)
     rand = lambda *shape: torch.rand(*shape, generator=g)
     x = [rand(len(objects), 8, 64 // s, 64 // s) for s in ANCHORS['strides']]
@@ -120,8 +134,13 @@ def dense_run(head, objects=(3, 2), classes=3, order=None, same_class=False, ign
         gts.append(InstanceData(bboxes=torch.cat([xy, xy + 10 + rand(n, 2) * 20], 1), labels=label))
     order = list(order or range(len(objects)))
     crowd = [InstanceData(bboxes=torch.tensor([[0., 0, 30, 30]]), labels=torch.tensor([0]))] * len(objects) if ignored else None
-    losses = head.loss_by_feat(*head(tuple(level[order] for level in x)), [gts[i] for i in order],
-                               [dict(img_shape=(pad, 64), pad_shape=(pad, 64))] * len(objects), crowd)
+    return tuple(level[order] for level in x), ([gts[i] for i in order], [dict(img_shape=(pad, 64), pad_shape=(pad, 64))] * len(objects), crowd)
+
+
+def dense_run(head, *args, **kwargs):
+    "Losses and gradients of a single-stage head on `dense_scene`"
+    x, targets = dense_scene(*args, **kwargs)
+    losses = head.loss_by_feat(*head(x), *targets)
     losses = {k: sum(v.sum() for v in vs) if isinstance(vs, list) else vs.sum() for k, vs in losses.items()}
     head.zero_grad(set_to_none=True)
     sum(losses.values()).backward()
