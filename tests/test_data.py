@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as rle
 from pisa import data
 from pisa.core import read_json, root, write_json
-from pisa.data import AREA_LIMITS, CLASSES, SIZE, coverage, load, load_samples, outline, place, render, show_grid
+from pisa.data import AREA_LIMITS, CLASSES, SIZE, coco_test_dev, coverage, load, load_samples, outline, place, render, show_grid
 
 BCCD = Path(os.environ.get('PISA_BCCD', root().parent/'shared'/'data'/'bccd'))  # a folder in the VOC layout
 
@@ -295,11 +295,80 @@ def test_voc_without_images(voc):
     with pytest.raises(FileNotFoundError, match='Annotations/, ImageSets/ and JPEGImages/'): load('voc', voc/'nowhere')
 
 
+# ---- VOC07+12
+
+VOC_20 = ('aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train '
+          'tvmonitor').split()  # in the order of the devkit
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    "Two training images of 2007 and one of 2012, one image to test, all of another colour; between them they have VOC's classes"
+    from PIL import Image
+    folder, names = tmp_path/'VOCdevkit', VOC_20[::-1]
+    parts = (('VOC2007', dict(trainval=['000004', '000007'], test=['000001'], train=['000004'], val=['000007'])),
+             ('VOC2012', dict(trainval=['2008_000002'], train=['2008_000002'])))
+    for year, splits in parts:
+        for f in ('Annotations', 'JPEGImages', 'ImageSets/Main'): (folder/year/f).mkdir(parents=True)
+        for split, stems in splits.items():
+            (folder/year/f'ImageSets/Main/{split}.txt').write_text('\n'.join(stems) + '\n')
+            for stem in stems:
+                k = int(stem[-1])
+                Image.new('RGB', (50, 40), (k*20, 0, 0)).save(folder/year/f'JPEGImages/{stem}.png')
+                (folder/year/f'Annotations/{stem}.xml').write_text(_xml(*((n, i % 2, (i + 1, k, i + 9, k + 9)) for i, n in enumerate(names[k % 4::4]))))
+    return folder
+
+
+def test_voc0712(devkit):
+    s = load('voc', devkit)
+    assert (s.n_train, s.n_val, s.classes, s.train_images, s.val_images) == (3, 1, tuple(VOC_20), devkit, devkit)
+    train, val = read_json(s.train_json), read_json(s.val_json)
+    assert [i['file_name'] for i in train['images']] == ['VOC2007/JPEGImages/000004.png', 'VOC2007/JPEGImages/000007.png', 'VOC2012/JPEGImages/2008_000002.png']
+    assert [i['file_name'] for i in val['images']] == ['VOC2007/JPEGImages/000001.png']
+    assert [c['name'] for c in val['categories']] == VOC_20
+    assert [(x.image[0, 0, 0], len(x.boxes)) for x in load_samples(s, 'train', 3)] == [(80, 3), (140, 3), (40, 3)]  # of 5 objects 2 are difficult
+    assert 'VOC2007 trainval + VOC2012 trainval' in s.note and 'VOC2007 test' in s.note and '\n' not in s.note
+
+
+def test_voc0712_is_the_two_together(devkit):
+    "The annotations are those of each year loaded for itself"
+    both = read_json(load('voc', devkit).train_json)['annotations']
+    (devkit/'VOC2012/ImageSets/Main/test.txt').write_text('2008_000002')
+    alone = [a for year in ('VOC2007', 'VOC2012') for a in read_json(load('voc', devkit/year, classes=VOC_20).train_json)['annotations']]
+    assert [[a[k] for k in ('category_id', 'bbox', 'difficult', 'area')] for a in both] == [[a[k] for k in ('category_id', 'bbox', 'difficult', 'area')] for a in alone]
+    assert len({a['id'] for a in both}) == 15 and sorted({a['image_id'] for a in both}) == [1, 2, 3]
+
+
+def test_voc0712_fingerprint(devkit, tmp_path):
+    was = load('voc', devkit)
+    shutil.copytree(devkit, tmp_path/'other'/'VOCdevkit')
+    assert load('voc', tmp_path/'other'/'VOCdevkit').fingerprint == was.fingerprint
+    (devkit/'VOC2012/Annotations/2008_000002.xml').write_text(_xml(*((n, 0, (3, 3, 9, 9)) for n in VOC_20)))
+    assert load('voc', devkit).fingerprint != was.fingerprint
+
+
+@pytest.mark.parametrize('gone, message', [
+    ('VOC2012', r'VOC2012 does not exist: VOC07\+12 needs it beside VOC2007; for VOC2007 alone, give .*VOCdevkit/VOC2007'),
+    ('VOC2007', r'VOC2007 does not exist: VOC07\+12 needs it beside VOC2012; for VOC2012 alone, give .*VOCdevkit/VOC2012'),
+    ('VOC2007/ImageSets/Main/test.txt', r'VOC2007/ImageSets/Main/test\.txt does not exist'),
+    ('VOC2007/ImageSets/Main/trainval.txt', r'VOC2007/ImageSets/Main/trainval\.txt does not exist'),  # `train` is no substitute here
+    ('VOC2012/ImageSets/Main/trainval.txt', r'VOC2012/ImageSets/Main/trainval\.txt does not exist'),
+    ('VOC2012/Annotations/2008_000002.xml', r'2008_000002\.xml does not exist'),
+    ('VOC2012/JPEGImages', r'VOC2012/JPEGImages does not exist')])
+def test_voc0712_with_something_missing(devkit, gone, message):
+    if (devkit/gone).is_dir(): shutil.rmtree(devkit/gone)
+    else: (devkit/gone).unlink()
+    with pytest.raises(FileNotFoundError, match=message) as e: load('voc', devkit)
+    assert '\n' not in str(e.value)
+
+
+# ---- blood cells
+
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f'the blood cell data set is not at {BCCD}')
 def test_bccd():
     with pytest.warns(UserWarning, match='2 boxes of no size.*BloodImage_00338.xml') as seen: s = load('voc', BCCD)
     assert len(seen) == 1
-    assert (s.classes, s.n_train, s.n_val) == (('Platelets', 'RBC', 'WBC'), 292, 72)
+    assert (s.classes, s.n_train, s.n_val, s.fingerprint) == (('Platelets', 'RBC', 'WBC'), 292, 72, '90fa0178e3c643bf')  # the ids of recorded runs depend on it
     gt = [read_json(f) for f in (s.train_json, s.val_json)]
     assert sum(len(g['annotations']) for g in gt) == 4886
     for g in gt:
@@ -381,3 +450,26 @@ def test_coco_files_missing(coco):
     (coco/'annotations/instances_val2017.json').unlink()
     with pytest.raises(FileNotFoundError, match='COCO 2017 keeps its annotations there'): load('coco', coco)
     with pytest.raises(FileNotFoundError, match='annotations/, train2017/ and val2017/'): load('coco', coco/'nowhere')
+
+
+# ---- COCO test-dev
+
+@pytest.fixture
+def info(coco):
+    "Images and categories; of annotations not even the word"
+    gt = read_json(coco/'annotations/instances_val2017.json')
+    del gt['annotations']
+    shutil.copytree(coco/'val2017', coco/'test2017')
+    return write_json(coco/'annotations/image_info_test-dev2017.json', gt)
+
+
+def test_coco_test_dev(coco, info):
+    assert coco_test_dev(str(coco)) == (info, coco/'test2017')
+    (coco/'test2017/000001.bmp').unlink()
+    with pytest.raises(FileNotFoundError, match=r'test2017/000001\.bmp does not exist, but .*image_info_test-dev2017\.json names it'): coco_test_dev(coco)
+    shutil.rmtree(coco/'test2017')
+    with pytest.raises(FileNotFoundError, match='test2017 does not exist'): coco_test_dev(coco)
+    info.write_text('[]')
+    with pytest.raises(ValueError, match='not an annotation file of COCO'): coco_test_dev(coco)
+    info.unlink()
+    with pytest.raises(FileNotFoundError, match='COCO keeps the list of the test-dev images there'): coco_test_dev(coco)

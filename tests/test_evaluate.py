@@ -1,12 +1,13 @@
-"pisa.evaluate: the same numbers as pycocotools, and what happens at the edges"
-import copy, json
+"pisa.evaluate: the same numbers as pycocotools and mmdet, and what happens at the edges"
+import copy, json, zipfile
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as rle
+from refusal import refused
 from pisa.core import read_json, write_json
 from pisa.data import load
-from pisa.evaluate import COCOAP, coco_ap, pr_curves, precisions, to_coco
+from pisa.evaluate import COCOAP, VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, to_coco, voc_ap, voc_average, voc_curves, write_results
 
 NAMES = ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L']
 
@@ -34,7 +35,7 @@ def _detections(gt, rng, masks=True):
     return [{k: (int(v) if k.endswith('_id') else v) for k, v in d.items()} for d in out]
 
 
-def _reference(detections, file, kind, limits):
+def _evaluated(detections, file, kind, limits):
     "pycocotools"
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -43,7 +44,11 @@ def _reference(detections, file, kind, limits):
     ev = COCOeval(gt, gt.loadRes(dets), kind)
     ev.params.areaRng = [[0, 1e10], [0, limits[0]], [limits[0], limits[1]], [limits[1], 1e10]]
     ev.evaluate(); ev.accumulate(); ev.summarize()
-    return [None if v == -1 else 100*v for v in ev.stats[:6]]
+    return ev
+
+
+def _reference(detections, file, kind, limits):
+    return [None if v == -1 else 100*v for v in _evaluated(detections, file, kind, limits).stats[:6]]
 
 
 @pytest.mark.parametrize('seed', [0, 1, 2])
@@ -126,6 +131,122 @@ def test_curves(spec):
     assert p.shape == (10, 101, 8, 4) and curves.shape == (10, 101)
     assert 100*curves.mean() == pytest.approx(coco_ap(dets, spec.val_json)['AP'])
     assert (np.diff(curves, axis=1) <= 1e-12).all()  # interpolated precision never rises
+
+
+def test_ap_of_a_class(spec, tmp_path):
+    "Against pycocotools, which is asked for one class and one size at a time"
+    gt = read_json(spec.val_json)
+    gt['annotations'] = [a for a in gt['annotations'] if a['category_id'] != 3]
+    file, dets = write_json(tmp_path/'gt.json', gt), _detections(read_json(spec.val_json), np.random.RandomState(0))
+    got, ref = class_ap(precisions(dets, file, area_limits=spec.area_limits)), _evaluated(dets, file, 'bbox', spec.area_limits).eval['precision']
+    assert got.shape == (10, 8, 4) and np.isnan(got[:, 2]).all() and not np.isnan(got[:, :2]).any()
+    for t in (0, 5, 9):
+        for c in (0, 1, 3, 7):
+            for area in range(4): assert got[t, c, area] == pytest.approx(100*ref[t, :, c, area, 2].mean(), abs=1e-6)
+
+
+# ---- VOC
+
+def _voc_gt(seed, n_images=25, n_classes=4):
+    "Crowded images: objects of whole pixels that overlap each other, a third of them difficult; no object of the last class is not"
+    rng = np.random.RandomState(seed)
+    objects, dets = [], []
+    for image in range(1, n_images + 1):
+        for _ in range(rng.randint(0, 7)):
+            x, y, w, h = *rng.randint(0, 20, 2), *rng.randint(8, 30, 2)
+            c = rng.randint(1, n_classes + 1)
+            hard = int(c == n_classes or rng.rand() < .33)
+            objects.append(dict(id=len(objects) + 1, image_id=image, category_id=int(c), bbox=[int(v) for v in (x, y, w, h)], area=int(w*h), iscrowd=hard, difficult=hard))
+            for _ in range(rng.randint(0, 4)):
+                box = np.maximum([x, y, w, h] + rng.randint(-5, 6, 4), [-9, -9, 1, 1])
+                dets.append(dict(image_id=image, category_id=int(c), bbox=box.tolist(), score=0))
+    for d, s in zip(dets, rng.permutation(len(dets))): d['score'] = float(s)/len(dets)
+    return dict(images=[dict(id=i) for i in range(1, n_images + 1)], annotations=objects, categories=[dict(id=i, name=str(i)) for i in range(1, n_classes + 1)]), dets
+
+
+def _eval_map(dets, gt, kind):
+    "mmdet"
+    from mmdet.evaluation.functional import eval_map
+    def arrays(rows, *more):
+        b = np.array([[*r['bbox'], *(r[k] for k in more)] for r in rows], np.float32).reshape(-1, 4 + len(more))
+        b[:, 2:4] += b[:, :2]
+        return b
+    classes, found, truth = [c['id'] for c in gt['categories']], [], []
+    for image in gt['images']:
+        here = [[r for r in rows if r['image_id'] == image['id']] for rows in (gt['annotations'], dets)]
+        found.append([arrays([d for d in here[1] if d['category_id'] == c], 'score') for c in classes])
+        easy, hard = ([a for a in here[0] if a['difficult'] == k] for k in (0, 1))
+        truth.append({k: v for end, rows in (('', easy), ('_ignore', hard)) for k, v in
+                      {'bboxes' + end: arrays(rows), 'labels' + end: np.array([r['category_id'] - 1 for r in rows], int)}.items()})
+    mean, per_class = eval_map(found, truth, iou_thr=.5, logger='silent', nproc=1, eval_mode={'11-point': '11points', 'area': 'area'}[kind])
+    return 100*mean, [100*r['ap'] if r['num_gts'] else np.nan for r in per_class]
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('kind', VOC_KINDS)
+def test_voc_against_mmdet(tmp_path, seed, kind):
+    gt, dets = _voc_gt(seed)
+    got, (mean, per_class) = voc_ap(dets, write_json(tmp_path/'gt.json', gt), kind), _eval_map(dets, gt, kind)
+    assert got['AP_VOC'] == pytest.approx(mean, abs=1e-4) and 5 < mean < 95
+    assert got['class_ap'] == pytest.approx(per_class, abs=1e-4, nan_ok=True)  # mmdet computes in float32
+    assert np.isnan(got['class_ap']).tolist() == [False, False, False, True]
+
+
+def _devkit(dets, objects, kind):
+    "One class, by loops: pixels are counted from 1 and both ends are inside"
+    def corners(b): return b[0] + 1, b[1] + 1, b[0] + b[2], b[1] + b[3]
+    def overlap(a, b):
+        w, h = min(a[2], b[2]) - max(a[0], b[0]) + 1, min(a[3], b[3]) - max(a[1], b[1]) + 1
+        area = [(c[2] - c[0] + 1)*(c[3] - c[1] + 1) for c in (a, b)]
+        return w*h/(sum(area) - w*h) if w > 0 and h > 0 else 0
+    taken, tp, fp, points = set(), 0, 0, []
+    n = sum(not o['difficult'] for o in objects)
+    for d in sorted(dets, key=lambda d: -d['score']):
+        most, mine = 0, None
+        for o in objects:
+            if o['image_id'] == d['image_id'] and (v := overlap(corners(d['bbox']), corners(o['bbox']))) > most: most, mine = v, o
+        if most >= .5 and mine['difficult']: continue
+        if most >= .5 and mine['id'] not in taken:
+            taken.add(mine['id'])
+            tp += 1
+        else: fp += 1
+        points.append((tp/n, tp/(tp + fp)))
+    if kind == '11-point': return 100*sum(max([p for r, p in points if r >= t], default=0) for t in np.linspace(0, 1, 11))/11
+    steps = sorted({r for r, _ in points} | {0})
+    return 100*sum((b - a)*max(p for r, p in points if r >= b) for a, b in zip(steps, steps[1:]))
+
+
+@pytest.mark.parametrize('kind', VOC_KINDS)
+@pytest.mark.parametrize('ties', [False, True])
+def test_voc_against_loops(tmp_path, kind, ties):
+    gt, dets = _voc_gt(7, n_images=40)
+    if ties: dets = [dict(d, score=round(d['score'], 1)) for d in dets]
+    got = voc_ap(dets, write_json(tmp_path/'gt.json', gt), kind)['class_ap']
+    for c in (1, 2, 3):
+        mine = [[r for r in rows if r['category_id'] == c] for rows in (dets, gt['annotations'])]
+        assert got[c - 1] == pytest.approx(_devkit(*mine, kind), abs=1e-9)
+
+
+def test_voc_curves_and_some_images(tmp_path):
+    gt, dets = _voc_gt(1)
+    file = write_json(tmp_path/'gt.json', gt)
+    whole = voc_curves(dets, file)
+    assert whole[3] is None and all((np.diff(r) >= 0).all() and r.shape == p.shape and p.max() <= 1 for r, p in whole[:3])
+    some = [i['id'] for i in gt['images'][:10]]
+    cut = dict(gt, images=gt['images'][:10], annotations=[a for a in gt['annotations'] if a['image_id'] in some])
+    alone = voc_ap([d for d in dets if d['image_id'] in some], write_json(tmp_path/'cut.json', cut))
+    assert voc_ap(dets, file, images=some)['AP_VOC'] == alone['AP_VOC'] != voc_ap(dets, file)['AP_VOC']
+
+
+def test_voc_truth_nothing_and_errors(tmp_path):
+    gt, dets = _voc_gt(2)
+    file, truth = write_json(tmp_path/'gt.json', gt), [dict(a, score=.5) for a in gt['annotations']]
+    for kind in VOC_KINDS:
+        assert voc_ap(truth, file, kind)['AP_VOC'] == pytest.approx(100) and voc_ap([], file, kind)['AP_VOC'] == 0
+        assert voc_ap(dets, write_json(tmp_path/'none.json', dict(gt, annotations=[])), kind)['AP_VOC'] is None
+    for call, message in ((lambda: voc_ap(dets, file, '11'), 'kind'), (lambda: voc_ap(dets, file, iou=75), 'iou=75'),
+                          (lambda: voc_ap([dict(dets[0], score=float('nan'))], file), 'diverged'), (lambda: voc_average(*[np.ones(1)]*2, 'mean'), 'kind')):
+        refused(call, message)
 
 
 # ---- the metric of mmengine
@@ -213,3 +334,76 @@ def test_metric_of_some_images_asks_for_these_only(gapped, spec):
     metric.process(None, [_sample(gt, k, masks=False) for k in range(1, 11)])
     assert metric.evaluate(10)['AP'] == pytest.approx(100)
     assert coco_ap(metric.detections, file)['AP'] < 50
+
+
+@pytest.mark.parametrize('voc', [None, *VOC_KINDS])
+def test_metric_of_voc(tmp_path, voc):
+    gt, dets = _voc_gt(3)
+    file = write_json(tmp_path/'gt.json', gt)
+    metric = COCOAP(file, voc=voc)
+    for i in gt['images'][:15]:
+        mine = [d for d in dets if d['image_id'] == i['id']]
+        boxes = np.array([d['bbox'] for d in mine], float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        metric.process(None, [dict(img_id=i['id'], pred_instances=dict(bboxes=boxes, scores=np.array([d['score'] for d in mine]),
+                                                                        labels=np.array([d['category_id'] - 1 for d in mine], int)))])
+    result = metric.evaluate(15)
+    assert list(result) == NAMES + ['AP_VOC']*(voc is not None)
+    if voc: assert result['AP_VOC'] == pytest.approx(voc_ap(dets, file, voc, images=range(1, 16))['AP_VOC'], abs=1e-9)
+    refused(lambda: COCOAP(file, voc='2007'), "voc='2007' is not known")
+
+
+# ---- test-dev
+
+@pytest.fixture
+def info(gapped, tmp_path):
+    "As COCO publishes it: images and categories, no annotations"
+    gt = {k: v for k, v in gapped[0].items() if k != 'annotations'}
+    return gapped[0], write_json(tmp_path/'image_info_test-dev2017.json', gt)
+
+
+def test_metric_without_annotations(info):
+    gt, file = info
+    metric = COCOAP(file, iou_types=['bbox', 'segm'], voc='area')
+    for k in range(1, 41): metric.process(None, [_sample(gt, k)])
+    assert metric.evaluate(40) == {}
+    assert [d['category_id'] for d in metric.detections] == [a['category_id'] for a in sorted(gt['annotations'], key=lambda a: a['image_id'])]
+    for f in (coco_ap, voc_ap):
+        refused(lambda: f(metric.detections, file), 'image_info_test-dev2017.json has images and no annotations')
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_results_for_the_server(info, spec, tmp_path, kind):
+    "What is in the zip is what went in, in COCO's format, and pycocotools takes it"
+    from pycocotools.coco import COCO
+    gt, file = info
+    dets = _detections(read_json(spec.val_json), np.random.RandomState(0))
+    for d in dets: d.update(category_id=d['category_id']*7, score=d['score'] + 1/3e6, bbox=[v + 1/3 for v in d['bbox']])
+    before = copy.deepcopy(dets)
+    out = write_results(dets, file, tmp_path/'new'/'folder', 'pisa_r50', kind)
+    stem = 'detections_test-dev2017_pisa_r50_results'
+    assert dets == before and sorted(f.name for f in out.parent.iterdir()) == [stem + '.json', stem + '.zip']
+    with zipfile.ZipFile(out) as z: assert z.namelist() == [stem + '.json'] and z.read(stem + '.json') == out.with_suffix('.json').read_bytes()
+    sent = read_json(out.with_suffix('.json'))
+    assert {tuple(sorted(d)) for d in sent} == {tuple(sorted(['image_id', 'category_id', 'score', dict(bbox='bbox', segm='segmentation')[kind]]))}
+    assert all(type(d['image_id']) is int and type(d['category_id']) is int for d in sent) and max(len(str(d['score'])) for d in sent) <= 7
+    for a, b in zip(sent, dets, strict=True):
+        assert (a['image_id'], a['category_id']) == (b['image_id'], b['category_id']) and 0 < abs(a['score'] - b['score']) < 1e-5
+        if kind == 'segm': assert a['segmentation'] == b['segmentation']
+        else: assert a['bbox'] == pytest.approx(b['bbox'], abs=.005) and max(len(str(v)) for v in a['bbox']) <= 6
+    assert len(COCO(str(file)).loadRes(str(out.with_suffix('.json'))).anns) == len(dets)
+
+
+def test_results_errors(info, tmp_path):
+    det = dict(image_id=1, category_id=7, bbox=[0, 0, 5, 5], score=.5)
+    for change, kwargs, message in ((dict(category_id=1), {}, 'category_id 1'), (dict(image_id=99), {}, 'image_id 99'), (dict(score=float('inf')), {}, 'diverged'),
+                                    ({}, dict(name='../x'), 'name='), ({}, dict(split=''), 'split='), ({}, dict(iou_type='segm'), "has no 'segmentation'")):
+        refused(lambda: write_results([det | change], info[1], tmp_path/'out', **dict(dict(name='x'), **kwargs)), message)
+    assert not (tmp_path/'out').exists()
+
+
+def test_mmdet_loads_images_without_annotations(info, spec):
+    "The data set that an evaluation on test-dev reads"
+    from mmdet.datasets import CocoDataset
+    data = CocoDataset(ann_file=str(info[1]), data_prefix=dict(img=str(spec.val_images)), metainfo=dict(classes=spec.classes), test_mode=True)
+    assert len(data) == 40 and data.get_data_info(3)['img_id'] == 4 and data.get_data_info(3)['instances'] == []
