@@ -16,7 +16,7 @@ from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, ba
 # %% auto 0
 __all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'prime_settings', 'default_sampler',
            'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe', 'dataloader',
-           'detector', 'config', 'schedule', 'positive', 'override']
+           'detector', 'config', 'schedule', 'positive', 'override', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -225,7 +225,8 @@ def config(
         train_dataloader=dataloader(exp, spec, 'train', batch),
         val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
         val_evaluator=dict(type='COCOAP', ann_file=str(spec.val_json), area_limits=spec.area_limits,
-                           iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',)),
+                           iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',),
+                           voc='11-point' if exp.dataset == 'voc' else None),  # as in the devkit of VOC2007
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs), val_cfg=dict(type='ValLoop'),
         optim_wrapper=dict(type='OptimWrapper', **r.optimizer),
         param_scheduler=schedule(r, epochs, total),
@@ -274,3 +275,28 @@ def override(
         if not path: one_of('overrides', last, cfg.keys())
     cfg.merge_from_dict(pairs)
     return cfg
+
+# %% ../nbs/40_experiments.ipynb
+def summary(
+    exp:Experiment,
+    cfg:Config, # see `config`
+)->dict[str, str]: # heading to text
+    "What an experiment is, in a few lines"
+    train, optimizer = cfg.model.train_cfg, cfg.optim_wrapper.optimizer
+    rcnn = train.get('rcnn', train)
+    stage = rcnn[0] if isinstance(rcnn, list) else rcnn
+    parts = [f'{k} ({", ".join(f"{a}={b}" for a, b in stage[k].items())})' for k in ('isr', 'carl') if stage.get(k) is not None]
+    if exp.detector in TWO_STAGE:
+        s = stage.sampler
+        ways = f'{s.pos} for positives, {s.neg} for negatives' if s.type == 'PrimeSampler' else 'R (random) for both'
+        samples = f'{s.num} RoIs of {train.rpn_proposal.max_per_img} proposals an image: {ways}'
+    else: samples = 'all anchors' + (', and of the negatives the three hardest for each positive' if exp.detector == 'ssd300' else '')
+    weights = cfg.model.backbone.init_cfg
+    version = {'v1': 'v1: ISR on positives, CARL in place of the regression loss',
+               'v2': 'v2: ISR on positives' + (' and negatives' if 'score_hlr' in samples else '') + ', CARL added'}[exp.formulation]
+    return {'detector': f'{exp.detector}, backbone {exp.backbone} ' + (f'from {weights.checkpoint}' if weights else 'from scratch') +
+                        f', scale {exp.scale}',
+            'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),
+            **({'formulation': version} if parts else {}),
+            'samples': samples,
+            'schedule': f'{cfg.train_cfg.max_epochs} epochs, {cfg.train_dataloader.batch_size} images a step, {optimizer.type} with lr {optimizer.lr}'}

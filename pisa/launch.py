@@ -8,17 +8,17 @@ import contextlib, json, math, sys, time, warnings
 from pathlib import Path
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from tqdm.std import tqdm
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data sets of others it could not find
-import pisa.evaluate, pisa.roi_align, pisa.two_stage  # registers COCOAP, SeparableRoIExtractor, PrimeRoIHead with mmdet
+from . import detectors, evaluate  # registers the heads and COCOAP with mmdet
 from . import runs as store
 from .core import write_json
 from .data import DataSpec
 from .experiments import Experiment, config
 
 # %% auto 0
-__all__ = ['floats', 'Guard', 'Recorder', 'Progress', 'use_gpu', 'DeviceRunner', 'train', 'save_weights', 'quiet']
+__all__ = ['floats', 'Guard', 'Recorder', 'Progress', 'use_gpu', 'DeviceRunner', 'find_weights', 'train', 'save_weights', 'quiet']
 
 # %% ../nbs/42_launch.ipynb
 def floats(outputs:dict)->dict[str, float]:
@@ -88,6 +88,18 @@ class DeviceRunner(Runner):
     def wrap_model(self, model_wrapper_cfg, model): return model.to(self.own_device)
 
 # %% ../nbs/42_launch.ipynb
+def find_weights(
+    checkpoint:str|None, # a name that mmengine knows, or a file
+)->None:
+    "Load a backbone's weights to see that they are there; a `FileNotFoundError` of one line if they are not"
+    if checkpoint is None: return
+    try: CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+    except Exception as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise FileNotFoundError(f'the weights {checkpoint} cannot be had ({reason}). Download them elsewhere and give the file, '
+                                'pretrained=/path/to/weights.pth, or train from scratch with pretrained=none') from None
+
+# %% ../nbs/42_launch.ipynb
 def train(
     exp:Experiment,
     spec:DataSpec, # what `pisa.data.load` returned for the experiment's data set
@@ -100,6 +112,7 @@ def train(
     path = store.folder(record['id'], runs)
     if store.is_complete(path): return path
     cfg = config(exp, spec)
+    find_weights((cfg.model.backbone.init_cfg or {}).get('checkpoint'))
     path.mkdir(exist_ok=True)
     write_json(path/'run.json', record)
     recorder, start = Recorder(path/'scalars.jsonl'), time.time()

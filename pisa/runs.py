@@ -89,6 +89,8 @@ def load(
         record = read_json(path/'run.json')
         if record.get('schema', 0) > SCHEMA:
             raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}): update pisa")
+        added = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}  # since older records
+        record = {**added, **record}
         exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
         current = exp.id(record['data']['fingerprint']) == record['id']  # the id holds the recipe too
         nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
