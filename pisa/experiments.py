@@ -12,11 +12,12 @@ from mmengine.config import Config
 from .core import one_of
 from .data import DataSpec
 from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, backbones, model
+from .paper import published
 
 # %% auto 0
-__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'prime_settings', 'default_sampler',
+__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'ROWS', 'prime_settings', 'default_sampler',
            'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe', 'dataloader',
-           'detector', 'config', 'schedule', 'positive', 'override', 'summary']
+           'detector', 'config', 'schedule', 'positive', 'override', 'row_experiment', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -275,6 +276,48 @@ def override(
         if not path: one_of('overrides', last, cfg.keys())
     cfg.merge_from_dict(pairs)
     return cfg
+
+# %% ../nbs/40_experiments.ipynb
+def _rows()->dict[str, dict]: # name to words of `experiment`
+    "Tables 1 to 7 (v1), and the two models of Section 5.3"
+    rows, faster = {}, dict(detector='faster_rcnn', backbone='r50')
+    number = lambda **pairs: ''.join(f'{k}{v:g}-' for k, v in pairs.items())[:-1]
+    rcnn = lambda key, **pairs: ' '.join(f'model.train_cfg.rcnn.{key}.{k}={v!r}' for k, v in pairs.items() if v != FORMULATIONS['v1'][key].get(k))
+    for table in ('table1', 'table2'):
+        for r in published(table).itertuples(index=False):
+            rows[f'{table}/{r.detector}-{r.backbone}-{r.method}'] = dict(
+                detector=r.detector, backbone=r.backbone, method=r.method, **(dict(dataset='voc') if table == 'table2' else {}))
+    for r in published('table3').itertuples(index=False):
+        rows[f'table3/{r.pos}-{r.neg}'] = dict(faster, method='pisa' if r.pos == 'C' else 'baseline', sampler=f"{r.pos.replace('C', 'R')}/{r.neg}")
+    for r in published('table4').itertuples(index=False):
+        on = [name for name, used in (('isr', r.isr), ('carl', r.carl)) if used]
+        rows[f"table4/{'-'.join(on) or 'baseline'}"] = dict(faster, method={0: 'baseline', 1: (on or [''])[0], 2: 'pisa'}[len(on)])
+    for r in published('table5_isr').itertuples(index=False):
+        rows[f'table5/{number(gamma=r.gamma, beta=r.beta)}'] = dict(faster, method='isr', overrides=rcnn('isr', gamma=r.gamma, beta=r.beta))
+    for r in published('table5_carl').itertuples(index=False):
+        rows[f'table5/{number(k=r.k, b=r.b)}'] = dict(faster, method='carl', overrides=rcnn('carl', k=r.k, b=r.b))
+    for n in published('table6').images:
+        rows[f'table6/{n if n == "baseline" else f"images{n}"}'] = dict(
+            detector='faster_rcnn', backbone='r18', **(dict(method='baseline') if n == 'baseline' else dict(method='pisa', overrides=rcnn('isr', scope=n))))
+    for name in published('table7').metric:
+        metric = {'loss': 'loss', 'IoU*': 'iou_before', 'IoU': 'iou', 'IoU-HLR': 'iou_hlr'}[name]
+        rows[f'table7/{name}'] = dict(faster, method='isr', overrides='' if metric == 'iou_hlr' else rcnn('isr', metric=metric))
+    rows['text/carl-gradient'] = dict(faster, method='carl')
+    rows['text/carl-detach'] = dict(faster, method='carl', overrides=rcnn('carl', detach=True))
+    return rows
+
+ROWS = _rows()
+
+def row_experiment(
+    name:str, # one of `ROWS`, e.g. 'table3/C-R'
+    **words, # of `experiment`, beside those of the row or in their place: scale, seed, dataset...
+)->Experiment:
+    "The training of a row of the paper: at paper scale on the paper's data, or with scale='mini' on `shapes`; a `ValueError` names the nearest rows"
+    if name not in ROWS:
+        near = difflib.get_close_matches(name, ROWS, 4, 0.4) or list(ROWS)[:4]
+        raise ValueError(f'row={name!r} is not known. The nearest are: {", ".join(near)}; experiments.ROWS has all')
+    scale = words.get('scale', 'paper')
+    return experiment(**{'dataset': 'shapes' if scale == 'mini' else 'coco', 'scale': scale, **ROWS[name], **words})
 
 # %% ../nbs/40_experiments.ipynb
 def summary(

@@ -250,7 +250,8 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
     """RoI head of Cascade R-CNN with ISR and CARL, which the paper did not try.
 
     Takes the arguments of mmdet's `CascadeRoIHead`. Each entry of `train_cfg.rcnn` may hold `isr` and `carl`, as for
-    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`.
+    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. Samplers that weight their negatives
+    (Score-HLR) do not work in a cascade, as in mmdet's.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

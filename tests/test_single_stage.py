@@ -16,7 +16,8 @@ from refusal import refused
 from toy import atss, dense_run, dense_scene, retina, ssd
 
 ISR, CARL, ADD = dict(isr=dict()), dict(carl=dict()), dict(carl=dict(form='add', b=0.2))
-HEADS = pytest.mark.parametrize('head,standard', [(retina, 'RetinaHead'), (ssd, 'SSDHead'), (atss, 'ATSSHead')], ids=['retina', 'ssd', 'atss'])
+HEADS = pytest.mark.parametrize('head,standard', [(retina, 'RetinaHead'), (ssd, 'SSDHead'), (atss, 'ATSSHead')],
+                                ids=['retina', 'ssd', 'atss'])
 RELEASED = pytest.mark.parametrize('head,released', [(retina, 'PISARetinaHead'), (ssd, 'PISASSDHead')], ids=['retina', 'ssd'])
 
 
@@ -37,7 +38,8 @@ def test_both_off_is_mmdets_head(head, standard, objects):
 @pytest.mark.parametrize('objects', [(3, 2), (1, 0, 4), (0, 0)])
 def test_weights_of_one_leave_mmdets_losses_and_gradients(head, standard, objects):
     "gamma = 0 gives all positives the same weight: what is summed here in one row is what mmdet sums by level or by image"
-    for prime, plain in zip(dense_run(head(isr=dict(gamma=0.)), objects), dense_run(head(standard), objects)): close(prime, plain, 1e-4, 1e-5)
+    for prime, plain in zip(dense_run(head(isr=dict(gamma=0.)), objects), dense_run(head(standard), objects)):
+        close(prime, plain, 1e-4, 1e-5)
 
 
 @RELEASED
@@ -125,7 +127,8 @@ def test_isr_multiplies_each_positive_by_its_weight(head, standard, objects, gam
     prime = head(isr=dict(gamma=gamma, beta=beta))
     plain, weighted = gradient(head(standard)), gradient(prime)
     rows = positives_by_image(prime, x, targets)
-    want = torch.ones(len(plain)).index_put((torch.tensor([r['row'] for r in rows]),), reference_isr(rows, head is not ssd, gamma, beta))
+    want = torch.ones(len(plain))
+    want[[r['row'] for r in rows]] = reference_isr(rows, head is not ssd, gamma, beta)
     assert len(rows) > 4 and want.unique().numel() > 4
     torch.testing.assert_close(weighted, plain * want[:, None], rtol=1e-3, atol=1e-7)
 
@@ -154,7 +157,8 @@ def test_carl_of_atss_counts_by_centerness(objects, k, b):
 
 def test_carl_by_centerness_checks_shapes_and_survives_nothing():
     how = dict(k=1., b=.1, form='replace', detach=False)
-    refused(lambda: single.carl_by_centerness(torch.rand(3), torch.rand(3, 4), torch.rand(3), how), 'must be [3], one number a box, not [3, 4]')
+    refused(lambda: single.carl_by_centerness(torch.rand(3), torch.rand(3, 4), torch.rand(3), how),
+            'must be [3], one number a box, not [3, 4]')
     for form in 'replace', 'add':
         for n in 0, 3:
             prob = torch.rand(n, requires_grad=True)
@@ -182,7 +186,8 @@ def test_gradient_of_carl_into_the_scores_by_finite_differences(head, standard, 
         gen = torch.Generator().manual_seed(seed)
         along = [torch.randn(s.shape, generator=gen) for s in scores]
         up, down = (run('add', 'loss_carl', step=step, along=along)[0].double() for step in (.02, -.02))
-        torch.testing.assert_close((up - down) / .04, grad.double() @ torch.cat([d.flatten() for d in along]).double(), rtol=5e-3, atol=2e-5)
+        slope = grad.double() @ torch.cat([d.flatten() for d in along]).double()
+        torch.testing.assert_close((up - down) / .04, slope, rtol=5e-3, atol=2e-5)
     replaced, grad_replaced, _ = run('replace', 'loss_bbox')
     torch.testing.assert_close(grad_replaced, grad * replaced / loss, rtol=1e-3, atol=1e-8)
     assert grad.abs().max() > 1e-4 and not run('replace', 'loss_bbox', detach=True)[1].any()
@@ -230,8 +235,8 @@ def test_ssd_with_other_box_losses(box, keys, objects):
 @pytest.mark.parametrize('loss', [None, dict(type='SmoothL1Loss', beta=1.0)])
 def test_ssds_own_box_loss_is_smooth_l1(decoded, loss):
     named = {} if loss is None else dict(loss_bbox=loss)
-    for prime, plain in zip(dense_run(ssd(head=dict(reg_decoded_bbox=decoded, **named))), dense_run(ssd('SSDHead', head=dict(reg_decoded_bbox=decoded)))):
-        close(prime, plain, 0, 0)
+    box = dict(reg_decoded_bbox=decoded)
+    for prime, plain in zip(dense_run(ssd(head={**box, **named})), dense_run(ssd('SSDHead', head=box))): close(prime, plain, 0, 0)
 
 
 def test_ssds_giou_is_that_of_the_positives():
@@ -288,7 +293,8 @@ def test_odd_scenes(head, standard, objects, classes, keys):
 def test_an_image_that_is_all_crowd(head, standard):
     "Every anchor is ignored in an image without an object whose crowd region covers it"
     x, (gts, metas, _) = dense_scene((3, 0))
-    crowd = [InstanceData(bboxes=b, labels=torch.zeros(len(b), dtype=torch.long)) for b in (torch.zeros(0, 4), torch.tensor([[-64., -64, 128, 128]]))]
+    regions = torch.zeros(0, 4), torch.tensor([[-64., -64, 128, 128]])
+    crowd = [InstanceData(bboxes=b, labels=torch.zeros(len(b), dtype=torch.long)) for b in regions]
     values = []
     for module in (head(standard, ignore=0.5), head(ignore=0.5, **ISR, **CARL)):
         losses = module.loss_by_feat(*module(x), gts, metas, crowd)
@@ -316,11 +322,12 @@ def test_testing_is_mmdets(head, standard):
     "mmdet's SSDHead lacks the `loss_cls` that mmdet asks it for in testing; it is lent one here"
     x, (_, metas, _) = dense_scene((2, 1))
     cfg = ConfigDict(nms_pre=100, min_bbox_size=0, score_thr=0.02, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20)
+    predict = lambda module: module.predict_by_feat(*module(x), batch_img_metas=metas, cfg=cfg, rescale=False)
     ours, theirs = head(**ISR, **CARL).eval(), head(standard).eval()
     if head is ssd:
-        with pytest.raises(AttributeError, match='loss_cls'): theirs.predict_by_feat(*theirs(x), batch_img_metas=metas, cfg=cfg, rescale=False)
+        with pytest.raises(AttributeError, match='loss_cls'): predict(theirs)
         theirs.loss_cls = None
-    for a, b in zip(*(h.predict_by_feat(*h(x), batch_img_metas=metas, cfg=cfg, rescale=False) for h in (ours, theirs))):
+    for a, b in zip(predict(ours), predict(theirs)):
         assert len(a) and torch.equal(a.bboxes, b.bboxes) and torch.equal(a.scores, b.scores) and torch.equal(a.labels, b.labels)
 
 

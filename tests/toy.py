@@ -86,7 +86,8 @@ ANCHORS = dict(strides=[4, 8, 16])
 PSEUDO = dict(type='PseudoSampler')
 
 
-def retina(kind='PrimeRetinaHead', classes=3, box_loss=dict(type='SmoothL1Loss', beta=0.11), decoded=False, ignore=-1, sampler=PSEUDO, **train):
+def retina(kind='PrimeRetinaHead', classes=3, box_loss=dict(type='SmoothL1Loss', beta=0.11), decoded=False, ignore=-1, sampler=PSEUDO,
+           **train):
     "A RetinaNet head on three levels of 8 channels; `ignore` is the assigner's `ignore_iof_thr`"
     torch.manual_seed(0)
     return MODELS.build(ConfigDict(
@@ -134,7 +135,8 @@ def dense_scene(objects=(3, 2), classes=3, order=None, same_class=False, ignored
         gts.append(InstanceData(bboxes=torch.cat([xy, xy + 10 + rand(n, 2) * 20], 1), labels=label))
     order = list(order or range(len(objects)))
     crowd = [InstanceData(bboxes=torch.tensor([[0., 0, 30, 30]]), labels=torch.tensor([0]))] * len(objects) if ignored else None
-    return tuple(level[order] for level in x), ([gts[i] for i in order], [dict(img_shape=(pad, 64), pad_shape=(pad, 64))] * len(objects), crowd)
+    metas = [dict(img_shape=(pad, 64), pad_shape=(pad, 64))] * len(objects)
+    return tuple(level[order] for level in x), ([gts[i] for i in order], metas, crowd)
 
 
 def dense_run(head, *args, **kwargs):
