@@ -14,7 +14,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check nbtest pytest lab export readme clean
+.PHONY: help setup train test check nbtest pytest slow lab export readme clean
 
 help:  ## list the targets
 	@echo 'make TARGET [VENV=.venv] [PYTHON=python3.11] [DETECTOR=mask_rcnn] [ARGS="-p method baseline"]'
@@ -39,6 +39,9 @@ nbtest: $(STAMP)  ## run the notebooks as tests
 
 pytest: $(STAMP)  ## run tests/
 	pytest
+
+slow: $(STAMP)  ## run the tests that take minutes: a training step of every detector at the paper's size
+	pytest -m slow
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	cd nbs && jupyter lab

@@ -1,0 +1,62 @@
+"Every detector of the paper at its real size: built from its experiment, one training step on two images"
+import dataclasses
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from pisa import data, experiments
+from pisa.core import seed_everything
+from pisa.detectors import DETECTORS, backbones
+
+WORDS = [dict(detector=d, backbone=b) for d in DETECTORS for b in backbones(d, 'paper') if d in ('faster_rcnn', 'mask_rcnn', 'retinanet') or b != 'x101_32x4d']
+WORDS += [dict(detector='faster_rcnn', backbone='r50', **w) for w in (dict(formulation='v2'), dict(sampler='H/H'), dict(sampler='H*/H*'), dict(method='baseline'))]
+
+
+@pytest.fixture(scope='module')
+def spec():
+    return dataclasses.replace(data.load('shapes', n_train=1, n_val=1), classes=tuple(f'class {i}' for i in range(80)), has_masks=True)
+
+
+def batch(height, width, pad=32):
+    "Two images as the dataloader hands them over, with objects of all sizes"
+    g = torch.Generator().manual_seed(0)
+    inputs, samples = [], []
+    for _ in range(2):
+        side = torch.tensor([12., 20, 40, 70, 110, 180, 250]).clamp(max=min(height, width) * 0.8)
+        corner = torch.rand(7, 2, generator=g) * (torch.tensor([width, height]) - side[:, None])
+        boxes = torch.cat([corner, corner + side[:, None]], 1)
+        masks = np.zeros((7, height, width), np.uint8)
+        for m, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()): m[y1:y2, x1:x2] = 1
+        gts = InstanceData(bboxes=boxes, labels=torch.randint(80, (7,), generator=g), masks=BitmapMasks(masks, height, width))
+        inputs.append(torch.randint(256, (3, height, width), generator=g, dtype=torch.uint8))
+        meta = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1., 1.), img_id=0, img_path='')
+        samples.append(DetDataSample(metainfo=meta, gt_instances=gts, ignored_instances=InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())))
+    return dict(inputs=inputs, data_samples=samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('words', WORDS, ids=lambda w: '-'.join(w.values()))
+def test_a_training_step(spec, words):
+    init_default_scope('mmdet')
+    seed_everything(0)
+    cfg = experiments.config(experiments.experiment(scale='paper', pretrained='none', **words), spec)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.train()
+    before = {k: v.detach().clone() for k, v in model.named_parameters()}
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    size = (300, 300) if words['detector'] == 'ssd300' else (800, 1333)
+    inputs = model.data_preprocessor(batch(*size), True)
+    losses, terms = model.parse_losses(model(**inputs, mode='loss'))
+    assert {k: v for k, v in terms.items() if not torch.isfinite(v)} == {} and losses > 0
+    losses.backward()
+    assert [k for k, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+    optimizer.step()
+    assert any(not torch.equal(v, before[k]) for k, v in model.named_parameters())
