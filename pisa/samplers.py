@@ -14,13 +14,13 @@ from mmdet.models.task_modules.samplers import OHEMSampler, SamplingResult, Scor
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, cat_boxes, get_box_tensor
 from .core import one_of
-from .hlr import hierarchical_local_rank
+from .hlr import score_hlr
 from .isr import importance_weight, preserve_loss
 
 # %% auto 0
 __all__ = ['HLR_DEFAULTS', 'POS', 'NEG', 'own_class', 'probabilities', 'class_loss', 'random_choice', 'hardest', 'nms_match',
-           'score_hlr_by_image', 'take_ranked', 'Candidates', 'candidates', 'without_trace', 'forward_candidates',
-           'mines', 'refuse_mining_with_focal', 'PrimeSampler']
+           'negative_ranks', 'take_ranked', 'Candidates', 'candidates', 'without_trace', 'forward_candidates', 'mines',
+           'refuse_mining_with_focal', 'PrimeSampler']
 
 # %% ../nbs/20_samplers.ipynb
 def own_class(
@@ -91,23 +91,23 @@ def nms_match(
     return cluster
 
 # %% ../nbs/20_samplers.ipynb
-def score_hlr_by_image(
+def negative_ranks(
     score:Tensor, # [N] highest probability of an object class
     box:Tensor, # [N, 4] regressed for that class
     image:Tensor, # [N] which image
     mask:Tensor, # BoolTensor[N], the negatives above the score threshold
     iou_thr:float=0.5, # of the clusters, see `nms_match`
-)->Tensor: # LongTensor[N], 0 .. n_i - 1 in image i, -1 outside the mask
-    "Score-HLR of the negatives of each image (ISR-N, v2)"
+)->Tensor: # LongTensor[N], distinct numbers from 0 up, smaller is more important; -1 outside the mask
+    "Score-HLR of the negatives of all images (ISR-N, v2)"
     hot = mask.nonzero()[:, 0]
-    cluster = nms_match(box[hot], score[hot], iou_thr, image[hot])
-    return torch.full_like(image, -1).index_copy(0, hot, hierarchical_local_rank(score[hot], cluster, image[hot]))
+    rank = score_hlr(score[hot], nms_match(box[hot], score[hot], iou_thr, image[hot]))
+    return torch.full_like(image, -1).index_copy(0, hot, rank)
 
 # %% ../nbs/20_samplers.ipynb
 HLR_DEFAULTS = dict(power=0.5, bias=0.0, score_thr=0.05, iou_thr=0.5)
 
 def take_ranked(
-    rank:Tensor, # [m] Score-HLR of an image's negatives, -1 below the score threshold
+    rank:Tensor, # [m] of an image's negatives, see `negative_ranks`; -1 below the score threshold
     loss:Tensor, # [m] their classification losses
     num:int, # how many to take
     power:float=0.5, # degree of the weights, at least 0
@@ -119,7 +119,7 @@ def take_ranked(
     chosen = torch.cat([top, random_choice(rest, num - len(top))])
     if not len(top): return chosen, torch.ones_like(loss[chosen])
     n = max(min(num, len(rank)), len(ranked))
-    u = (n - torch.arange(len(chosen), device=rank.device).clamp(max=len(top) - 1))/n  # the top has the ranks 0, 1, ...
+    u = (n - torch.arange(len(chosen), device=rank.device).clamp(max=len(top) - 1))/n  # in the image's own ranking the top is 0, 1, ...
     return chosen, preserve_loss(importance_weight(u, power, bias), loss[chosen])
 
 # %% ../nbs/20_samplers.ipynb
@@ -196,8 +196,9 @@ def refuse_mining_with_focal(
     "A `ValueError` of one line if the sampler mines and the loss is a focal loss of any kind"
     focal = any('focal' in c.__name__.lower() for c in _class_of(loss_cls, MODELS).__mro__)
     if sampler is None or not (focal and mines(sampler)): return
-    raise ValueError(f"{_class_of(sampler, TASK_UTILS).__name__} mines hard samples and {_class_of(loss_cls, MODELS).__name__} already weighs samples "
-                     "by hardness, which would count it twice (the paper never combines them): sample at random, or use CrossEntropyLoss")
+    raise ValueError(f"{_class_of(sampler, TASK_UTILS).__name__} mines hard samples and {_class_of(loss_cls, MODELS).__name__} already "
+                     "weighs samples by hardness, which would count it twice (the paper never combines them): sample at random, or "
+                     "use CrossEntropyLoss")
 
 # %% ../nbs/20_samplers.ipynb
 POS, NEG = ('R', 'H*', 'H'), ('R', 'H*', 'H', 'score_hlr')
@@ -208,7 +209,7 @@ class PrimeSampler:
 
     `'R'` is random, `'H*'` takes the highest classification losses at the ratio of `pos_fraction`, `'score_hlr'` takes and
     weighs negatives by Score-HLR. `'H'` is for both: the `num` highest losses of all candidates, whatever `pos_fraction`.
-    Settings that do not go together are a `ValueError` of one line. Ignored candidates (assigned -1) are never taken.
+    Settings that do not go together, and mining beside a focal loss, are a `ValueError` of one line. Ignored candidates (assigned -1) are never taken.
     """
     def __init__(self,
         num:int, # samples an image
@@ -224,7 +225,8 @@ class PrimeSampler:
         self.pos, self.neg = one_of('pos', pos, POS), one_of('neg', neg, NEG)
         name = f'PrimeSampler(pos={pos!r}, neg={neg!r})'
         if 'H' in (pos, neg) and (pos != neg or neg_pos_ub >= 0):
-            raise ValueError(f"{name}: H ranks positives and negatives together, so give it for both and no neg_pos_ub; 'H*' mines one apart")
+            raise ValueError(f"{name}: H ranks positives and negatives together, so give it for both and no neg_pos_ub; "
+                             "'H*' mines one apart")
         if not 0 <= pos_fraction <= 1: raise ValueError(f'pos_fraction must be from 0 to 1, not {pos_fraction}')
         if hlr and neg != 'score_hlr': raise ValueError(f"{name} does not use hlr={dict(hlr)}: it is for neg='score_hlr'")
         for key in hlr or {}: one_of('hlr', key, HLR_DEFAULTS)
@@ -235,6 +237,7 @@ class PrimeSampler:
             raise ValueError(f"{name} weighs negatives, which mmdet's cascade does not take: use neg='R' or 'H*' there")
         self.num, self.num_pos, self.neg_pos_ub, self.add_gt = num, int(num*pos_fraction), neg_pos_ub, add_gt_as_proposals
         self.hlr, self.context = {**HLR_DEFAULTS, **(hlr or {})}, context
+        if mines(self): refuse_mining_with_focal(self, self.bbox_head.loss_cls)
 
     @property
     def bbox_head(self)->nn.Module: # mmdet's `BBoxHead` or a subclass
@@ -267,7 +270,8 @@ class PrimeSampler:
             if self.neg == 'score_hlr':
                 prob, best = probabilities(score, self.bbox_head.loss_cls)[:, :background].max(1)
                 box = get_box_tensor(self.bbox_head.bbox_coder.decode(rois[:, 1:], own_class(delta, best)))
-                rank = score_hlr_by_image(prob, box, rois[:, 0].long(), (label == background) & (prob > self.hlr['score_thr']), self.hlr['iou_thr'])
+                hot = (label == background) & (prob > self.hlr['score_thr'])
+                rank = negative_ranks(prob, box, rois[:, 0].long(), hot, self.hlr['iou_thr'])
         sizes = [len(i) for i in index]
         return [(l.new_zeros(len(c.is_gt)).index_copy(0, i, l), r.new_full((len(c.is_gt),), -1).index_copy(0, i, r))
                 for c, i, l, r in zip(images, index, loss.split(sizes), rank.split(sizes))]
@@ -297,7 +301,8 @@ class PrimeSampler:
         results, weights = [], []
         for c, a, g, mined in zip(images, assign_results, gts, self.mine(images, feats)):
             pos, neg, weight = self.choose(c, *mined)
-            results.append(SamplingResult(pos_inds=pos, neg_inds=neg, priors=c.prior, gt_bboxes=g.bboxes, assign_result=a, gt_flags=c.is_gt))
+            results.append(SamplingResult(pos_inds=pos, neg_inds=neg, priors=c.prior, gt_bboxes=g.bboxes, assign_result=a,
+                                          gt_flags=c.is_gt))
             weights.append(weight)
         return results, weights if self.neg == 'score_hlr' else None
 
