@@ -168,14 +168,14 @@ def mask_head(s:Size, classes:int)->dict:
 # %% ../nbs/24_detectors.ipynb
 def two_stage_model(
     detector:str, # one of `TWO_STAGE`
-    size:str, # one of `SIZES`
+    scale:str, # one of `SIZES`
     classes:int,
     channels:list[int], # of the backbone's stages
     prime:dict, # `isr` and `carl` keys of train_cfg; none of them is the baseline
     sampler:dict|None=None, # of RoIs; random if not given
 )->dict:
     "All but the backbone"
-    s, masks, cascade, fast = SIZES[size], detector == 'mask_rcnn', detector == 'cascade_rcnn', size == 'mini'
+    s, masks, cascade, fast = SIZES[scale], detector == 'mask_rcnn', detector == 'cascade_rcnn', scale == 'mini'
     base = 'CascadeRoIHead' if cascade else 'StandardRoIHead'
     # mmdet's own head for the plain baseline; a mining sampler works in ours alone
     kind = {'CascadeRoIHead': 'PrimeCascadeRoIHead', 'StandardRoIHead': 'PrimeRoIHead'}[base] if prime or sampler else base
@@ -201,9 +201,9 @@ FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2., alpha=0.25, loss_weig
 
 def dense_strides(s:Size)->list[int]: return [4*2**(s.dense_start + i) for i in range(s.levels)]
 
-def retinanet_model(size:str, classes:int, channels:list[int], prime:dict)->dict:
+def retinanet_model(scale:str, classes:int, channels:list[int], prime:dict)->dict:
     "All but the backbone"
-    s = SIZES[size]
+    s = SIZES[scale]
     return dict(
         type='RetinaNet', neck=fpn(s, channels, dense=True, extra='on_input'),
         bbox_head=dict(type='PrimeRetinaHead' if prime else 'RetinaHead', num_classes=classes, in_channels=s.channels,
@@ -215,9 +215,9 @@ def retinanet_model(size:str, classes:int, channels:list[int], prime:dict)->dict
                        debug=False, **prime),
         test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
 
-def atss_model(size:str, classes:int, channels:list[int], prime:dict)->dict:
+def atss_model(scale:str, classes:int, channels:list[int], prime:dict)->dict:
     "All but the backbone"
-    s = SIZES[size]
+    s = SIZES[scale]
     return dict(
         type='ATSS', neck=fpn(s, channels, dense=True, extra='on_output'),
         bbox_head=dict(type='PrimeATSSHead' if prime else 'ATSSHead', num_classes=classes, in_channels=s.channels,
@@ -232,11 +232,11 @@ def atss_model(size:str, classes:int, channels:list[int], prime:dict)->dict:
 # %% ../nbs/24_detectors.ipynb
 SSD_SIDES = {'coco': (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), 'voc': (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)}
 
-def ssd_model(size:str, classes:int, prime:dict, side:int, sides:str)->dict:
+def ssd_model(scale:str, classes:int, prime:dict, side:int, sides:str)->dict:
     "All but the backbone; `side` is that of the images in pixels, `sides` a key of `SSD_SIDES`"
-    s = SIZES[size]
+    s = SIZES[scale]
     px = [round(r*side) for r in SSD_SIDES[sides]]
-    paper = size == 'paper'
+    paper = scale == 'paper'
     return dict(
         type='SingleStageDetector',
         neck=dict(type='SSDNeck', in_channels=s.ssd[:2], out_channels=s.ssd, l2_norm_scale=20 if paper else None,
@@ -257,9 +257,9 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of ImageNet, R
 
 def model(
     detector:str, # one of `DETECTORS`
-    size:str, # one of `SIZES`
+    scale:str, # one of `SIZES`
     classes:int,
-    backbone_name:str, # one of `backbones(detector, size)`
+    backbone_name:str, # one of `backbones(detector, scale)`
     checkpoint:str|None=None, # weights of the backbone to begin with; None: from scratch
     prime:dict={}, # `isr` and `carl` keys of train_cfg; none of them is the baseline
     sampler:dict|None=None, # of RoIs; random if not given
@@ -268,12 +268,12 @@ def model(
 )->dict:
     "mmdet's config of a detector"
     one_of('detector', detector, DETECTORS)
-    one_of('backbone', backbone_name, backbones(detector, size))
+    one_of('backbone', backbone_name, backbones(detector, scale))
     b = BACKBONES[backbone_name]
-    if detector in TWO_STAGE: rest = two_stage_model(detector, size, classes, b.channels, prime, sampler)
-    elif detector == 'retinanet': rest = retinanet_model(size, classes, b.channels, prime)
-    elif detector == 'atss': rest = atss_model(size, classes, b.channels, prime)
-    else: rest = ssd_model(size, classes, prime, side, sides)
+    if detector in TWO_STAGE: rest = two_stage_model(detector, scale, classes, b.channels, prime, sampler)
+    elif detector == 'retinanet': rest = retinanet_model(scale, classes, b.channels, prime)
+    elif detector == 'atss': rest = atss_model(scale, classes, b.channels, prime)
+    else: rest = ssd_model(scale, classes, prime, side, sides)
     caffe, ssd = b.type == 'SSDVGG', detector == 'ssd300'  # the VGG of Caffe took pixels with the mean taken off
     pre = dict(type='DetDataPreprocessor', mean=MEAN, std=[1, 1, 1] if caffe else STD, bgr_to_rgb=True, pad_mask=detector == 'mask_rcnn',
                pad_size_divisor=1 if ssd else 32)

@@ -158,7 +158,7 @@ def voc_ap(
     detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
     gt_json:str|Path, # annotations in COCO's format; objects with `difficult` or `iscrowd` are difficult ones
     kind:str='11-point', # one of `VOC_KINDS`: VOC2007 is evaluated with the first
-    iou:float=.5, # overlap that makes a detection true, from 0 to 1
+    iou:float=.5, # overlap that makes a detection true, above 0 and up to 1
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->dict[str, float|np.ndarray|None]: # percent: AP_VOC, the mean over the classes with ground truth, or None; class_ap [C], nan without
     "PASCAL VOC's average precision; a `ValueError` names what is wrong in a detection"

@@ -105,7 +105,7 @@ def experiment(
     overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
     if pretrained not in ('auto', 'none') and not Path(pretrained).is_file(): raise ValueError(
         f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, 'auto' for those of ImageNet, or 'none'")
-    if pretrained == ('none' if checkpoint_of(backbone, 'auto') is None else None): pretrained = 'auto'
+    if pretrained == 'none' and BACKBONES[backbone].checkpoint is None: pretrained = 'auto'
     return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained)
 
 def checkpoint_of(
@@ -220,6 +220,9 @@ def config(
     images = positive(given, 'train_dataloader.dataset.indices', spec.n_train)
     batch = positive(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process
     total = epochs * -(-images // (batch*processes))  # steps
+    scope = given.get('model.train_cfg.rcnn.isr.scope', given.get('model.train_cfg.isr.scope'))
+    if type(scope) is int and scope > batch:
+        raise ValueError(f'isr.scope={scope} images are to be ranked together, but a process has {batch}: use fewer processes, or a larger batch')
     cfg = Config(dict(
         default_scope='mmdet', custom_imports=dict(imports=['pisa.detectors', 'pisa.evaluate'], allow_failed_imports=False),
         model=detector(exp, spec),
@@ -312,7 +315,7 @@ def row_experiment(
     name:str, # one of `ROWS`, e.g. 'table3/C-R'
     **words, # of `experiment`, beside those of the row or in their place: scale, seed, dataset...
 )->Experiment:
-    "The training of a row of the paper: at paper scale on the paper's data, or with scale='mini' on `shapes`; a `ValueError` names the nearest rows"
+    "The training of a row of the paper: at paper scale on the paper's data, or with scale='mini' on `shapes` (Table 2: `voc`); a `ValueError` names the nearest rows"
     if name not in ROWS:
         near = difflib.get_close_matches(name, ROWS, 4, 0.4) or list(ROWS)[:4]
         raise ValueError(f'row={name!r} is not known. The nearest are: {", ".join(near)}; experiments.ROWS has all')

@@ -92,7 +92,7 @@ _table('table3', 'Table 3 (v1)', 'Sampling strategies, Faster R-CNN on COCO val'
     note='R random, H OHEM, H* OHEM with a fixed ratio of positives and negatives, C ISR and CARL; the backbone is not named')
 
 # %% ../nbs/32_paper.ipynb
-_table('table4', 'Table 4 (v1)', 'Components of PISA, Faster R-CNN on COCO val', 'isr carl', _SIZES, [
+_table('table4', 'Table 4 (v1)', 'Components of PISA', 'isr carl', _SIZES, [
     (False, False, 36.4, 58.4, 39.1, 21.6, 40.1, 46.6),
     (True,  False, 37.1, 58.7, 40.5, 21.9, 41.0, 47.6),
     (False, True,  37.2, 57.6, 40.6, 22.1, 40.9, 48.2),
@@ -118,7 +118,7 @@ _table('table6', 'Table 6 (v1)', 'Images that are ranked together, ResNet-18', '
 
 # %% ../nbs/32_paper.ipynb
 _lost = float('nan')
-_table('table7', 'Table 7 (v1)', 'ISR by other metrics, Faster R-CNN on COCO val', 'metric', _SIZES, [
+_table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
     ('loss',    36.3, 58.0, _lost, _lost, 40.1, _lost),
     ('IoU*',    36.5, 58.4, 39.5,  21.6,  40.3, 46.4),
     ('IoU',     36.8, 58.6, 40.0,  21.9,  41.3, 47.2),
@@ -126,5 +126,5 @@ _table('table7', 'Table 7 (v1)', 'ISR by other metrics, Faster R-CNN on COCO val
     note='the name and three values of the first row are lost; IoU* is the IoU before regression; detector and data are not named')
 
 # %% ../nbs/32_paper.ipynb
-_table('carl_gradient', 'Section 5.3 (v1), running text', 'CARL with and without its gradient into the scores', 'gradient', 'AP', [
+_table('carl_gradient', 'Section 5.3 (v1), running text', 'CARL with and without its score gradient', 'gradient', 'AP', [
     (True, 37.2), (False, 36.6)])
