@@ -349,3 +349,12 @@ def test_an_iou_of_deltas_is_refused(build):
                                      dict(type='PrimeSampler', num=64, neg='score_hlr')], ids=['ohem', 'h*', 'score_hlr'])
 def test_mining_beside_a_focal_loss_is_refused(head, sampler):
     refused(lambda: head(sampler=sampler), 'by hardness')
+
+
+@pytest.mark.parametrize('head', [retina, ssd, atss])
+def test_objects_at_the_border(head):
+    "Ground truths that touch the image's edges, anchors that reach beyond them: the value of the box loss is kept, gradients are finite"
+    (losses, grads), (expected, _) = (dense_run(head(**keys), (3, 0, 2), border=True) for keys in (dict(isr=dict(), carl=dict()), {}))
+    torch.testing.assert_close(losses['loss_bbox'], expected['loss_bbox'], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(losses['loss_cls'], expected['loss_cls'], rtol=1e-4, atol=1e-6)
+    assert all(g.isfinite().all() for g in grads.values())

@@ -164,3 +164,11 @@ def test_cascade(objects):
     assert all(not torch.allclose(standard[1][f'bbox_head.{i}.fc_cls.weight'], on[1][f'bbox_head.{i}.fc_cls.weight'], rtol=1e-3) for i in (0, 1))
     assert {'s0.loss_carl', 's1.loss_carl'} < run(cascade_head(**ISR, **ADD), objects)[0].keys()
     with pytest.raises(ValueError, match='does not know'): cascade_head(carl=dict(bias=0.2))
+
+
+@pytest.mark.parametrize('head,plain', [(roi_head, 'StandardRoIHead'), (cascade_head, 'CascadeRoIHead')])
+def test_objects_at_the_border(head, plain):
+    "Ground truths that touch the image's edges, proposals that reach beyond them: the values of the losses are kept, gradients are finite"
+    (losses, grads), (expected, _) = (run(h, (3, 0, 2), border=True) for h in (head(isr=dict(), carl=dict()), head(plain)))
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
+    assert all(g.isfinite().all() for g in grads.values())

@@ -47,7 +47,10 @@ def cascade_head(kind='PrimeCascadeRoIHead', classes=3, sampler=RANDOM, loss_cls
                                 out_channels=8, featmap_strides=[4, 8])))
 
 
-def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False):
+BORDER = torch.tensor([[0., 0, 1, 1], [.75, 0, 1, .2], [0, .6, .3, 1]])  # the whole image and two at its edges, as parts of its side
+
+
+def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False, border=False):
     "Features, proposals and ground truths of as many images as `objects` has entries, in the given order"
     g = torch.Generator().manual_seed(seed)
     rand = lambda *shape: torch.rand(*shape, generator=g)
@@ -55,7 +58,7 @@ def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False):
     images = []
     for n in objects:
         xy = rand(n, 2) * 80
-        gt = torch.cat([xy, xy + 15 + rand(n, 2) * 30], 1)
+        gt = BORDER[:n] * 128 if border else torch.cat([xy, xy + 15 + rand(n, 2) * 30], 1)
         near = gt.repeat(12, 1) + rand(12 * n, 4) * 8 - 4
         noise = rand(40, 2) * 90
         boxes = torch.cat([near, torch.cat([noise, noise + 10 + rand(40, 2) * 25], 1)])
@@ -123,7 +126,7 @@ def atss(kind='PrimeATSSHead', classes=3, ignore=-1, sampler=PSEUDO, head={}, **
                        allowed_border=-1, pos_weight=-1, debug=False, **train)))
 
 
-def dense_scene(objects=(3, 2), classes=3, order=None, same_class=False, ignored=False, pad=64):
+def dense_scene(objects=(3, 2), classes=3, order=None, same_class=False, ignored=False, pad=64, border=False):
     "Features and, as `loss_by_feat` takes them, targets; `pad` below 64 leaves anchors in the padding without a target"
     g = torch.Generator().manual_seed(0)
     rand = lambda *shape: torch.rand(*shape, generator=g)
@@ -132,7 +135,7 @@ def dense_scene(objects=(3, 2), classes=3, order=None, same_class=False, ignored
     for n in objects:
         xy = rand(n, 2) * 28
         label = torch.zeros(n, dtype=torch.long) if same_class else torch.randint(classes, (n,), generator=g)
-        gts.append(InstanceData(bboxes=torch.cat([xy, xy + 10 + rand(n, 2) * 20], 1), labels=label))
+        gts.append(InstanceData(bboxes=BORDER[:n] * 64 if border else torch.cat([xy, xy + 10 + rand(n, 2) * 20], 1), labels=label))
     order = list(order or range(len(objects)))
     crowd = [InstanceData(bboxes=torch.tensor([[0., 0, 30, 30]]), labels=torch.tensor([0]))] * len(objects) if ignored else None
     metas = [dict(img_shape=(pad, 64), pad_shape=(pad, 64))] * len(objects)
