@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 # %% auto 0
-__all__ = ['root', 'runs_dir', 'figures_dir', 'data_dir', 'one_of', 'write_text', 'write_json', 'read_json', 'seed_everything']
+__all__ = ['root', 'runs_dir', 'figures_dir', 'data_dir', 'one_of', 'write_bytes', 'write_text', 'write_json', 'read_json',
+           'seed_everything']
 
 # %% ../nbs/00_core.ipynb
 def root(
@@ -58,25 +59,31 @@ def one_of(
                      f"Choose from: {', '.join(known)}")
 
 # %% ../nbs/00_core.ipynb
-def write_text(
+def write_bytes(
     path:str|Path, # file to write
-    text:str, # its new content
+    data:bytes|memoryview, # its new content
 )->Path: # `path`
-    "Write `text` to `path` in one step: to a temporary file beside it, then renamed"
+    "Write `data` to `path` in one step: to a temporary file beside it, then renamed; an `OSError` names `path`"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
-        with os.fdopen(fd, 'w', encoding='utf-8') as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
-        os.replace(tmp, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
+        try:
+            with os.fdopen(fd, 'wb') as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(tmp, 0o644)
+            os.replace(tmp, path)
+        except BaseException:
+            with contextlib.suppress(OSError): os.unlink(tmp)
+            raise
+    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
     return path
+
+def write_text(path:str|Path, text:str)->Path: # `path`
+    "`write_bytes` of `text` in UTF-8"
+    return write_bytes(path, text.encode())
 
 def write_json(path:str|Path, obj)->Path: # `path`
     "`write_text` of `obj` as JSON; NaN and infinity are refused, since other readers of JSON do not know them"

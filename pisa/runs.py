@@ -4,21 +4,23 @@
 
 # %% ../nbs/41_runs.ipynb 3
 from __future__ import annotations
-import dataclasses, importlib.metadata, os, platform, re, shutil, subprocess
+import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, os, platform, re, shutil, subprocess, time, warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 import pandas as pd
 import torch
-from .core import read_json, root, runs_dir
+from .core import read_json, root, runs_dir, write_bytes, write_text
 from .data import DataSpec
 from .experiments import Experiment
 
 # %% auto 0
-__all__ = ['SCHEMA', 'PACKAGES', 'folder', 'git_state', 'versions', 'machine', 'describe', 'is_complete', 'scalars', 'load',
-           'delete']
+__all__ = ['SCHEMA', 'PACKAGES', 'folder', 'git_state', 'versions', 'machine', 'lock', 'checkpoints', 'save_tensors',
+           'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'going_on',
+           'is_complete', 'scalars', 'load', 'delete']
 
 # %% ../nbs/41_runs.ipynb
-SCHEMA = 1  # of run.json
+SCHEMA = 1  # of run.json and of checkpoints
 
 def folder(
     run:str, # the id
@@ -49,24 +51,131 @@ def versions()->dict[str, str]:
     own = {name: importlib.metadata.version(dists[name][0]) for name in PACKAGES if name in dists}
     return {'python': platform.python_version(), **own}
 
-def machine()->dict[str, Any]:
-    "What it runs on: processor, cores, threads, GPU"
+def machine(
+    processes:int=1, # that train together
+)->dict[str, Any]:
+    "What it runs on: name, processor, cores, processes, threads of each, GPU"
     cpu = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists() and (m := re.search(r'model name\s*: (.+)', info.read_text())): cpu = m[1]
-    return {'cpu': cpu, 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
+    return {'host': platform.node(), 'cpu': cpu, 'cores': os.cpu_count(), 'processes': processes, 'threads': torch.get_num_threads(),
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+# %% ../nbs/41_runs.ipynb
+_held:set[int] = set()  # file descriptors of the locks of this process
+
+def _let_go():
+    "In a child process: the lock is its parent's"
+    while _held: os.close(_held.pop())
+
+os.register_at_fork(after_in_child=_let_go)
+
+@contextlib.contextmanager
+def lock(
+    path:Path, # the run's folder
+)->Iterator[None]:
+    "Hold the folder of a run; a `BlockingIOError` of one line says who else does"
+    fd = os.open(path/'.lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    _held.add(fd)
+    try:
+        try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = ' '.join(os.pread(fd, 200, 0).decode(errors='replace').split()) or 'another process'
+            raise BlockingIOError(errno.EAGAIN, f'run {path.name} is being trained by {holder}: wait for its end, or end it') from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f'process {os.getpid()} on {platform.node()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n'.encode(), 0)
+        yield
+    finally:
+        if fd in _held:
+            _held.remove(fd)
+            os.close(fd)
+
+# %% ../nbs/41_runs.ipynb
+def checkpoints(
+    path:Path, # the run's folder
+)->list[Path]: # the oldest first
+    "The checkpoints of a run"
+    found = [f for f in (path/'checkpoints').glob('epoch_*.pth') if re.fullmatch(r'epoch_\d+\.pth', f.name)]
+    return sorted(found, key=lambda f: int(f.stem[6:]))
+
+def save_tensors(
+    path:Path,
+    content:dict,
+    checksum:bool=False, # write it too, before the file itself
+)->None:
+    "`torch.save` in one step"
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    if checksum: write_text(f'{path}.sha256', f'{hashlib.sha256(buffer.getbuffer()).hexdigest()}  {path.name}\n')
+    write_bytes(path, buffer.getbuffer())
+
+def save_checkpoint(
+    path:Path, # the run's folder
+    epoch:int, # epochs that are done
+    state:dict, # tensors, numbers, words, and lists and dicts of them
+    keep:int=2,
+)->None:
+    "Write the checkpoint after an epoch, and delete all but the last `keep`; an `OSError` names the file that could not be written"
+    save_tensors(path/'checkpoints'/f'epoch_{epoch}.pth', {'schema': SCHEMA, 'run': path.name, **state}, checksum=True)
+    for old in checkpoints(path)[:-keep]:
+        old.unlink()
+        Path(f'{old}.sha256').unlink(missing_ok=True)
+
+def read_checkpoint(
+    file:Path,
+    run:str, # the id of the run that it must be of
+)->dict: # what `save_checkpoint` was given
+    "Read a checkpoint; a `ValueError` says why it cannot be trusted"
+    data, sums = file.read_bytes(), Path(f'{file}.sha256')
+    if not sums.is_file(): raise ValueError('its checksum is missing')
+    if sums.read_text(errors='replace').split()[:1] != [hashlib.sha256(data).hexdigest()]: raise ValueError('it does not fit its checksum')
+    try: state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+    except Exception: raise ValueError('it holds other things than weights') from None
+    if not isinstance(state, dict) or state.get('run') != run: raise ValueError(f'it is not of run {run}')
+    return state
+
+def last_checkpoint(
+    path:Path, # the run's folder
+)->dict|None: # what `save_checkpoint` was given; None: there is none
+    "The newest checkpoint that can be trusted; newer ones are renamed to `*.bad`, each with a warning of one line"
+    for file in reversed(checkpoints(path)):
+        try: return read_checkpoint(file, path.name)
+        except ValueError as e:
+            warnings.warn(f'{file} is set aside as {file.name}.bad, and the checkpoint before it is taken: {e}')
+            file.replace(f'{file}.bad')
+            Path(f'{file}.sha256').unlink(missing_ok=True)
 
 # %% ../nbs/41_runs.ipynb
 def describe(
     exp:Experiment,
     spec:DataSpec,
+    processes:int=1, # that train together
 )->dict[str, Any]: # the content of run.json before training; `seconds` are added after it
     "What will be trained, on what, by which code"
     data = {'name': spec.name, 'fingerprint': spec.fingerprint, 'classes': list(spec.classes), 'n_train': spec.n_train, 'n_val': spec.n_val,
             'area_limits': list(spec.area_limits), 'note': spec.note}
     return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), **dataclasses.asdict(exp), 'data': data,
-            'git': git_state(), 'versions': versions(), 'machine': machine()}
+            'git': git_state(), 'versions': versions(), 'machine': machine(processes), 'resumed': 0}
+
+def read_record(
+    path:Path, # the run's folder
+)->dict[str, Any]: # what `run.json` holds
+    "The record of a run; a `ValueError` of one line if a newer pisa wrote it"
+    record = read_json(path/'run.json')
+    if record.get('schema', 0) > SCHEMA:
+        raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}, this one knows {SCHEMA}): update pisa")
+    return record
+
+def going_on(
+    record:dict[str, Any], # of the part that begins
+    before:dict[str, Any], # what `run.json` held so far
+)->dict[str, Any]: # `record`, with `resumed` counted, and `earlier`: other code or machines that had a part in it
+    "The record of a training that goes on from a checkpoint"
+    by = lambda r: {k: r.get(k) for k in ('git', 'versions', 'machine')}
+    earlier = []
+    for part in before.get('earlier', []) + [by(before)]:
+        if part != by(record) and part not in earlier: earlier.append(part)
+    return record | {'resumed': before.get('resumed', 0) + 1} | ({'earlier': earlier} if earlier else {})
 
 def is_complete(path:Path)->bool:
     "Whether a run has come to its end: its metrics are written last, and in one step"
@@ -86,11 +195,9 @@ def load(
     rows = []
     for path in sorted(runs_dir(runs).iterdir()):
         if not is_complete(path): continue
-        record = read_json(path/'run.json')
-        if record.get('schema', 0) > SCHEMA:
-            raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}): update pisa")
+        record = read_record(path)
         added = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}  # since older records
-        record = {**added, **record}
+        record = {'resumed': 0, **added, **record}
         exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
         current = exp.id(record['data']['fingerprint']) == record['id']  # the id holds the recipe too
         nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
@@ -105,4 +212,4 @@ def delete(
     path = folder(run, runs)
     if not path.is_dir() or path.is_symlink():
         raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.runs.load() lists them')
-    shutil.rmtree(path)
+    with lock(path): shutil.rmtree(path)

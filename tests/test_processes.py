@@ -1,0 +1,176 @@
+"Several processes, started by torchrun, over gloo on the CPU: what they compute, what ends them, what they say when one fails"
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+from pisa import data, experiments, launch, runs
+from pisa.core import read_json
+
+# Nothing is left to chance: no flips, batch norm as in evaluation, anchors are not sampled, ISR ranks the positives of all processes together
+SAME = ('train_cfg.max_epochs=3 train_dataloader.dataset.indices=20 train_dataloader.batch_size=4 val_dataloader.dataset.indices=7 '
+        'train_dataloader.dataset.pipeline.3.prob=0.0 model.backbone.norm_eval=True model.train_cfg.isr.scope=world '
+        'optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
+EXPERIMENT = experiments.experiment('atss', 'isr', overrides=SAME)
+
+
+@pytest.fixture(scope='module')
+def spec():
+    return data.load('shapes', n_train=64, n_val=16)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def own_processes():
+    "Ids of the processes that work for a run of these tests: torchrun and what it started"
+    found = []
+    for folder in Path('/proc').glob('[0-9]*'):
+        try: words, state = (folder / 'cmdline').read_bytes(), (folder / 'stat').read_text().rpartition(')')[2].split()[0]
+        except OSError: continue
+        if b'from pisa.launch import worker' in words and str(os.getpid()).encode() in words and state != 'Z': found.append(int(folder.name))
+    return found
+
+
+def listening():
+    "Local addresses (hex) that the processes of a run listen on"
+    sockets = set()
+    for pid in own_processes():
+        for fd in Path(f'/proc/{pid}/fd').glob('*'):
+            try: sockets |= set(re.findall(r'socket:\[(\d+)\]', os.readlink(fd)))
+            except OSError: pass
+    lines = [line.split() for name in ('tcp', 'tcp6') for line in Path(f'/proc/net/{name}').read_text().splitlines()[1:]]
+    return {line[1].split(':')[0] for line in lines if line[3] == '0A' and line[9] in sockets}
+
+
+def when(condition, act):
+    "In a thread: act as soon as a condition holds"
+    def wait():
+        deadline = time.time() + 120
+        while not condition():
+            if time.time() > deadline: return
+            time.sleep(0.02)
+        act()
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def all_gone():
+    deadline = time.time() + 5
+    while own_processes() and time.time() < deadline: time.sleep(0.05)
+    return not own_processes()
+
+
+def train_with_two(folder):
+    "In a process of its own, to be killed"
+    torch.set_num_threads(1)
+    launch.train(EXPERIMENT, data.load('shapes', n_train=64, n_val=16), folder, gpus=0, processes=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "Its name, which is in the command line of the processes, holds this process's id"
+    path = tmp_path / f'runs-{os.getpid()}'
+    path.mkdir()
+    return path
+
+
+needs_proc = pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='looks at processes through /proc, which is not here')
+
+
+@needs_proc
+def test_two_processes_killed_and_resumed_have_the_loss_curve_of_one(folder, tmp_path, spec, capsys):
+    "kill -9 of the caller in the second epoch: nothing goes on running, and the rest is trained as one process trains it"
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['pisa.launch'])
+    caller = context.Process(target=train_with_two, args=(folder,))
+    caller.start()
+    addresses = []
+    def kill():
+        addresses.extend(listening())
+        caller.kill()
+    when(lambda: list(folder.glob('*/checkpoints/epoch_1.pth')) or not caller.is_alive(), kill).join(120)
+    caller.join(60)
+    assert caller.exitcode == -9 and all_gone()
+    assert addresses and set(addresses) <= {'0100007F', '0' * 24 + '01000000', '0000000000000000FFFF00000100007F'}  # 127.0.0.1, ::1
+    path, = folder.iterdir()
+    state = runs.last_checkpoint(path)
+    assert len(state['rng']['torch']) == 2 and not torch.equal(*state['rng']['torch'])  # chance differs between processes
+
+    assert launch.train(EXPERIMENT, spec, folder, gpus=0, processes=2) == path
+    assert '/15' in capsys.readouterr().out  # steps: the progress of the first process came through
+    one = launch.train(EXPERIMENT, spec, tmp_path / 'one', gpus=0)
+    record, alone = (read_json(p / 'run.json') for p in (path, one))
+    assert record['id'] == alone['id'] and record['steps'] == alone['steps'] == 15
+    assert record['resumed'] == 1 and record['machine']['processes'] == 2 and alone['machine']['processes'] == 1
+    curves = [[json.loads(line) for line in (p / 'scalars.jsonl').read_text().splitlines()] for p in (path, one)]
+    assert [line['step'] for line in curves[0]] == [10, 15]
+    # The gradients are sums of the same numbers in another order: float32 rounds them to 6e-8, and 15 steps of SGD with a small
+    # learning rate add such errors up. Lines hold five digits. Losses of one process alone, or other images, differ by percents.
+    for ours, theirs in zip(*curves, strict=True): assert ours == pytest.approx(theirs, rel=1e-4)
+    weights = [torch.load(p / 'weights.pth', weights_only=True) for p in (path, one)]
+    for k, v in weights[1].items(): torch.testing.assert_close(weights[0][k], v, rtol=1e-3, atol=1e-5)
+    detections = [read_json(p / 'detections.json') for p in (path, one)]
+    assert [d['image_id'] for d in detections[0]] == [d['image_id'] for d in detections[1]]  # of all images, each once, in their order
+
+
+def test_error_of_the_process_that_failed_first(folder, tmp_path, spec):
+    "An image is missing, so one process fails, and then the other, which waits for it"
+    images = tmp_path / 'images'
+    shutil.copytree(spec.train_images, images)
+    first = read_json(spec.train_json)['images'][0]['file_name']
+    (images / first).unlink()
+    tiny = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=4 train_dataloader.batch_size=4'
+    with pytest.raises(RuntimeError, match=rf'process [01] of 2 failed: FileNotFoundError: .*{re.escape(str(images / first))}') as e:
+        launch.train(experiments.experiment('retinanet', overrides=tiny), dataclasses.replace(spec, train_images=images), folder, gpus=0, processes=2)
+    assert '\n' not in str(e.value) and not list(folder.glob('*/metrics.json'))
+    logs = Path(re.search(r'The logs are in (.*)', str(e.value))[1])
+    assert any('Traceback' in log.read_text() and first in log.read_text() for log in logs.glob('rank*.log'))
+    assert all_gone()
+
+
+def second():
+    "The process of rank 1, as soon as it is there"
+    for pid in own_processes():
+        try: words = Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')
+        except OSError: continue
+        if b'RANK=1' in words: return pid
+
+
+@needs_proc
+def test_process_ended_from_outside(folder, spec):
+    "As the kernel does where memory runs out"
+    when(second, lambda: os.kill(second(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match='process 1 of 2 was ended by SIGKILL') as e:
+        launch.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
+    assert '\n' not in str(e.value) and all_gone()
+
+
+@needs_proc
+def test_interrupt_ends_all(folder, spec):
+    when(second, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt): launch.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
+    assert all_gone()
+    path, = folder.iterdir()
+    with runs.lock(path): pass  # free
+
+
+def test_processes_that_cannot_share_the_batch(folder, spec):
+    with pytest.raises(ValueError, match='3 processes cannot share a step of 4 images. Choose from: 1, 2, 4'):
+        launch.train(EXPERIMENT, spec, folder, gpus=0, processes=3)
+    assert not list(folder.iterdir())
