@@ -17,7 +17,7 @@ from .paper import published
 # %% auto 0
 __all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'ROWS', 'prime_settings', 'default_sampler',
            'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe', 'dataloader',
-           'detector', 'config', 'schedule', 'positive', 'override', 'row_experiment', 'summary']
+           'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'row_experiment', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -217,9 +217,8 @@ def config(
                          'or dataset=shapes or coco')
     given = parse_overrides(exp.overrides)
     epochs = positive(given, 'train_cfg.max_epochs', r.epochs)
-    images = positive(given, 'train_dataloader.dataset.indices', spec.n_train)
     batch = positive(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process
-    total = epochs * -(-images // (batch*processes))  # steps
+    total = steps(exp, spec, batch*processes)
     scope = given.get('model.train_cfg.rcnn.isr.scope', given.get('model.train_cfg.isr.scope'))
     if type(scope) is int and scope > batch:
         raise ValueError(f'isr.scope={scope} images are to be ranked together, but a process has {batch}: use fewer processes, or a larger batch')
@@ -236,6 +235,16 @@ def config(
         param_scheduler=schedule(r, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
     return override(cfg, given)
+
+def steps(
+    exp:Experiment,
+    spec:DataSpec,
+    batch:int|None=None, # images a step; the experiment's if not given
+)->int:
+    "Of the whole training"
+    given, r = parse_overrides(exp.overrides), recipe(exp)
+    images = positive(given, 'train_dataloader.dataset.indices', spec.n_train)
+    return positive(given, 'train_cfg.max_epochs', r.epochs) * -(-images // (batch or positive(given, 'train_dataloader.batch_size', r.batch)))
 
 def schedule(
     r:Recipe,
@@ -313,14 +322,15 @@ ROWS = _rows()
 
 def row_experiment(
     name:str, # one of `ROWS`, e.g. 'table3/C-R'
-    **words, # of `experiment`, beside those of the row or in their place: scale, seed, dataset...
+    **words, # of `experiment`, in place of those of the row: scale, seed, dataset...; overrides are added to the row's
 )->Experiment:
     "The training of a row of the paper: at paper scale on the paper's data, or with scale='mini' on `shapes` (Table 2: `voc`); a `ValueError` names the nearest rows"
     if name not in ROWS:
         near = difflib.get_close_matches(name, ROWS, 4, 0.4) or list(ROWS)[:4]
         raise ValueError(f'row={name!r} is not known. The nearest are: {", ".join(near)}; experiments.ROWS has all')
     scale = words.get('scale', 'paper')
-    return experiment(**{'dataset': 'shapes' if scale == 'mini' else 'coco', 'scale': scale, **ROWS[name], **words})
+    both = ' '.join(filter(None, (ROWS[name].get('overrides'), words.pop('overrides', ''))))
+    return experiment(**{'dataset': 'shapes' if scale == 'mini' else 'coco', 'scale': scale, **ROWS[name], **words, 'overrides': both})
 
 # %% ../nbs/40_experiments.ipynb
 def summary(

@@ -1,0 +1,133 @@
+"Sweeps: on this machine, and on a real Slurm where there is one"
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+import pytest
+
+pytest.importorskip('mmdet')
+from pisa import data, runs, sweep
+from pisa.core import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4 val_dataloader.dataset.indices=8'
+LONGER = TINY.replace('max_epochs=1', 'max_epochs=40')
+ENV = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+
+
+@pytest.fixture(scope='module')
+def spec():
+    return data.load('shapes', n_train=64, n_val=16)
+
+
+def plan(spec, rows, seeds=(1,), overrides=TINY):
+    return sweep.plan(rows, seeds, specs={'shapes': spec}, overrides=overrides)
+
+
+def wait_for(condition, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, 'it did not happen in time'
+        time.sleep(0.2)
+
+
+def test_the_same_training_is_planned_once(spec):
+    rows = ['table3/C-R', 'table4/isr-carl', 'table1/faster_rcnn-r50-pisa', 'table3/R-R']
+    assert [t.row for t in plan(spec, rows, (1, 2))] == ['table3/C-R', 'table3/R-R'] * 2
+
+
+def papermill(folder, table, overrides):
+    p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/sweep.ipynb', str(folder / 'out.ipynb'), '-p', 'table', table, '-p', 'seeds', '1', '-p', 'jobs', '2',
+                        '-p', 'overrides', overrides, '-p', 'runs_dir', str(folder / 'runs'), '--log-output', '--no-progress-bar'],
+                       cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert p.returncode == 0, p.stderr[-2000:]
+    return p.stdout + p.stderr
+
+
+def test_the_notebook_trains_a_row(tmp_path):
+    assert '1 of 1 done' in papermill(tmp_path, 'table4/isr', TINY)
+    table = runs.load(tmp_path / 'runs')
+    assert table.method.tolist() == ['isr'] and table.machine_threads.tolist() == [1]
+
+
+def test_the_notebook_leaves_what_is_done_and_shows_what_failed(tmp_path):
+    "Of two rows one is there already, with a metric that nobody measured; the other cannot work"
+    bad = TINY + ' optim_wrapper.optimizer.lr=1e30 optim_wrapper.clip_grad.max_norm=1e30'
+    spec = data.load('shapes')
+    there, missing = sweep.plan(sweep.rows_of('text'), [1], overrides=bad, specs={'shapes': spec})
+    path = runs.folder(there.id, tmp_path / 'runs')
+    path.mkdir()
+    write_json(path / 'run.json', runs.describe(there.exp, spec) | {'seconds': 60., 'steps': 4})
+    write_json(path / 'metrics.json', {'AP': 12.3})
+    log = papermill(tmp_path, 'text', bad)
+    assert '2 trainings, 1 of them done' in log and '1 of 2 done, 1 failed' in log
+    assert f'{missing.row}, seed 1: failed. FloatingPointError: step ' in log
+    assert read_json(path / 'metrics.json') == {'AP': 12.3} and not (path / 'job.log').exists()
+
+
+def test_a_killed_job_does_not_stop_the_others(spec, tmp_path):
+    tasks = plan(spec, ['table4/baseline'], overrides=LONGER) + plan(spec, ['table4/isr'])
+    killed = []
+    def watch(table, line):
+        for row in table[(table.run == tasks[0].id) & (table.state == 'running')].itertuples():
+            lock = runs.folder(row.run, tmp_path) / '.lock'
+            if not killed: os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+            killed.append(row.run)
+    table = sweep.sweep(tasks, 2, tmp_path, watch=watch, poll=0.2)
+    assert killed and table.state.tolist() == ['failed', 'done'] and 'without a word' in table.why[0]
+
+
+def test_an_interrupt_ends_the_jobs(spec, tmp_path):
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from pisa import data, sweep
+tasks = sweep.plan(['table4/baseline', 'table4/isr'], [1], specs={{'shapes': data.load('shapes', n_train=64, n_val=16)}}, overrides={LONGER!r})
+sweep.sweep(tasks, 2, {str(tmp_path)!r}, poll=0.2)"""
+    p = subprocess.Popen([sys.executable, '-c', code], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    locks = lambda: [f for f in tmp_path.glob('*/.lock') if (f.parent / 'scalars.jsonl').exists()]
+    wait_for(lambda: len(locks()) == 2)
+    pids = [int(f.read_text().split()[1]) for f in locks()]
+    p.send_signal(signal.SIGINT)
+    p.wait(30)
+    def alive(pid):
+        try: return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+        except OSError: return False
+    wait_for(lambda: not any(map(alive, pids)), 30)
+
+
+# ---- Slurm
+
+@pytest.fixture(scope='module')
+def slurm():
+    "A one-node cluster of our own"
+    if not shutil.which('slurmctld'): pytest.skip('no Slurm here: tests/slurm.sh install')
+    if os.getuid(): pytest.skip('tests/slurm.sh starts a Slurm as root only')
+    folder = Path(tempfile.mkdtemp(prefix='slurm'))  # and not in pytest's: munged has a user of its own
+    p = subprocess.run([ROOT / 'tests/slurm.sh', 'start', folder], capture_output=True, text=True)
+    assert p.returncode == 0, p.stdout + p.stderr
+    os.environ['SLURM_CONF'] = f'{folder}/slurm.conf'
+    yield folder
+    subprocess.run([ROOT / 'tests/slurm.sh', 'stop', folder])
+    del os.environ['SLURM_CONF']
+    shutil.rmtree(folder)
+
+
+def test_slurm_trains_a_sweep_of_four_with_one_preempted(slurm, spec, tmp_path, monkeypatch):
+    "An urgent job takes both cores while two of the four are running; Slurm queues them again, and they go on from their checkpoints"
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    tasks = plan(spec, ['table4/baseline', 'table4/isr', 'table4/carl', 'table4/isr-carl'],
+                 overrides=TINY.replace('max_epochs=1', 'max_epochs=12'))
+    urgent = []
+    def watch(table, line):
+        ready = [t for t in tasks if (runs.folder(t.id, tmp_path) / 'checkpoints').is_dir() and any((runs.folder(t.id, tmp_path) / 'checkpoints').glob('*.pth'))]
+        if ready and not urgent:
+            out = subprocess.run(['sbatch', '--parsable', '-p', 'urgent', '--exclusive', '-o', str(tmp_path / 'urgent'), '--wrap', 'sleep 3'], capture_output=True, text=True)
+            urgent.append(out.stdout.strip())
+    table = sweep.sweep(tasks, 2, tmp_path, launcher='slurm', slurm=dict(partition='normal', time=10), watch=watch, poll=0.3)
+    assert table.state.tolist() == ['done'] * 4, table.why.tolist()
+    assert urgent
+    assert max(read_json(runs.folder(t.id, tmp_path) / 'run.json')['resumed'] for t in tasks) >= 1
