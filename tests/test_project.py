@@ -72,7 +72,7 @@ def test_train_notebook_keeps_its_defaults():
     exec(''.join(cell['source']), values)
     del values['__builtins__']
     assert values == dict(detector='faster_rcnn', method='pisa', dataset='shapes', data_root=None, scale='auto', backbone='auto', seed=0,
-                          gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto')
+                          gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto', experiment='')
 
 
 def test_committed_runs_are_complete():
