@@ -53,6 +53,7 @@ export: $(STAMP)  ## write pisa/ from the notebooks, and clean them of outputs
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/
 	jupyter nbconvert nbs/index.ipynb --execute --to markdown --no-input --output-dir . --output README --NbConvertApp.output_files_dir=figures/readme
+	sed -i 's/^!\[png\]/![Six samples around two objects, ranked by IoU-HLR and weighted by ISR]/' README.md
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
 	rm -rf build dist *.egg-info .pytest_cache _proc _docs
