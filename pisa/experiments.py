@@ -17,7 +17,8 @@ from .paper import published
 # %% auto 0
 __all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'ROWS', 'prime_settings', 'default_sampler',
            'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe', 'dataloader',
-           'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'row_experiment', 'summary']
+           'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'row_experiment', 'row_dataset',
+           'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -330,7 +331,14 @@ def row_experiment(
         raise ValueError(f'row={name!r} is not known. The nearest are: {", ".join(near)}; experiments.ROWS has all')
     scale = words.get('scale', 'paper')
     both = ' '.join(filter(None, (ROWS[name].get('overrides'), words.pop('overrides', ''))))
-    return experiment(**{'dataset': 'shapes' if scale == 'mini' else 'coco', 'scale': scale, **ROWS[name], **words, 'overrides': both})
+    return experiment(**{'dataset': row_dataset(name, scale), 'scale': scale, **ROWS[name], **words, 'overrides': both})
+
+def row_dataset(
+    name:str, # one of `ROWS`
+    scale:str, # 'mini' or 'paper'
+)->str: # one of `DATASETS`
+    "What a row is trained on"
+    return ROWS.get(name, {}).get('dataset', 'shapes' if scale == 'mini' else 'coco')
 
 # %% ../nbs/40_experiments.ipynb
 def summary(

@@ -36,9 +36,10 @@ def prime_config(
         if given is None: return None
         if wrong := [key for key in given if key not in defaults]:
             released = {'isr': 'gamma and beta', 'carl': 'k and b (and form="add")'}[name]
-            raise ValueError(f"train_cfg.rcnn.{name} does not know {wrong[0]!r}; it takes {', '.join(defaults)}. "
+            raise ValueError(f"{name} in train_cfg does not know {wrong[0]!r}; it takes {', '.join(defaults)}. "
                              f"What mmdet's own PISA calls k and bias is {released} here")
         return {**defaults, **given}
+    if 'rcnn' in (train_cfg or {}): raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
     isr, carl = complete('isr', ISR_DEFAULTS), complete('carl', CARL_DEFAULTS)
     if isr:
         one_of('isr.metric', isr['metric'], ISR_METRICS)

@@ -71,7 +71,7 @@ def test_train_notebook_keeps_its_defaults():
     values = {}
     exec(''.join(cell['source']), values)
     del values['__builtins__']
-    assert values == dict(detector='faster_rcnn', method='pisa', dataset='shapes', data_root=None, scale='auto', backbone='auto', seed=0,
+    assert values == dict(detector='faster_rcnn', method='pisa', dataset='auto', data_root=None, scale='auto', backbone='auto', seed=0,
                           gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto', experiment='')
 
 
