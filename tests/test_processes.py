@@ -163,6 +163,7 @@ def test_process_ended_from_outside(folder, spec):
 
 @needs_proc
 def test_interrupt_ends_all(folder, spec):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background has it ignored
     when(second, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt): launch.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
     assert all_gone()

@@ -83,7 +83,8 @@ def test_a_killed_job_does_not_stop_the_others(spec, tmp_path):
 
 def test_an_interrupt_ends_the_jobs(spec, tmp_path):
     code = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
+import signal, sys; sys.path.insert(0, {str(ROOT)!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background has it ignored
 from pisa import data, sweep
 tasks = sweep.plan(['table4/baseline', 'table4/isr'], [1], specs={{'shapes': data.load('shapes', n_train=64, n_val=16)}}, overrides={LONGER!r})
 sweep.sweep(tasks, 2, {str(tmp_path)!r}, poll=0.2)"""
