@@ -68,7 +68,12 @@ stop() {
     local dir; dir=$(cd "$1" && pwd)
     export SLURM_CONF=$dir/slurm.conf
     scancel --user root 2> /dev/null || true
-    for pid in slurmd.pid slurmctld.pid munge/pid; do [ -f "$dir/$pid" ] && kill "$(cat "$dir/$pid")" 2> /dev/null || true; done
+    local file pid
+    for file in slurmd.pid slurmctld.pid munge/pid; do
+        [ -f "$dir/$file" ] || continue
+        pid=$(cat "$dir/$file"); kill "$pid" 2> /dev/null || continue
+        for _ in $(seq 100); do kill -0 "$pid" 2> /dev/null || break; sleep 0.1; done  # each writes in the folder as it ends
+    done
 }
 
 case "${1:-}" in
