@@ -4,12 +4,14 @@
 
 # %% ../nbs/40_experiments.ipynb 3
 from __future__ import annotations
-import ast, dataclasses, difflib, hashlib, json
+import ast, builtins, dataclasses, difflib, hashlib, json
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+import pandas as pd
 from mmengine.config import Config
-from .core import one_of
+from .core import one_of, read_json, runs_dir
 from .data import DataSpec
 from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, backbones, model
 from .paper import published
@@ -17,8 +19,8 @@ from .paper import published
 # %% auto 0
 __all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'ROWS', 'prime_settings', 'default_sampler',
            'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe', 'dataloader',
-           'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'row_experiment', 'row_dataset',
-           'summary']
+           'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'known_row', 'row_experiment',
+           'row_dataset', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -219,7 +221,7 @@ def config(
     given = parse_overrides(exp.overrides)
     epochs = positive(given, 'train_cfg.max_epochs', r.epochs)
     batch = positive(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process
-    total = steps(exp, spec, batch*processes)
+    total = steps(exp, spec.n_train, batch*processes)
     scope = given.get('model.train_cfg.rcnn.isr.scope', given.get('model.train_cfg.isr.scope'))
     if type(scope) is int and scope > batch:
         raise ValueError(f'isr.scope={scope} images are to be ranked together, but a process has {batch}: use fewer processes, or a larger batch')
@@ -239,12 +241,12 @@ def config(
 
 def steps(
     exp:Experiment,
-    spec:DataSpec,
+    images:int, # to train on
     batch:int|None=None, # images a step; the experiment's if not given
 )->int:
     "Of the whole training"
     given, r = parse_overrides(exp.overrides), recipe(exp)
-    images = positive(given, 'train_dataloader.dataset.indices', spec.n_train)
+    images = positive(given, 'train_dataloader.dataset.indices', images)
     return positive(given, 'train_cfg.max_epochs', r.epochs) * -(-images // (batch or positive(given, 'train_dataloader.batch_size', r.batch)))
 
 def schedule(
@@ -277,7 +279,7 @@ def override(
     for key in pairs:
         node, (*path, last) = cfg._cfg_dict, key.split('.')
         for part in path:
-            if isinstance(node, list): node = dict(enumerate(node))
+            if isinstance(node, builtins.list): node = dict(enumerate(node))
             if not isinstance(node, dict): node = {}
             part = int(part) if part.isdigit() else part
             if part not in node:
@@ -321,14 +323,18 @@ def _rows()->dict[str, dict]: # name to words of `experiment`
 
 ROWS = _rows()
 
+def known_row(name:str)->str:
+    "The name of a row; a `ValueError` of one line names the nearest rows"
+    if name in ROWS: return name
+    near = difflib.get_close_matches(name, ROWS, 4, 0.4) or [*ROWS][:4]
+    raise ValueError(f'row={name!r} is not known. The nearest are: {", ".join(near)}; pisa.experiments.list() has all')
+
 def row_experiment(
     name:str, # one of `ROWS`, e.g. 'table3/C-R'
     **words, # of `experiment`, in place of those of the row: scale, seed, dataset...; overrides are added to the row's
 )->Experiment:
     "The training of a row of the paper: at paper scale on the paper's data, or with scale='mini' on `shapes` (Table 2: `voc`); a `ValueError` names the nearest rows"
-    if name not in ROWS:
-        near = difflib.get_close_matches(name, ROWS, 4, 0.4) or list(ROWS)[:4]
-        raise ValueError(f'row={name!r} is not known. The nearest are: {", ".join(near)}; experiments.ROWS has all')
+    known_row(name)
     scale = words.get('scale', 'paper')
     both = ' '.join(filter(None, (ROWS[name].get('overrides'), words.pop('overrides', ''))))
     return experiment(**{'dataset': row_dataset(name, scale), 'scale': scale, **ROWS[name], **words, 'overrides': both})
@@ -341,6 +347,39 @@ def row_dataset(
     return ROWS.get(name, {}).get('dataset', 'shapes' if scale == 'mini' else 'coco')
 
 # %% ../nbs/40_experiments.ipynb
+def step_seconds(
+    runs:str|Path|None=None, # folder of all runs; the project's if not given
+)->dict[tuple[str, str], float]: # (detector, scale) to seconds
+    "The mean time of a training step, of all complete runs of a detector at a scale"
+    found = defaultdict(builtins.list)
+    for file in sorted(runs_dir(runs).glob('*/metrics.json')):
+        r = read_json(file.with_name('run.json'))
+        found[r['detector'], r['scale']].append(r['seconds']/r['steps'])
+    return {key: sum(times)/len(times) for key, times in found.items()}
+
+IMAGES = {'coco': 117_266, 'voc': 16_551, 'shapes': 2_000}  # to train on: train2017 without its images of no object, VOC07+12, our default
+
+def list(
+    scale:str='mini', # 'mini' or 'paper'
+    runs:str|Path|None=None, # folder of all runs, for the cost; the project's if not given
+)->pd.DataFrame: # one row a row of the paper: what it trains, `same_as` an earlier row, steps, hours, and whose time of a step that is
+    "All rows of the paper's tables by name, and what each costs to train once, in hours (of one core at mini scale, of 8 GPUs at paper scale)"
+    measured, seen, rows = step_seconds(runs), {}, []
+    times = {tuple(r[:3]): r.train_time for r in published('table1')[['detector', 'backbone', 'method', 'train_time']].itertuples(index=False)}
+    for name in ROWS:
+        e = row_experiment(name, scale=scale)
+        n = steps(e, IMAGES[e.dataset])
+        time, source = measured.get((e.detector, e.scale)), 'runs'
+        if time is None and scale == 'paper':
+            time, source = times.get((e.detector, e.backbone, 'baseline' if e.method == 'baseline' else 'pisa')), 'published'
+        changes = e.overrides.replace('model.train_cfg.', '').replace('rcnn.', '')
+        rows.append({'row': name, 'detector': e.detector, 'backbone': e.backbone, 'method': e.method, 'data': e.dataset,
+                     'changes': ' '.join(filter(None, ('' if e.sampler == 'auto' else f'sampler={e.sampler}', changes))),
+                     'same_as': seen.get(e, ''), 'steps': n, 'hours': time and n*time/3600, 'time_from': source if time else ''})
+        seen.setdefault(e, name)
+    return pd.DataFrame(rows).set_index('row').astype({'hours': float})
+
+# %% ../nbs/40_experiments.ipynb
 def summary(
     exp:Experiment,
     cfg:Config, # see `config`
@@ -348,7 +387,7 @@ def summary(
     "What an experiment is, in a few lines"
     train, optimizer = cfg.model.train_cfg, cfg.optim_wrapper.optimizer
     rcnn = train.get('rcnn', train)
-    stage = rcnn[0] if isinstance(rcnn, list) else rcnn
+    stage = rcnn[0] if isinstance(rcnn, builtins.list) else rcnn
     parts = [f'{k} ({", ".join(f"{a}={b}" for a, b in stage[k].items())})' for k in ('isr', 'carl') if stage.get(k) is not None]
     if exp.detector in TWO_STAGE:
         s = stage.sampler

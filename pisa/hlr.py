@@ -34,7 +34,9 @@ def _check_vectors(
             raise ValueError(f'{name} must hold integers, not {v.dtype}')
 
 # %% ../nbs/10_hlr.ipynb
-_LONG = 2**14  # about where, on a CPU, sorting integers (by radix from 2**15 on) and a scan begin to be as fast as comparisons and binary searches
+# About where, on a CPU, sorting integers (by radix from 2**15 on) and a scan begin to be as fast as comparisons and
+# binary searches
+_LONG = 2**14
 
 def _prefers_linear(x:Tensor)->bool: # decided by shape and device alone
     "Is `x` a long tensor on a CPU?"

@@ -4,9 +4,9 @@
 
 # %% ../nbs/42_launch.ipynb 3
 from __future__ import annotations
-import codecs, contextlib, ctypes, dataclasses, errno, json, math, os, pickle, random, re, shutil, signal, subprocess, sys, tempfile, time
+import codecs, contextlib, ctypes, dataclasses, errno, json, math, os, pickle, random, re, select, shutil, signal, subprocess, sys, tempfile, time
 import traceback, warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from .experiments import Experiment, config, parse_overrides, positive, recipe
 # %% auto 0
 __all__ = ['LOOPBACK', 'floats', 'Guard', 'mean_over_processes', 'Recorder', 'Progress', 'rng_state', 'set_rng_state', 'bare',
            'Checkpoint', 'global_batch', 'devices', 'part_of', 'find_weights', 'OwnRunner', 'quiet', 'fit', 'explained',
-           'die_with_parent', 'one_line', 'worker', 'failure', 'fit_together', 'prepare', 'train']
+           'die_with_parent', 'one_line', 'worker', 'failure', 'on_this_node', 'fit_together', 'help_with', 'prepare',
+           'train']
 
 # %% ../nbs/42_launch.ipynb
 def floats(outputs:dict)->dict[str, float]:
@@ -175,10 +176,12 @@ def devices(
     exp:Experiment,
     gpus:str|int='auto', # 'auto', 0 (CPU) or how many
     processes:int=1, # on the CPU; each GPU has one
-)->tuple[str, int]: # 'cuda' or 'cpu', and the number of processes
+    nodes:int=1, # machines with as many each
+)->tuple[str, int]: # 'cuda' or 'cpu', and the number of processes of each machine
     "Where an experiment is trained; a `ValueError` of one line if that many GPUs cannot be had, or cannot share the batch"
     found, batch = torch.cuda.device_count(), global_batch(exp)
-    divides = [n for n in range(1, batch + 1) if batch % n == 0]
+    if type(nodes) is not int or nodes < 1: raise ValueError(f'nodes={nodes!r}: give a whole number of machines, 1 or more')
+    divides = [n for n in range(1, batch + 1) if batch % (n*nodes) == 0]
     if gpus == 'auto': gpus = min(found, 1) if exp.scale == 'mini' else max([0] + [n for n in divides if n <= found])
     if type(gpus) is not int or gpus < 0: raise ValueError(f"gpus={gpus!r} is not known. Choose from: 'auto', 0 (CPU), 1, 2...")
     if gpus > found: raise ValueError(f"gpus={gpus}, but torch sees {found or 'no'} GPU here: gpus=0 trains on the CPU")
@@ -186,7 +189,8 @@ def devices(
         raise ValueError(f'processes={processes}, gpus={gpus}: each GPU has one process, processes= is for the CPU')
     n = gpus or processes
     if type(n) is not int or n not in divides:
-        raise ValueError(f'{n} processes cannot share a step of {batch} images. Choose from: {", ".join(map(str, divides))}')
+        raise ValueError(f'{nodes} machines with {n} processes each cannot share a step of {batch} images' if nodes > 1 else
+                         f'{n} processes cannot share a step of {batch} images. Choose from: {", ".join(map(str, divides))}')
     return 'cuda' if gpus else 'cpu', n
 
 # %% ../nbs/42_launch.ipynb
@@ -268,13 +272,15 @@ def fit(
 def explained(
     path:Path, # the run's folder
 )->Iterator[None]:
-    "An `OSError` of one line where something cannot be written: what, why, and what is safe"
+    "One line where something cannot be written (`OSError`) or the training is interrupted: what, why, and what is safe"
+    def safe():
+        saved = store.checkpoints(path)
+        return f'{saved[-1]} is safe, and the same call goes on from it' if saved else 'no epoch had been finished, so the same call starts anew'
     try: yield
+    except KeyboardInterrupt: raise KeyboardInterrupt(f'run {path.name} was interrupted: {safe()}') from None
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO): raise
-        saved = store.checkpoints(path)
-        safe = f'{saved[-1]} is safe, and the same call goes on from it' if saved else 'no epoch had been finished, so the same call starts anew'
-        raise OSError(e.errno, f'run {path.name} stopped at {e.filename or path}: {e.strerror}. When that is repaired: {safe}') from None
+        raise OSError(e.errno, f'run {path.name} stopped at {e.filename or path}: {e.strerror}. When that is repaired: {safe()}') from None
 
 # %% ../nbs/42_launch.ipynb
 LOOPBACK = 'lo' if sys.platform == 'linux' else 'lo0'  # the name of the interface
@@ -293,21 +299,23 @@ def one_line(e:BaseException)->str:
 # %% ../nbs/42_launch.ipynb
 def worker(
     request:str, # the file that `fit_together` wrote
+    node:int, # the number of this machine
     parent:int, # id of the process that started this one
 )->None:
     "What each process does that `torchrun` has started"
     die_with_parent(parent)
-    logs, rank, n = Path(request).parent, int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    logs, asked, local = Path(request).parent, read_json(request), int(os.environ['LOCAL_RANK'])
+    rank, n = node*asked['processes'] + local, asked['nodes']*asked['processes']
     log = os.open(logs/f'rank{rank}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     out = os.dup(1)
     for stream in (1, 2): os.dup2(log, stream)
     try:
-        asked = read_json(request)
         typed = lambda k, v: Path(v) if k.endswith(('_json', '_images')) else tuple(v) if isinstance(v, list) else v
         spec = DataSpec(**{k: typed(k, v) for k, v in asked['data'].items()})
         path, device = logs.parent, asked['device']
-        if device == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-        torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo', f"file://{asked['meet']}", rank=rank, world_size=n)
+        if device == 'cuda': torch.cuda.set_device(local)
+        torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo', rank=rank, world_size=n,
+                                             store=torch.distributed.FileStore(str(logs/'meet'), n))
         if rank == 0: os.dup2(out, 1)  # the progress
         with explained(path): fit(config(part_of(Experiment(**asked['experiment']), n), spec, n), path, device, store.last_checkpoint(path))
         torch.distributed.destroy_process_group()
@@ -319,54 +327,96 @@ def worker(
 # %% ../nbs/42_launch.ipynb
 def failure(
     logs:Path, # where the processes wrote
-    processes:int,
+    processes:int, # of each machine
+    nodes:int=1,
 )->str:
     "Which process failed first, and why; one line"
-    report = (logs/'torchrun.log').read_text(errors='replace')
-    ended = re.findall(r'rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: -(\d+)', report)  # by a signal
-    for rank, number in ended:
-        name = signal.Signals(int(number)).name
-        if name != 'SIGTERM': return f'process {rank} of {processes} was ended by {name}' + (' (out of memory?)' if name == 'SIGKILL' else '')
+    reports = [file.read_text(errors='replace') if (file := logs/f'torchrun{node}.log').exists() else '' for node in range(nodes)]
+    for node, report in enumerate(reports):
+        for local, number in re.findall(r'\(local_rank: (\d+)\)\s+exitcode +: -(\d+)', report):  # ended by a signal
+            name = signal.Signals(int(number)).name
+            if name != 'SIGTERM': return (f'process {node*processes + int(local)} of {nodes*processes} was ended by {name}'
+                                          + (' (out of memory?)' if name == 'SIGKILL' else ''))
     errors = sorted((read_json(f) | {'rank': f.stem[4:]} for f in logs.glob('rank*.error')), key=lambda e: e['time'])
-    if errors: return f"process {errors[0]['rank']} of {processes} failed: {errors[0]['error']}"
-    return 'torchrun failed: ' + (report.strip().splitlines() or ['it says nothing'])[-1]
+    if errors: return f"process {errors[0]['rank']} of {nodes*processes} failed: {errors[0]['error']}"
+    return 'torchrun failed: ' + ('\n'.join(reports).strip().splitlines() or ['it says nothing'])[-1]
 
 # %% ../nbs/42_launch.ipynb
-def fit_together(
-    exp:Experiment,
-    spec:DataSpec,
-    path:Path, # the run's folder, prepared
-    device:str, # 'cpu' or 'cuda'
-    processes:int,
-)->None:
-    "`fit` by several processes; a `RuntimeError` of one line says which failed first and why. An interrupt ends them all"
-    logs = path/'logs'
-    shutil.rmtree(logs, ignore_errors=True)
+def on_this_node(
+    path:Path, # the run's folder, with the request
+    node:int, # the number of this machine
+    over:Callable[[], bool]=lambda: False, # whether to give up, since another machine has
+)->int: # 0, or how `torchrun` ended
+    "Start the processes of one machine, and show what the first of all writes"
+    logs, per = path/'logs', read_json(path/'logs/request.json')['processes']
     with tempfile.TemporaryDirectory() as tmp:
-        write_json(logs/'request.json', {'experiment': dataclasses.asdict(exp), 'device': device, 'meet': f'{tmp}/processes',
-            'data': {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(spec).items()}})
-        env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//processes)), **os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1',
-               'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK, 'TMPDIR': tmp,
+        env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp,
                'PYTHONPATH': os.pathsep.join([str(Path(pisa.__file__).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])])}
-        command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={processes}',
+        if read_json(logs/'request.json')['nodes'] == 1: env |= {'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK}
+        command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={per}',
                    '--rdzv-backend=c10d', '--rdzv-conf=store_type=file', f'--rdzv-endpoint={tmp}/agent', '--no-python', sys.executable, '-c',
-                   'import os, sys; parent = os.getppid(); from pisa.launch import worker; worker(sys.argv[1], parent)', str(logs/'request.json')]
-        with open(logs/'torchrun.log', 'wb') as log:
+                   'import os, sys; parent = os.getppid(); from pisa.launch import worker; worker(sys.argv[1], int(sys.argv[2]), parent)',
+                   str(logs/'request.json'), str(node)]
+        with open(logs/f'torchrun{node}.log', 'wb') as log:
             p = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
                                  preexec_fn=lambda caller=os.getpid(): die_with_parent(caller))
         try:
             decode = codecs.getincrementaldecoder('utf-8')('replace').decode
-            while chunk := os.read(p.stdout.fileno(), 4096):
+            while not over():
+                if not select.select([p.stdout], [], [], 1)[0]: continue
+                if not (chunk := os.read(p.stdout.fileno(), 4096)):
+                    p.wait()
+                    break
                 sys.stdout.write(decode(chunk))
                 sys.stdout.flush()
-            p.wait()
         finally:
             p.terminate()  # it ends the others; if it does not, they end with it
             try: p.wait(10)
             except subprocess.TimeoutExpired: p.kill()
             p.wait()
             p.stdout.close()
-    if p.returncode: raise RuntimeError(f'{failure(logs, processes)}. The logs are in {logs}')
+    return p.returncode
+
+# %% ../nbs/42_launch.ipynb
+def fit_together(
+    exp:Experiment,
+    spec:DataSpec,
+    path:Path, # the run's folder, prepared and held
+    device:str, # 'cpu' or 'cuda'
+    processes:int, # of each machine
+    nodes:int=1,
+)->None:
+    "`fit` by several processes; a `RuntimeError` of one line says which failed first and why. An interrupt ends them all"
+    logs, others = path/'logs', range(1, nodes)
+    shutil.rmtree(logs, ignore_errors=True)
+    write_json(logs/'request.json', {'experiment': dataclasses.asdict(exp), 'device': device, 'processes': processes, 'nodes': nodes,
+        'holder': store.held(path), 'data': {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(spec).items()}})
+    ended = lambda: [read_json(f)['code'] for k in others if (f := logs/f'node{k}.ended').exists()]
+    code = on_this_node(path, 0, lambda: any(ended()))
+    if not code: return
+    deadline = time.time() + 10
+    while len(ended()) < len(others) and time.time() < deadline: time.sleep(0.1)  # what they say of it may be the cause
+    raise RuntimeError(f'{failure(logs, processes, nodes)}. The logs are in {logs}')
+
+def help_with(
+    path:Path, # the run's folder, which the first machine holds or is about to
+    node:int, # the number of this machine, from 1 up
+    patience:float=600, # seconds to wait for the first
+)->None:
+    "What the other machines do: wait for the first, train with it, and wait for its end"
+    print(f'machine {node} waits for the first to begin with run {path.name}')
+    file, deadline = path/'logs/request.json', time.time() + patience
+    while not store.is_complete(path):
+        holder = store.held(path)
+        if holder and file.exists() and read_json(file)['holder'] == holder: break  # not what an earlier training left
+        if time.time() > deadline: raise TimeoutError(f'the first machine did not begin with run {path.name}: start the same there, with node=0')
+        time.sleep(1)
+    if store.is_complete(path): return
+    code = on_this_node(path, node, lambda: store.held(path) != holder)
+    if store.held(path) == holder: write_json(path/f'logs/node{node}.ended', {'code': code})
+    while store.held(path) == holder: time.sleep(1)  # the first writes what came out
+    asked = read_json(file)
+    if not store.is_complete(path): raise RuntimeError(f"{failure(path/'logs', asked['processes'], asked['nodes'])}. The logs are in {path/'logs'}")
 
 # %% ../nbs/42_launch.ipynb
 def prepare(
@@ -376,6 +426,7 @@ def prepare(
     "Tidy up after a training that was killed, find where to go on, and write `run.json`"
     before = store.read_record(path) if (path/'run.json').exists() else {}
     for part in path.rglob('.*.part'): part.unlink()  # half-written when it was killed
+    (path/'error.txt').unlink(missing_ok=True)  # why it failed the time before
     state = store.last_checkpoint(path)
     write_json(path/'run.json', store.going_on(record, before) if state else record)
     return state
@@ -387,20 +438,25 @@ def train(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     gpus:str|int='auto', # 'auto', 0 (CPU) or how many, see `devices`
     processes:int=1, # on the CPU
+    nodes:int=1, # machines with so many GPUs or processes each, which see the same folders
+    node:int=0, # the number of this machine
 )->Path: # the run's folder
     "Train and evaluate an experiment, and write its run; goes on where it was stopped. A `BlockingIOError` if another process is at it"
-    device, n = devices(exp, gpus, processes)
-    record = store.describe(exp, spec, n)
+    device, n = devices(exp, gpus, processes, nodes)
+    if type(node) is not int or not 0 <= node < nodes: raise ValueError(f'node={node!r}: the machines are numbered from 0 to {nodes - 1}')
+    record = store.describe(exp, spec, n*nodes)
     path = store.folder(record['id'], runs)
     if not store.is_complete(path):
         cfg = config(exp, spec)
         find_weights((cfg.model.backbone.init_cfg or {}).get('checkpoint'))
         with explained(path):
             path.mkdir(exist_ok=True)
-            with store.lock(path):
-                if not store.is_complete(path):
-                    state = prepare(path, record)
-                    if n == 1: fit(cfg, path, device, state)
-                    else: fit_together(exp, spec, path, device, n)
+            if node: help_with(path, node)
+            else:
+                with store.lock(path):
+                    if not store.is_complete(path):
+                        state = prepare(path, record)
+                        if n*nodes == 1: fit(cfg, path, device, state)
+                        else: fit_together(exp, spec, path, device, n, nodes)
     shutil.rmtree(path/'checkpoints', ignore_errors=True)
     return path

@@ -15,9 +15,9 @@ from .data import DataSpec
 from .experiments import Experiment
 
 # %% auto 0
-__all__ = ['SCHEMA', 'PACKAGES', 'folder', 'git_state', 'versions', 'machine', 'lock', 'checkpoints', 'save_tensors',
+__all__ = ['SCHEMA', 'PACKAGES', 'folder', 'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors',
            'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'going_on',
-           'is_complete', 'scalars', 'load', 'delete']
+           'is_complete', 'scalars', 'load', 'compare', 'delete']
 
 # %% ../nbs/41_runs.ipynb
 SCHEMA = 1  # of run.json and of checkpoints
@@ -70,6 +70,8 @@ def _let_go():
 
 os.register_at_fork(after_in_child=_let_go)
 
+def _holder(fd:int)->str: return ' '.join(os.pread(fd, 200, 0).decode(errors='replace').split()) or 'another process'
+
 @contextlib.contextmanager
 def lock(
     path:Path, # the run's folder
@@ -78,10 +80,13 @@ def lock(
     fd = os.open(path/'.lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     _held.add(fd)
     try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)  # it may be `held`, which looks for an instant
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = ' '.join(os.pread(fd, 200, 0).decode(errors='replace').split()) or 'another process'
-            raise BlockingIOError(errno.EAGAIN, f'run {path.name} is being trained by {holder}: wait for its end, or end it') from None
+            raise BlockingIOError(errno.EAGAIN, f'run {path.name} is being trained by {_holder(fd)}: wait for its end, or end it') from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f'process {os.getpid()} on {platform.node()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n'.encode(), 0)
         yield
@@ -89,6 +94,16 @@ def lock(
         if fd in _held:
             _held.remove(fd)
             os.close(fd)
+
+def held(
+    path:Path, # the run's folder
+)->str|None: # 'process 123 on host since 2025-01-31 12:00:00'; None: nobody
+    "Who holds the folder of a run now"
+    try: fd = os.open(path/'.lock', os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError: return None
+    try: fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError: return _holder(fd)
+    finally: os.close(fd)
 
 # %% ../nbs/41_runs.ipynb
 def checkpoints(
@@ -203,6 +218,18 @@ def load(
         nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
         rows.append({**record, **nested, 'current': current, **read_json(path/'metrics.json')})
     return pd.DataFrame(rows)
+
+def compare(
+    *ids:str, # of complete runs
+    runs:str|Path|None=None,
+)->pd.DataFrame: # a row for each field, a column for each run
+    "Where runs differ; a `FileNotFoundError` names one that is not there"
+    table = load(runs)
+    table = table.set_index('id') if len(table) else table
+    for id in ids:
+        if id not in table.index: raise FileNotFoundError(f'there is no complete run {id!r} in {runs_dir(runs)}: pisa.runs.load() lists them')
+    table = table.loc[[*ids]].T
+    return table[table.astype(str).nunique(axis=1) > 1]
 
 def delete(
     run:str, # the id

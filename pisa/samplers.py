@@ -32,6 +32,7 @@ def own_class(
     if pred.shape[1] == 1: return pred[:, 0]
     return pred.gather(1, label.view(-1, 1, 1).expand(-1, 1, 4))[:, 0]
 
+# %% ../nbs/20_samplers.ipynb
 def probabilities(
     cls_score:Tensor, # [P, C + 1] logits (softmax), or [P, C] (sigmoid)
     loss_cls:nn.Module, # the head's classification loss, which knows how logits become probabilities
@@ -41,6 +42,7 @@ def probabilities(
     if getattr(loss_cls, 'custom_activation', False): return loss_cls.get_activation(score)
     return score.sigmoid() if getattr(loss_cls, 'use_sigmoid', False) else score.softmax(-1)
 
+# %% ../nbs/20_samplers.ipynb
 def class_loss(
     cls_score:Tensor, # [P, C + 1] or [P, C] logits
     label:Tensor, # [P] classes
@@ -77,8 +79,9 @@ def nms_match(
 )->Tensor: # LongTensor[N], each box's cluster, named by the index of its best box
     """Clusters of boxes that NMS would remove together (ISR-N, v2), on the device that the boxes are on.
 
-    The partition is that of `mmcv.ops.nms_match` on each image, except for boxes that overlap by exactly `iou_thr`: there
-    they join, here they do not, as in NMS. Memory is that of the overlaps of one image's boxes with its kept boxes."""
+    The partition is that of `mmcv.ops.nms_match` on each image, except for boxes that overlap by exactly `iou_thr`:
+    there they join, here they do not, as in NMS. Memory is that of the overlaps of one image's boxes with its kept
+    boxes."""
     cluster = torch.arange(len(boxes), device=boxes.device)
     order = image.sort(stable=True)[1]
     for rows in order.split(torch.bincount(image).tolist()):
@@ -87,7 +90,8 @@ def nms_match(
         keep = nms(box, scores[rows].float(), iou_thr)[1]  # best first
         joins = bbox_overlaps(box, box[keep]) > iou_thr
         first = joins.byte().argmax(1)
-        cluster[rows] = torch.where(joins.any(1), rows[keep[first]], rows)  # a box without area overlaps nothing, itself included
+        # a box without area overlaps nothing, itself included
+        cluster[rows] = torch.where(joins.any(1), rows[keep[first]], rows)
     return cluster
 
 # %% ../nbs/20_samplers.ipynb
@@ -119,7 +123,8 @@ def take_ranked(
     chosen = torch.cat([top, random_choice(rest, num - len(top))])
     if not len(top): return chosen, torch.ones_like(loss[chosen])
     n = max(min(num, len(rank)), len(ranked))
-    u = (n - torch.arange(len(chosen), device=rank.device).clamp(max=len(top) - 1))/n  # in the image's own ranking the top is 0, 1, ...
+    place = torch.arange(len(chosen), device=rank.device).clamp(max=len(top) - 1)  # the rank among the image's own
+    u = (n - place)/n
     return chosen, preserve_loss(importance_weight(u, power, bias), loss[chosen])
 
 # %% ../nbs/20_samplers.ipynb
@@ -145,14 +150,15 @@ def candidates(
         assigned.add_gt_(gts.labels)
     is_gt = assigned.gt_inds.new_zeros(len(priors), dtype=torch.uint8)
     is_gt[:added] = 1
-    return Candidates(priors, is_gt, assigned.labels, (assigned.gt_inds > 0).nonzero()[:, 0], (assigned.gt_inds == 0).nonzero()[:, 0])
+    pos, neg = [x.nonzero()[:, 0] for x in (assigned.gt_inds > 0, assigned.gt_inds == 0)]
+    return Candidates(priors, is_gt, assigned.labels, pos, neg)
 
 # %% ../nbs/20_samplers.ipynb
 @contextlib.contextmanager
 def without_trace(
     module:nn.Module,
 ): # a context manager
-    "No gradient, `module` in evaluation mode and autocast without its cache inside the `with`; all is afterwards as it was"
+    "No gradient, evaluation mode and no cache of autocast inside the `with`; afterwards all is as it was"
     training, cache = [m for m in module.modules() if m.training], torch.is_autocast_cache_enabled()
     for m in training: m.training = False
     torch.set_autocast_cache_enabled(False)
@@ -162,6 +168,7 @@ def without_trace(
         torch.set_autocast_cache_enabled(cache)
         for m in training: m.training = True
 
+# %% ../nbs/20_samplers.ipynb
 def forward_candidates(
     head:nn.Module, # mmdet's RoI head
     feats:tuple[Tensor, ...], # features of the B images, level by level
@@ -186,9 +193,11 @@ def mines(
 )->bool:
     "Does the sampler choose by loss or score, as H, H*, 'score_hlr' and mmdet's `OHEMSampler` and `ScoreHLRSampler` do?"
     if issubclass(_class_of(sampler, TASK_UTILS), (OHEMSampler, ScoreHLRSampler)): return True
-    parts = [p for p in (_part(sampler, 'pos_sampler'), _part(sampler, 'neg_sampler')) if p is not None and p is not sampler]
+    parts = [_part(sampler, name) for name in ('pos_sampler', 'neg_sampler')]
+    parts = [p for p in parts if p is not None and p is not sampler]
     return any(_part(sampler, sign) in ('H', 'H*', 'score_hlr') for sign in ('pos', 'neg')) or any(map(mines, parts))
 
+# %% ../nbs/20_samplers.ipynb
 def refuse_mining_with_focal(
     sampler:Any, # a sampler or its config; `None` is fine
     loss_cls:Any, # the classification loss or its config
@@ -196,9 +205,9 @@ def refuse_mining_with_focal(
     "A `ValueError` of one line if the sampler mines and the loss is a focal loss of any kind"
     focal = any('focal' in c.__name__.lower() for c in _class_of(loss_cls, MODELS).__mro__)
     if sampler is None or not (focal and mines(sampler)): return
-    raise ValueError(f"{_class_of(sampler, TASK_UTILS).__name__} mines hard samples and {_class_of(loss_cls, MODELS).__name__} already "
-                     "weighs samples by hardness, which would count it twice (the paper never combines them): sample at random, or "
-                     "use CrossEntropyLoss")
+    miner, loss = _class_of(sampler, TASK_UTILS).__name__, _class_of(loss_cls, MODELS).__name__
+    raise ValueError(f"{miner} mines hard samples and {loss} already weighs samples by hardness, which would count it twice "
+                     "(the paper never combines them): sample at random, or use CrossEntropyLoss")
 
 # %% ../nbs/20_samplers.ipynb
 POS, NEG = ('R', 'H*', 'H'), ('R', 'H*', 'H', 'score_hlr')
@@ -209,7 +218,8 @@ class PrimeSampler:
 
     `'R'` is random, `'H*'` takes the highest classification losses at the ratio of `pos_fraction`, `'score_hlr'` takes and
     weighs negatives by Score-HLR. `'H'` is for both: the `num` highest losses of all candidates, whatever `pos_fraction`.
-    Settings that do not go together, and mining beside a focal loss, are a `ValueError` of one line. Ignored candidates (assigned -1) are never taken.
+    Settings that do not go together, and mining beside a focal loss, are a `ValueError` of one line. Ignored candidates
+    (assigned -1) are never taken.
     """
     def __init__(self,
         num:int, # samples an image

@@ -4,10 +4,11 @@
 
 # %% ../nbs/43_sweep.ipynb 4
 from __future__ import annotations
-import contextlib, json, math, os, subprocess, time, traceback
-from collections.abc import Callable, Iterable
+import contextlib, fcntl, json, math, os, signal, subprocess, threading, time, traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 import pandas as pd
 import submitit
@@ -15,10 +16,11 @@ import torch
 from . import runs as store
 from .core import one_of, read_json, root, runs_dir, write_text
 from .data import DataSpec, load
-from .experiments import ROWS, Experiment, row_experiment, steps
+from .experiments import ROWS, Experiment, config, known_row, row_dataset, row_experiment, step_seconds, steps
 
 # %% auto 0
-__all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'Job', 'in_queue', 'sweep', 'in_words']
+__all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'end_with', 'Job', 'gpus_of_a_job', 'in_queue', 'sweep',
+           'in_words']
 
 # %% ../nbs/43_sweep.ipynb
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Task:
 def rows_of(
     table:str|int='all', # 1 to 7, 'text', 'all', or the name of one row
 )->list[str]: # names from `ROWS`
-    "The rows of a table of the paper; a `ValueError` lists the tables"
-    if table in ROWS: return [table]
+    "The rows of a table of the paper; a `ValueError` lists the tables, or names the nearest rows"
+    if '/' in str(table): return [known_row(table)]
     if str(table).isdigit(): table = f'table{table}'
     one_of('table', table, ('all', *dict.fromkeys(name.split('/')[0] for name in ROWS)))
     return [name for name in ROWS if table == 'all' or name.startswith(f'{table}/')]
@@ -47,22 +49,30 @@ def plan(
     specs:dict[str, DataSpec]|None=None, # data sets by name; `shapes` if not given. Rows of other data sets are left out
     **words, # of `experiment`, for all rows: overrides, formulation...
 )->list[Task]:
-    "The trainings of some rows, each of them once, seed by seed"
-    specs, tasks = specs or {'shapes': load('shapes')}, {}
+    "The trainings of some rows, each of them once, seed by seed; a `ValueError` of one line if none is left, or one cannot be configured"
+    rows, seeds = [*rows], [*seeds]
+    if not seeds: raise ValueError('no seed is given: seeds=1 trains each row once')
+    specs, tasks = {'shapes': load('shapes')} if specs is None else specs, {}
+    needed = {row_dataset(name, scale) for name in rows} | ({words['dataset']} if 'dataset' in words else set())
+    if needed.isdisjoint(specs): raise ValueError(
+        f"{', '.join(rows[:3])}{'...' if rows[3:] else ''} at {scale} scale {'is' if len(rows) == 1 else 'are'} trained on {' and '.join(sorted(needed))}: "
+        'give ' + ' or '.join(f'{name}_root, the folder of that data' for name in sorted(needed)))
     for seed in seeds:
         for name in rows:
             exp = row_experiment(name, scale=scale, seed=seed, **words)
             if exp.dataset not in specs: continue
             spec = specs[exp.dataset]
             id = exp.id(spec.fingerprint)
-            tasks.setdefault(id, Task(id, name, exp, spec, steps(exp, spec)))
+            config(exp, spec)
+            tasks.setdefault(id, Task(id, name, exp, spec, steps(exp, spec.n_train)))
     return list(tasks.values())
 
 # %% ../nbs/43_sweep.ipynb
 def state(
     task:Task,
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[str, Any]: # state: 'done', 'failed', 'begun' or 'waiting'; step, loss, AP in percent, minutes, why it failed
+    own:bool|None=None, # whether our job for it is running now; None: there is no such job
+)->dict[str, Any]: # state: 'done', 'failed', 'elsewhere', 'running', 'begun' or 'waiting'; step, loss, AP in percent, minutes, why it failed or who has it
     "What a run's folder says of it"
     path = store.folder(task.id, runs)
     out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='')
@@ -70,59 +80,80 @@ def state(
         return out | dict(state='done', step=task.steps, AP=read_json(path/'metrics.json')['AP'], minutes=read_json(path/'run.json')['seconds']/60)
     with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, or being written at this moment
         last = json.loads((path/'scalars.jsonl').read_text().splitlines()[-1])
-        out |= dict(state='begun', step=last['step'], loss=last['loss'])
+        out |= dict(state='running' if own else 'begun', step=last['step'], loss=last['loss'])
     with contextlib.suppress(OSError, IndexError): out |= dict(state='failed', why=(path/'error.txt').read_text().splitlines()[0])
+    if own is None and (holder := store.held(path)): out |= dict(state='elsewhere', why=f'trained by {holder}')
     return out
 
 def overview(
     tasks:list[Task],
     runs:str|Path|None=None,
-    alive:Iterable[str]=(), # ids that a job is at
+    ours:Mapping[str, bool]={}, # ids that we have a job for, and whether it is running now
 )->pd.DataFrame: # one row a task; `state` is 'running' where a job is at it
     "All tasks of a plan and how far they are"
-    rows = [{'row': t.row, 'detector': t.exp.detector, 'method': t.exp.method, 'seed': t.exp.seed, **state(t, runs), 'of': t.steps, 'run': t.id}
-            for t in tasks]
-    table = pd.DataFrame(rows, columns=['row', 'detector', 'method', 'seed', 'state', 'step', 'of', 'loss', 'AP', 'minutes', 'why', 'run'])
-    table.loc[table.run.isin(list(alive)) & (table.state == 'begun'), 'state'] = 'running'
-    return table
+    rows = [{'row': t.row, 'detector': t.exp.detector, 'method': t.exp.method, 'seed': t.exp.seed, **state(t, runs, ours.get(t.id)),
+             'of': t.steps, 'run': t.id} for t in tasks]
+    return pd.DataFrame(rows, columns=['row', 'detector', 'method', 'seed', 'state', 'step', 'of', 'loss', 'AP', 'minutes', 'why', 'run'])
 
 # %% ../nbs/43_sweep.ipynb
 def cost(
     tasks:list[Task],
-    done:pd.DataFrame, # see `pisa.runs.load`
+    runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.Series: # minutes of one job, nan where no such detector was trained yet
     "What each task will take, by the mean time of a step in earlier runs of its detector at its scale"
-    if not len(done): return pd.Series(math.nan, range(len(tasks)))
-    step = (done.seconds/done.steps/60).groupby([done.detector, done.scale]).mean()
-    return pd.Series([t.steps*step.get((t.exp.detector, t.exp.scale), math.nan) for t in tasks])
+    seconds = step_seconds(runs)
+    return pd.Series([t.steps*seconds.get((t.exp.detector, t.exp.scale), math.nan)/60 for t in tasks], dtype=float)
 
 # %% ../nbs/43_sweep.ipynb
+def end_with(
+    file:str, # that another process has locked
+)->None:
+    "Have this process end as soon as the other has"
+    def wait():
+        with contextlib.suppress(FileNotFoundError), open(file) as f: fcntl.flock(f, fcntl.LOCK_SH)
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Thread(target=wait, daemon=True).start()
+
 class Job:
-    "Trains a task; submitit calls it in another process"
+    "Trains a task; submitit calls it in another process, of each machine"
     def __call__(self,
         exp:Experiment,
         spec:DataSpec,
         runs:str, # folder of all runs
         gpus:int, # 0: on the CPU
         threads:int, # of the CPU
+        visible:str|None=None, # the GPUs that it may use, '2,3'; all if not given
+        caller:str|None=None, # a file that the sweep has locked, to end with it
     )->None:
-        path = store.folder(exp.id(spec.fingerprint), runs)
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path/'job.log', 'a') as log:
+        path, here = store.folder(exp.id(spec.fingerprint), runs), submitit.JobEnvironment()
+        with open(path/f"job{here.global_rank or ''}.log", 'a') as log:
             for stream in (1, 2): os.dup2(log.fileno(), stream)
+        if caller: end_with(caller)
+        if visible is not None: os.environ['CUDA_VISIBLE_DEVICES'] = visible
         try:
             from pisa import launch
             torch.set_num_threads(threads)
-            (path/'error.txt').unlink(missing_ok=True)
-            launch.train(exp, spec, runs, gpus)
+            launch.train(exp, spec, runs, gpus, nodes=here.num_tasks, node=here.global_rank)
         except BlockingIOError as e: print(e)
         except Exception as e:
-            write_text(path/'error.txt', f'{" ".join(f"{type(e).__name__}: {e}".split())}\n{traceback.format_exc()}')
+            if not here.global_rank: write_text(path/'error.txt', f'{launch.one_line(e)}\n{traceback.format_exc()}')
             raise
 
     def checkpoint(self, *args)->submitit.helpers.DelayedSubmission:
         "What submitit is to do when the time is up: the same once more"
         return submitit.helpers.DelayedSubmission(self, *args)
+
+# %% ../nbs/43_sweep.ipynb
+def gpus_of_a_job(
+    tasks:list[Task],
+    gpus:str|int='auto', # of a job: 'auto', 0 (CPU) or how many
+    local:bool=True, # on this machine
+)->int:
+    "Check the devices and the weights of all tasks; a `ValueError` or `FileNotFoundError` of one line if they cannot be had"
+    from pisa import launch
+    for weights in {(config(t.exp, t.spec).model.backbone.init_cfg or {}).get('checkpoint') for t in tasks}: launch.find_weights(weights)
+    if local: return max((n if device == 'cuda' else 0 for device, n in (launch.devices(t.exp, gpus) for t in tasks)), default=0)
+    return gpus if gpus != 'auto' else 8 if any(t.exp.scale == 'paper' for t in tasks) else 0
 
 # %% ../nbs/43_sweep.ipynb
 def in_queue()->dict[str, str]|None: # job to its state, such as PENDING or RUNNING; None: Slurm does not answer now
@@ -132,50 +163,68 @@ def in_queue()->dict[str, str]|None: # job to its state, such as PENDING or RUNN
 
 def sweep(
     tasks:list[Task],
-    jobs:int|None=None, # at once; the processor's cores (or the GPUs, one for each job) if not given
+    jobs:int|None=None, # at once; the processor's cores (or as many as share the GPUs) if not given
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    gpus:int=0, # of a job
+    gpus:str|int='auto', # of a job, see `gpus_of_a_job`
     threads:int=1, # of a job
     launcher:str='local', # 'local' or 'slurm'
-    slurm:dict|None=None, # submitit's parameters of Slurm without their prefix, e.g. dict(partition='normal', time=600)
+    slurm:dict|None=None, # submitit's parameters of Slurm without their prefix, e.g. dict(partition='normal', time=600, nodes=2)
     watch:Callable[[pd.DataFrame, str], None]|None=None, # called with the overview and a line of text whenever something changed
     poll:float=2.0, # seconds
 )->pd.DataFrame: # see `overview`
-    "Train what is missing; a task that fails does not stop the others"
-    one_of('launcher', launcher, ('local', 'slurm'))
+    "Train what is missing; a task that fails does not stop the others. An interrupt ends the jobs of this machine"
+    local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
+    gpus = gpus_of_a_job(tasks, gpus, local)
+    cards = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))
+    slots = [','.join(cards.split(',')[i:i + gpus]) for i in range(0, torch.cuda.device_count() - gpus + 1, gpus)] if local and gpus else None
+    jobs = min(jobs or len(slots), len(slots)) if slots else jobs or os.cpu_count()
+    free = slots[:jobs] if slots else [None]*jobs
     folder = runs_dir(runs).resolve()
-    jobs = jobs or max(1, torch.cuda.device_count()//gpus if gpus else os.cpu_count())
     executor = submitit.AutoExecutor(folder/'.submitit', cluster=launcher)
     options = dict(array_parallelism=jobs, cpus_per_task=threads*max(1, gpus), **(dict(gpus_per_node=gpus) if gpus else {})) | (slurm or {})
-    executor.update_parameters(name='pisa', **({f'slurm_{k}': v for k, v in options.items()} if launcher == 'slurm' else dict(timeout_min=10**6)))
-    submit = lambda t: executor.submit(Job(), t.exp, t.spec, str(folder), gpus, threads)
-    waiting, started, start = [t for t in tasks if not store.is_complete(store.folder(t.id, folder))], {}, time.time()
-    before = overview(tasks, folder)
-    if launcher == 'slurm' and waiting:
-        with executor.batch(): submitted = [submit(t) for t in waiting]
-        started, waiting = {t.id: job for t, job in zip(waiting, submitted)}, []
-    seen, running = None, started
-    try:
+    executor.update_parameters(name='pisa', **(dict(timeout_min=10**6) if local else {f'slurm_{k}': v for k, v in options.items()}))
+    path_of = lambda id: store.folder(id, folder)
+    waiting, started, start = [t for t in tasks if not store.is_complete(path_of(t.id))], {}, time.time()
+    for t in waiting: (path_of(t.id)/'error.txt').unlink(missing_ok=True)
+    before, seen, running = overview(tasks, folder), None, {}
+    (folder/'.submitit').mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        caller = None
+        if local:
+            caller = stack.enter_context(NamedTemporaryFile(prefix='sweep', dir=folder/'.submitit'))
+            fcntl.flock(caller, fcntl.LOCK_EX)
+            stack.callback(lambda: [job.cancel() for job, _ in started.values()])
+        def submit(t, slot=None):
+            path_of(t.id).mkdir(exist_ok=True)
+            return executor.submit(Job(), t.exp, t.spec, str(folder), gpus, threads, slot, caller and caller.name)
+        if not local and (mine := [t for t in waiting if not store.held(path_of(t.id))]):
+            with executor.batch(): submitted = [submit(t) for t in mine]
+            started = {t.id: (job, None) for t, job in zip(mine, submitted)}
+            waiting = [t for t in waiting if t.id not in started]
         while True:
-            while waiting and len(started) < jobs:
-                task = waiting.pop(0)
-                started[task.id] = submit(task)
-            table = overview(tasks, folder, running)
-            if watch and (now := (table.state.tolist(), table.step.tolist())) != seen: watch(table, in_words(table, before, time.time() - start))
-            seen = table.state.tolist(), table.step.tolist()
-            if not started: return table
+            for task in waiting[:]:
+                if store.is_complete(path_of(task.id)): waiting.remove(task)
+                elif len(started) < jobs and not store.held(path_of(task.id)):
+                    waiting.remove(task)
+                    slot = free.pop(0) if local else None
+                    started[task.id] = submit(task, slot), slot
+            table = overview(tasks, folder, {id: running.get(id, False) for id in started})
+            now = table.state.tolist(), table.step.tolist()
+            if watch and now != seen: watch(table, in_words(table, before, time.time() - start))
+            seen = now
+            if not started and not waiting: return table
             time.sleep(poll)
-            queue = in_queue() if launcher == 'slurm' else None
-            running = [id for id, job in started.items() if launcher == 'local' or (queue or {}).get(job.job_id) == 'RUNNING']
-            over = [id for id, job in started.items() if (job.done() if launcher == 'local' else queue is not None and job.job_id not in queue)]
-            for id in over:
+            queue = {} if local else in_queue()
+            running = {id: local or (queue or {}).get(job.job_id) == 'RUNNING' for id, (job, _) in started.items()}
+            for id, (job, slot) in [*started.items()]:
+                if not (job.done() if local else queue is not None and job.job_id not in queue): continue
                 del started[id]
-                path = store.folder(id, folder)
-                if not store.is_complete(path) and not (path/'error.txt').exists() and path.is_dir():
-                    write_text(path/'error.txt', f'it ended without a word, perhaps it was killed; see {path/"job.log"}\n')
-    finally:
-        if launcher == 'local':
-            for job in started.values(): job.cancel()
+                if local: free.append(slot)
+                path = path_of(id)
+                if store.is_complete(path) or (path/'error.txt').exists(): continue
+                result = job.paths.result_pickle
+                if result.exists() and b'success' in result.read_bytes()[:64]: waiting += [t for t in tasks if t.id == id]  # another process was at it
+                else: write_text(path/'error.txt', f'it ended without a word, perhaps it was killed; see {path/"job.log"}\n')
 
 def in_words(
     table:pd.DataFrame, # see `overview`
@@ -185,5 +234,5 @@ def in_words(
     "How a sweep stands"
     count = table.state.value_counts()
     done, left = table.step.sum() - before.step.sum(), (table.of - table.step)[table.state != 'failed'].sum()
-    parts = [f"{count.get('done', 0)} of {len(table)} done"] + [f'{count[s]} {s}' for s in ('running', 'failed') if s in count]
+    parts = [f"{count.get('done', 0)} of {len(table)} done"] + [f'{count[s]} {s}' for s in ('running', 'elsewhere', 'failed') if s in count]
     return ', '.join(parts + ([f'about {left/done*seconds/60:.0f} minutes left'] if done > 0 and left else []))

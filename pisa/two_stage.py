@@ -61,6 +61,7 @@ def positives(
         start += len(res.pos_priors) + len(res.neg_priors)
     return torch.cat(rows)
 
+# %% ../nbs/21_two_stage.ipynb
 def gt_ids(
     sampling_results:list, # B results of mmdet's sampler
 )->Tensor: # [P] an id for the ground truth of each positive; two images never share one
@@ -105,7 +106,7 @@ def regressed(
 def gather(
     floats:tuple[Tensor, ...], # each [P] of this process
     ids:tuple[Tensor, ...], # each [P] integers; the first are ids of ground truths, which no two processes share afterwards
-)->tuple[list[Tensor], list[Tensor], slice]: # the same with the rows of all processes, in the order of their ranks; which rows are this one's
+)->tuple[list[Tensor], list[Tensor], slice]: # the same with the rows of all, process by process; which rows are this one's
     "Join the rows of all processes; without other processes, the rows as they are"
     floats, ids = [x.float() for x in floats], [x.long() for x in ids]
     if not (dist.is_available() and dist.is_initialized()): return floats, ids, slice(None)
@@ -142,6 +143,7 @@ def reweighted(
         cls = cls + pos.image.long()//(1 if scope == 'image' else scope)*2**32
     return isr_weights(score, gt if metric == 'iou_hlr' else cls, cls, loss, isr['gamma'], isr['beta'], base)[own]
 
+# %% ../nbs/21_two_stage.ipynb
 def carl_sum(
     pos:Positives,
     coder:Any, # the head's box coder

@@ -175,3 +175,59 @@ def test_processes_that_cannot_share_the_batch(folder, spec):
     with pytest.raises(ValueError, match='3 processes cannot share a step of 4 images. Choose from: 1, 2, 4'):
         launch.train(EXPERIMENT, spec, folder, gpus=0, processes=3)
     assert not list(folder.iterdir())
+
+
+# ---- several machines: two callers that share nothing but a folder
+
+TWO = SAME.replace('max_epochs=3', 'max_epochs=2')
+
+
+def train_as_node(folder, node, overrides=TWO):
+    torch.set_num_threads(1)
+    os.environ |= {'GLOO_SOCKET_IFNAME': launch.LOOPBACK}  # these two are on one machine
+    exp = experiments.experiment('atss', 'isr', overrides=overrides)
+    try: launch.train(exp, data.load('shapes', n_train=64, n_val=16), folder, gpus=0, nodes=2, node=node)
+    except Exception as e: (folder.parent / f'said{node}').write_text(str(e))
+
+
+def two_machines(folder, *args):
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['pisa.launch'])
+    callers = [context.Process(target=train_as_node, args=(folder, node, *args)) for node in (1, 0)]
+    for caller in callers: caller.start()
+    return callers[::-1]
+
+
+def test_two_machines_train_what_two_processes_train(folder, tmp_path, spec):
+    callers = two_machines(folder)
+    for caller in callers: caller.join(180)
+    assert [c.exitcode for c in callers] == [0, 0] and not list(tmp_path.glob('said*'))
+    path, = folder.iterdir()
+    alone = launch.train(experiments.experiment('atss', 'isr', overrides=TWO), spec, tmp_path / 'one machine', gpus=0, processes=2)
+    for name in ('scalars.jsonl', 'metrics.json', 'detections.json'): assert (path / name).read_bytes() == (alone / name).read_bytes()
+    assert read_json(path / 'run.json')['machine']['processes'] == 2
+
+
+def working(node):
+    "The process of rank `node`, as soon as it is there"
+    for pid in own_processes():
+        try: words, environ = (Path(f'/proc/{pid}/{f}').read_bytes().split(b'\0') for f in ('cmdline', 'environ'))
+        except OSError: continue
+        if b'LOCAL_RANK=0' in environ and words[-2] == str(node).encode(): return pid
+
+
+@needs_proc
+def test_the_first_machine_says_what_failed_on_the_other(folder, tmp_path):
+    callers = two_machines(folder)
+    when(lambda: working(1), lambda: os.kill(working(1), signal.SIGKILL)).join()
+    for caller in callers: caller.join(60)
+    assert all_gone()
+    for node in (0, 1): assert 'process 1 of 2 was ended by SIGKILL' in (tmp_path / f'said{node}').read_text()
+
+
+@needs_proc
+def test_the_other_machine_ends_with_the_first(folder, tmp_path):
+    first, other = two_machines(folder, TWO.replace('max_epochs=2', 'max_epochs=40'))
+    when(lambda: working(0) and working(1), first.kill).join()
+    other.join(60)
+    assert other.exitcode == 0 and (tmp_path / 'said1').exists() and all_gone()

@@ -1,4 +1,5 @@
 "Sweeps: on this machine, and on a real Slurm where there is one"
+import contextlib
 import os
 import shutil
 import signal
@@ -24,8 +25,8 @@ def spec():
     return data.load('shapes', n_train=64, n_val=16)
 
 
-def plan(spec, rows, seeds=(1,), overrides=TINY):
-    return sweep.plan(rows, seeds, specs={'shapes': spec}, overrides=overrides)
+def plan(spec, rows, seeds=(1,), overrides=TINY, **words):
+    return sweep.plan(rows, seeds, specs={'shapes': spec}, overrides=overrides, **words)
 
 
 def wait_for(condition, seconds=120):
@@ -40,11 +41,11 @@ def test_the_same_training_is_planned_once(spec):
     assert [t.row for t in plan(spec, rows, (1, 2))] == ['table3/C-R', 'table3/R-R'] * 2
 
 
-def papermill(folder, table, overrides):
+def papermill(folder, table, overrides, code=0):
     p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/sweep.ipynb', str(folder / 'out.ipynb'), '-p', 'table', table, '-p', 'seeds', '1', '-p', 'jobs', '2',
                         '-p', 'overrides', overrides, '-p', 'runs_dir', str(folder / 'runs'), '--log-output', '--no-progress-bar'],
                        cwd=ROOT, env=ENV, capture_output=True, text=True)
-    assert p.returncode == 0, p.stderr[-2000:]
+    assert p.returncode == code, p.stderr[-2000:]
     return p.stdout + p.stderr
 
 
@@ -63,8 +64,8 @@ def test_the_notebook_leaves_what_is_done_and_shows_what_failed(tmp_path):
     path.mkdir()
     write_json(path / 'run.json', runs.describe(there.exp, spec) | {'seconds': 60., 'steps': 4})
     write_json(path / 'metrics.json', {'AP': 12.3})
-    log = papermill(tmp_path, 'text', bad)
-    assert '2 trainings, 1 of them done' in log and '1 of 2 done, 1 failed' in log
+    log = papermill(tmp_path, 'text', bad, code=1)
+    assert '1 of 2 trainings are missing' in log and '2 trainings, 1 of them done' in log and '1 of 2 done, 1 failed' in log
     assert f'{missing.row}, seed 1: failed. FloatingPointError: step ' in log
     assert read_json(path / 'metrics.json') == {'AP': 12.3} and not (path / 'job.log').exists()
 
@@ -81,23 +82,76 @@ def test_a_killed_job_does_not_stop_the_others(spec, tmp_path):
     assert killed and table.state.tolist() == ['failed', 'done'] and 'without a word' in table.why[0]
 
 
-def test_an_interrupt_ends_the_jobs(spec, tmp_path):
+def two_jobs_of_a_sweep(folder):
+    "A sweep in a process of its own, and the ids of its two jobs, which have begun to train"
     code = f"""
 import signal, sys; sys.path.insert(0, {str(ROOT)!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background has it ignored
 from pisa import data, sweep
 tasks = sweep.plan(['table4/baseline', 'table4/isr'], [1], specs={{'shapes': data.load('shapes', n_train=64, n_val=16)}}, overrides={LONGER!r})
-sweep.sweep(tasks, 2, {str(tmp_path)!r}, poll=0.2)"""
+sweep.sweep(tasks, 2, {str(folder)!r}, poll=0.2)"""
     p = subprocess.Popen([sys.executable, '-c', code], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    locks = lambda: [f for f in tmp_path.glob('*/.lock') if (f.parent / 'scalars.jsonl').exists()]
+    locks = lambda: [f for f in folder.glob('*/.lock') if (f.parent / 'scalars.jsonl').exists()]
     wait_for(lambda: len(locks()) == 2)
-    pids = [int(f.read_text().split()[1]) for f in locks()]
+    return p, [int(f.read_text().split()[1]) for f in locks()]
+
+
+def alive(pid):
+    try: return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+    except OSError: return False
+
+
+def test_an_interrupt_ends_the_jobs(spec, tmp_path):
+    p, pids = two_jobs_of_a_sweep(tmp_path)
     p.send_signal(signal.SIGINT)
     p.wait(30)
-    def alive(pid):
-        try: return Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
-        except OSError: return False
     wait_for(lambda: not any(map(alive, pids)), 30)
+
+
+def test_jobs_end_with_a_sweep_that_is_killed(spec, tmp_path):
+    p, pids = two_jobs_of_a_sweep(tmp_path)
+    p.kill()
+    p.wait()
+    wait_for(lambda: not any(map(alive, pids)), 30)
+
+
+def test_a_run_that_another_process_has_is_waited_for(spec, tmp_path):
+    "It is shown as being elsewhere; the other leaves it unfinished, and the sweep takes it up"
+    task, = plan(spec, ['table4/isr'])
+    path, seen = runs.folder(task.id, tmp_path), []
+    path.mkdir()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(runs.lock(path))
+        def watch(table, line):
+            seen.append((table.state[0], table.why[0], line))
+            stack.close()
+        table = sweep.sweep([task], 1, tmp_path, watch=watch, poll=0.2)
+    assert seen[0][0] == 'elsewhere' and seen[0][1].startswith(f'trained by process {os.getpid()} on ') and '1 elsewhere' in seen[0][2]
+    assert table.state.tolist() == ['done'] and not (path / 'error.txt').exists()
+
+
+def test_a_job_that_finds_another_process_at_its_run_is_not_a_failure(spec, tmp_path):
+    "Here the other takes the run when the job is already on its way"
+    task, = plan(spec, ['table4/isr'])
+    path, states = runs.folder(task.id, tmp_path), []
+    with contextlib.ExitStack() as stack:
+        def watch(table, line):
+            if not states: stack.enter_context(runs.lock(path))
+            states.append(table.state[0])
+            if states[-1] == 'elsewhere': stack.close()
+        table = sweep.sweep([task], 1, tmp_path, watch=watch, poll=0.2)
+    assert 'elsewhere' in states and 'failed' not in states and table.state.tolist() == ['done']
+    assert f'is being trained by process {os.getpid()}' in (path / 'job.log').read_text()
+
+
+def test_what_cannot_work_is_refused_before_any_job(spec, tmp_path):
+    tasks = plan(spec, ['table4/baseline', 'table4/isr'])
+    with pytest.raises(ValueError, match='gpus=64, but torch sees'): sweep.sweep(tasks, 1, tmp_path, gpus=64)
+    weights = tmp_path / 'weights.pth'
+    weights.write_bytes(b'no weights')
+    tasks = plan(spec, ['table1/retinanet-r50-pisa'], pretrained=str(weights))
+    with pytest.raises((ValueError, FileNotFoundError), match=f'the weights {weights}'): sweep.sweep(tasks, 1, tmp_path)
+    assert not list(tmp_path.glob('*/'))
 
 
 # ---- Slurm
