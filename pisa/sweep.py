@@ -19,8 +19,8 @@ from .data import DataSpec, load
 from .experiments import ROWS, Experiment, config, known_row, row_dataset, row_experiment, step_seconds, steps
 
 # %% auto 0
-__all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'end_with', 'Job', 'gpus_of_a_job', 'in_queue', 'sweep',
-           'in_words']
+__all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'end_with', 'Job', 'gpus_of_a_job', 'slots', 'Local',
+           'in_queue', 'Slurm', 'in_words', 'returned', 'sweep']
 
 # %% ../nbs/43_sweep.ipynb
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Task:
     spec: DataSpec
     steps: int           # of the whole training
 
+# %% ../nbs/43_sweep.ipynb
 def rows_of(
     table:str|int='all', # 1 to 7, 'text', 'all', or the name of one row
 )->list[str]: # names from `ROWS`
@@ -49,14 +50,14 @@ def plan(
     specs:dict[str, DataSpec]|None=None, # data sets by name; `shapes` if not given. Rows of other data sets are left out
     **words, # of `experiment`, for all rows: overrides, formulation...
 )->list[Task]:
-    "The trainings of some rows, each of them once, seed by seed; a `ValueError` of one line if none is left, or one cannot be configured"
+    "The trainings of some rows, each once, seed by seed; a `ValueError` of one line if none is left or one cannot be configured"
     rows, seeds = [*rows], [*seeds]
     if not seeds: raise ValueError('no seed is given: seeds=1 trains each row once')
     specs, tasks = {'shapes': load('shapes')} if specs is None else specs, {}
     needed = {row_dataset(name, scale) for name in rows} | ({words['dataset']} if 'dataset' in words else set())
     if needed.isdisjoint(specs): raise ValueError(
-        f"{', '.join(rows[:3])}{'...' if rows[3:] else ''} at {scale} scale {'is' if len(rows) == 1 else 'are'} trained on {' and '.join(sorted(needed))}: "
-        'give ' + ' or '.join(f'{name}_root, the folder of that data' for name in sorted(needed)))
+        f"{', '.join(rows[:3])}{'...' if rows[3:] else ''} at {scale} scale: trained on {' and '.join(sorted(needed))}. "
+        'Give ' + ' or '.join(f'{name}_root, the folder of that data' for name in sorted(needed)))
     for seed in seeds:
         for name in rows:
             exp = row_experiment(name, scale=scale, seed=seed, **words)
@@ -72,28 +73,32 @@ def state(
     task:Task,
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     own:bool|None=None, # whether our job for it is running now; None: there is no such job
-)->dict[str, Any]: # state: 'done', 'failed', 'elsewhere', 'running', 'begun' or 'waiting'; step, loss, AP in percent, minutes, why it failed or who has it
-    "What a run's folder says of it"
+)->dict[str, Any]: # state, step, loss, AP in percent, minutes, why it failed or who has it
+    "What a run's folder says of it; `state` is 'done', 'failed', 'elsewhere', 'running', 'begun' or 'waiting'"
     path = store.folder(task.id, runs)
     out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='')
     if store.is_complete(path):
-        return out | dict(state='done', step=task.steps, AP=read_json(path/'metrics.json')['AP'], minutes=read_json(path/'run.json')['seconds']/60)
+        AP, seconds = read_json(path/'metrics.json')['AP'], read_json(path/'run.json')['seconds']
+        return out | dict(state='done', step=task.steps, AP=AP, minutes=seconds/60)
     with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, or being written at this moment
         last = json.loads((path/'scalars.jsonl').read_text().splitlines()[-1])
         out |= dict(state='running' if own else 'begun', step=last['step'], loss=last['loss'])
-    with contextlib.suppress(OSError, IndexError): out |= dict(state='failed', why=(path/'error.txt').read_text().splitlines()[0])
+    with contextlib.suppress(OSError, IndexError):
+        out |= dict(state='failed', why=(path/'error.txt').read_text().splitlines()[0])
     if own is None and (holder := store.held(path)): out |= dict(state='elsewhere', why=f'trained by {holder}')
     return out
 
+# %% ../nbs/43_sweep.ipynb
 def overview(
     tasks:list[Task],
     runs:str|Path|None=None,
     ours:Mapping[str, bool]={}, # ids that we have a job for, and whether it is running now
 )->pd.DataFrame: # one row a task; `state` is 'running' where a job is at it
     "All tasks of a plan and how far they are"
-    rows = [{'row': t.row, 'detector': t.exp.detector, 'method': t.exp.method, 'seed': t.exp.seed, **state(t, runs, ours.get(t.id)),
-             'of': t.steps, 'run': t.id} for t in tasks]
-    return pd.DataFrame(rows, columns=['row', 'detector', 'method', 'seed', 'state', 'step', 'of', 'loss', 'AP', 'minutes', 'why', 'run'])
+    rows = [{'row': t.row, 'detector': t.exp.detector, 'method': t.exp.method, 'seed': t.exp.seed,
+             **state(t, runs, ours.get(t.id)), 'of': t.steps, 'run': t.id} for t in tasks]
+    columns = 'row detector method seed state step of loss AP minutes why run'
+    return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../nbs/43_sweep.ipynb
 def cost(
@@ -114,6 +119,7 @@ def end_with(
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=wait, daemon=True).start()
 
+# %% ../nbs/43_sweep.ipynb
 class Job:
     "Trains a task; submitit calls it in another process, of each machine"
     def __call__(self,
@@ -122,7 +128,7 @@ class Job:
         runs:str, # folder of all runs
         gpus:int, # 0: on the CPU
         threads:int, # of the CPU
-        visible:str|None=None, # the GPUs that it may use, '2,3'; all if not given
+        visible:str|None=None, # the GPUs that it may use, such as '2,3', or '' for none; all if not given
         caller:str|None=None, # a file that the sweep has locked, to end with it
     )->None:
         path, here = store.folder(exp.id(spec.fingerprint), runs), submitit.JobEnvironment()
@@ -149,11 +155,65 @@ def gpus_of_a_job(
     gpus:str|int='auto', # of a job: 'auto', 0 (CPU) or how many
     local:bool=True, # on this machine
 )->int:
-    "Check the devices and the weights of all tasks; a `ValueError` or `FileNotFoundError` of one line if they cannot be had"
+    """Check the devices and the weights of all tasks, and decide 'auto': as `pisa.launch.devices`, on a cluster 8 at paper scale.
+
+    A `ValueError` or `FileNotFoundError` of one line says what cannot be had."""
     from pisa import launch
-    for weights in {(config(t.exp, t.spec).model.backbone.init_cfg or {}).get('checkpoint') for t in tasks}: launch.find_weights(weights)
-    if local: return max((n if device == 'cuda' else 0 for device, n in (launch.devices(t.exp, gpus) for t in tasks)), default=0)
-    return gpus if gpus != 'auto' else 8 if any(t.exp.scale == 'paper' for t in tasks) else 0
+    weights = {(config(t.exp, t.spec).model.backbone.init_cfg or {}).get('checkpoint') for t in tasks}
+    for checkpoint in weights: launch.find_weights(checkpoint)
+    if not local: return gpus if gpus != 'auto' else 8 if any(t.exp.scale == 'paper' for t in tasks) else 0
+    found = [launch.devices(t.exp, gpus) for t in tasks]
+    return max((n for device, n in found if device == 'cuda'), default=0)
+
+# %% ../nbs/43_sweep.ipynb
+def slots(
+    jobs:int|None, # at once; None: as many as there are cores, or as share the GPUs
+    gpus:int, # of a job
+    cards:list[str], # names of the GPUs, as in CUDA_VISIBLE_DEVICES
+    cores:int,
+)->list[str]: # what each of the jobs may see of the GPUs
+    "Places for jobs, no two of them with the same GPU"
+    if not gpus: return ['']*(jobs or cores)
+    return [','.join(cards[i:i + gpus]) for i in range(0, len(cards) - gpus + 1, gpus)][:jobs]
+
+# %% ../nbs/43_sweep.ipynb
+class Local:
+    "Jobs on this machine; to be used in a `with`, at whose end those that are left are ended"
+    def __init__(self,
+        folder:Path, # of all runs
+        jobs:int|None, # at once, see `slots`
+        gpus:int, # of a job
+        threads:int, # of a job
+    ):
+        cards = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))
+        self.free, self.jobs = slots(jobs, gpus, cards.split(','), os.cpu_count()), {}
+        self.args, self.beside = (str(folder), gpus, threads), folder/'.submitit'
+        self.executor = submitit.AutoExecutor(self.beside, cluster='local')
+        self.executor.update_parameters(name='pisa', timeout_min=10**6)
+
+    def __enter__(self):
+        self.beside.mkdir(exist_ok=True)
+        self.watched = NamedTemporaryFile(prefix='sweep', dir=self.beside)
+        fcntl.flock(self.watched, fcntl.LOCK_EX)  # which the jobs wait for
+        return self
+
+    def __exit__(self, *error):
+        for job, _ in self.jobs.values(): job.cancel()
+        self.watched.close()
+
+    def room(self)->int: return len(self.free)
+
+    def submit(self, tasks:list[Task])->None:
+        for t in tasks:
+            slot = self.free.pop()
+            self.jobs[t.id] = self.executor.submit(Job(), t.exp, t.spec, *self.args, slot, self.watched.name), slot
+
+    def running(self)->dict[str, bool]: return dict.fromkeys(self.jobs, True)
+
+    def collect(self)->list[tuple[str, submitit.Job]]: # those that came to an end
+        over = [(id, job) for id, (job, _) in self.jobs.items() if job.done()]
+        for id, _ in over: self.free.append(self.jobs.pop(id)[1])
+        return over
 
 # %% ../nbs/43_sweep.ipynb
 def in_queue()->dict[str, str]|None: # job to its state, such as PENDING or RUNNING; None: Slurm does not answer now
@@ -161,71 +221,40 @@ def in_queue()->dict[str, str]|None: # job to its state, such as PENDING or RUNN
     p = subprocess.run(['squeue', '--me', '-h', '-r', '-o', '%i %T'], capture_output=True, text=True)
     return dict(line.split() for line in p.stdout.splitlines()) if p.returncode == 0 else None
 
-def sweep(
-    tasks:list[Task],
-    jobs:int|None=None, # at once; the processor's cores (or as many as share the GPUs) if not given
-    runs:str|Path|None=None, # folder of all runs; the project's if not given
-    gpus:str|int='auto', # of a job, see `gpus_of_a_job`
-    threads:int=1, # of a job
-    launcher:str='local', # 'local' or 'slurm'
-    slurm:dict|None=None, # submitit's parameters of Slurm without their prefix, e.g. dict(partition='normal', time=600, nodes=2)
-    watch:Callable[[pd.DataFrame, str], None]|None=None, # called with the overview and a line of text whenever something changed
-    poll:float=2.0, # seconds
-)->pd.DataFrame: # see `overview`
-    "Train what is missing; a task that fails does not stop the others. An interrupt ends the jobs of this machine"
-    local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
-    gpus = gpus_of_a_job(tasks, gpus, local)
-    cards = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))
-    slots = [','.join(cards.split(',')[i:i + gpus]) for i in range(0, torch.cuda.device_count() - gpus + 1, gpus)] if local and gpus else None
-    jobs = min(jobs or len(slots), len(slots)) if slots else jobs or os.cpu_count()
-    free = slots[:jobs] if slots else [None]*jobs
-    folder = runs_dir(runs).resolve()
-    executor = submitit.AutoExecutor(folder/'.submitit', cluster=launcher)
-    options = dict(array_parallelism=jobs, cpus_per_task=threads*max(1, gpus), **(dict(gpus_per_node=gpus) if gpus else {})) | (slurm or {})
-    executor.update_parameters(name='pisa', **(dict(timeout_min=10**6) if local else {f'slurm_{k}': v for k, v in options.items()}))
-    path_of = lambda id: store.folder(id, folder)
-    waiting, started, start = [t for t in tasks if not store.is_complete(path_of(t.id))], {}, time.time()
-    for t in waiting: (path_of(t.id)/'error.txt').unlink(missing_ok=True)
-    before, seen, running = overview(tasks, folder), None, {}
-    (folder/'.submitit').mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        caller = None
-        if local:
-            caller = stack.enter_context(NamedTemporaryFile(prefix='sweep', dir=folder/'.submitit'))
-            fcntl.flock(caller, fcntl.LOCK_EX)
-            stack.callback(lambda: [job.cancel() for job, _ in started.values()])
-        def submit(t, slot=None):
-            path_of(t.id).mkdir(exist_ok=True)
-            return executor.submit(Job(), t.exp, t.spec, str(folder), gpus, threads, slot, caller and caller.name)
-        if not local and (mine := [t for t in waiting if not store.held(path_of(t.id))]):
-            with executor.batch(): submitted = [submit(t) for t in mine]
-            started = {t.id: (job, None) for t, job in zip(mine, submitted)}
-            waiting = [t for t in waiting if t.id not in started]
-        while True:
-            for task in waiting[:]:
-                if store.is_complete(path_of(task.id)): waiting.remove(task)
-                elif len(started) < jobs and not store.held(path_of(task.id)):
-                    waiting.remove(task)
-                    slot = free.pop(0) if local else None
-                    started[task.id] = submit(task, slot), slot
-            table = overview(tasks, folder, {id: running.get(id, False) for id in started})
-            now = table.state.tolist(), table.step.tolist()
-            if watch and now != seen: watch(table, in_words(table, before, time.time() - start))
-            seen = now
-            if not started and not waiting: return table
-            time.sleep(poll)
-            queue = {} if local else in_queue()
-            running = {id: local or (queue or {}).get(job.job_id) == 'RUNNING' for id, (job, _) in started.items()}
-            for id, (job, slot) in [*started.items()]:
-                if not (job.done() if local else queue is not None and job.job_id not in queue): continue
-                del started[id]
-                if local: free.append(slot)
-                path = path_of(id)
-                if store.is_complete(path) or (path/'error.txt').exists(): continue
-                result = job.paths.result_pickle
-                if result.exists() and b'success' in result.read_bytes()[:64]: waiting += [t for t in tasks if t.id == id]  # another process was at it
-                else: write_text(path/'error.txt', f'it ended without a word, perhaps it was killed; see {path/"job.log"}\n')
+class Slurm:
+    "Jobs on a cluster, as `Local`"
+    def __init__(self,
+        folder:Path, # of all runs
+        jobs:int|None, # at once; None: as many as Slurm likes
+        gpus:int, # of a job, of each of its machines
+        threads:int, # of a job, on the CPU
+        options:dict, # submitit's parameters of Slurm without their prefix
+    ):
+        self.jobs, self.queue, self.args = {}, {}, (str(folder), gpus, threads)
+        self.executor = submitit.AutoExecutor(folder/'.submitit', cluster='slurm')
+        usual = dict(cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000, **(dict(gpus_per_node=gpus) if gpus else {}))
+        self.executor.update_parameters(name='pisa', **{f'slurm_{k}': v for k, v in (usual | options).items()})
 
+    def __enter__(self): return self
+
+    def __exit__(self, *error): pass
+
+    def room(self)->int: return 10_000
+
+    def submit(self, tasks:list[Task])->None:
+        if not tasks: return
+        with self.executor.batch(): jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in tasks]
+        self.jobs |= {t.id: job for t, job in zip(tasks, jobs)}
+
+    def running(self)->dict[str, bool]: return {id: (self.queue or {}).get(job.job_id) == 'RUNNING' for id, job in self.jobs.items()}
+
+    def collect(self)->list[tuple[str, submitit.Job]]: # those that came to an end
+        self.queue = in_queue()
+        over = [(id, job) for id, job in self.jobs.items() if self.queue is not None and job.job_id not in self.queue]
+        for id, _ in over: del self.jobs[id]
+        return over
+
+# %% ../nbs/43_sweep.ipynb
 def in_words(
     table:pd.DataFrame, # see `overview`
     before:pd.DataFrame, # when the sweep began
@@ -236,3 +265,45 @@ def in_words(
     done, left = table.step.sum() - before.step.sum(), (table.of - table.step)[table.state != 'failed'].sum()
     parts = [f"{count.get('done', 0)} of {len(table)} done"] + [f'{count[s]} {s}' for s in ('running', 'elsewhere', 'failed') if s in count]
     return ', '.join(parts + ([f'about {left/done*seconds/60:.0f} minutes left'] if done > 0 and left else []))
+
+# %% ../nbs/43_sweep.ipynb
+def returned(job:submitit.Job)->bool:
+    "Whether a job came to the end of what it does without an error"
+    file = job.paths.result_pickle
+    return file.exists() and b'success' in file.read_bytes()[:64]  # it is not unpickled for that
+
+def sweep(
+    tasks:list[Task],
+    jobs:int|None=None, # at once; as many as there are cores (or as share the GPUs) if not given
+    runs:str|Path|None=None, # folder of all runs; the project's if not given
+    gpus:str|int='auto', # of a job, see `gpus_of_a_job`
+    threads:int=1, # of a job
+    launcher:str='local', # 'local' or 'slurm'
+    slurm:dict|None=None, # e.g. dict(partition='normal', time=600, nodes=2), see `Slurm`
+    watch:Callable[[pd.DataFrame, str], None]|None=None, # given the overview and `in_words` whenever something changed
+    poll:float=2.0, # seconds
+)->pd.DataFrame: # see `overview`
+    "Train what is missing; a task that fails does not stop the others. An interrupt ends the jobs of this machine"
+    local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
+    gpus, folder, start = gpus_of_a_job(tasks, gpus, local), runs_dir(runs).resolve(), time.time()
+    path = {t.id: store.folder(t.id, folder) for t in tasks}
+    waiting, seen, before = tasks, None, overview(tasks, folder)
+    for t in tasks:
+        path[t.id].mkdir(exist_ok=True)
+        (path[t.id]/'error.txt').unlink(missing_ok=True)
+    with Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {}) as own:
+        while True:
+            waiting = [t for t in waiting if not store.is_complete(path[t.id])]
+            ready = [t for t in waiting if not store.held(path[t.id])][:own.room()]
+            own.submit(ready)
+            waiting = [t for t in waiting if t not in ready]
+            table = overview(tasks, folder, own.running())
+            if watch and (now := table[['state', 'step']].values.tolist()) != seen:
+                watch(table, in_words(table, before, time.time() - start))
+                seen = now
+            if not own.jobs and not waiting: return table
+            time.sleep(poll)
+            for id, job in own.collect():
+                if store.is_complete(path[id]) or (path[id]/'error.txt').exists(): continue
+                if returned(job): waiting = waiting + [t for t in tasks if t.id == id]  # another process was at it
+                else: write_text(path[id]/'error.txt', f'it ended without a word, perhaps it was killed; see {path[id]/"job.log"}\n')
