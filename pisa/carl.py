@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from .hlr import _check_vectors
-from .isr import _at_least_float32
+from .isr import _at_least_float32, _check_curve
 
 # %% auto 0
 __all__ = ['carl_weights', 'carl_loss']
@@ -20,8 +20,7 @@ def carl_weights(
     mask:Tensor|None=None, # BoolTensor[N], the positives. All boxes if not given
 )->Tensor: # FloatTensor[N], with mean 1 inside the mask and 0 outside
     "Classification awareness c_i of each box (Eq. 4, v1); gradients flow to `prob`"
-    if not k > 0: raise ValueError(f'k must be above 0, not {k}')
-    if not 0 <= b < 1: raise ValueError(f'b must be in [0, 1), not {b}')
+    _check_curve(k, b, ('k', 'b'), zero=False)
     if prob.dim() != 1: raise ValueError(f'prob must be [N], not {list(prob.shape)}')
     _check_vectors(prob.shape[0], mask=mask)
     prob = _at_least_float32(prob)

@@ -15,12 +15,14 @@ from .core import one_of, read_json, runs_dir
 from .data import DataSpec
 from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, backbones, model
 from .paper import published
+from .samplers import HLR_DEFAULTS
+from .two_stage import prime_config
 
 # %% auto 0
-__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'ROWS', 'prime_settings', 'default_sampler',
-           'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe', 'dataloader',
-           'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'known_row', 'row_experiment',
-           'row_dataset', 'summary']
+__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'ROWS', 'TERMS', 'prime_settings',
+           'default_sampler', 'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe',
+           'dataloader', 'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'known_row',
+           'row_experiment', 'row_dataset', 'in_words', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -140,7 +142,7 @@ class Recipe:
     batch: int                # images a step, over all processes
     epochs: int
     optimizer: dict           # mmengine's `optim_wrapper`
-    warmup: int               # steps
+    warmup: int               # steps; 0 is none
     warmup_factor: float      # of the learning rate, in the first of them
     steps: tuple[float, ...]  # where the learning rate falls to a tenth, as parts of the training
     distort: bool = False     # colours, expansion and crops, as SSD does
@@ -161,7 +163,7 @@ def recipe(
     if ssd: return Recipe(image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None), warmup=500,
                           warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
     return Recipe(image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half or voc else 0.02),
-                  warmup=500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
+                  warmup=0 if voc else 500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
 
 # %% ../nbs/40_experiments.ipynb
 def dataloader(
@@ -254,12 +256,12 @@ def schedule(
     epochs:int,
     total:int, # steps of the whole training
 )->list[dict]: # mmengine's `param_scheduler`
-    "A linear warm-up, then a tenth of the learning rate at each of `r.steps`, at the end of an epoch where that fits"
+    "A linear warm-up if there is one, then a tenth of the learning rate at each of `r.steps`, at the end of an epoch where that fits"
     at = [round(part*epochs, 6) for part in r.steps]
     if all(epoch.is_integer() for epoch in at): when = dict(by_epoch=True, end=epochs, milestones=[int(epoch) for epoch in at])
     else: when = dict(by_epoch=False, end=total, milestones=[max(1, round(part*total)) for part in r.steps])
-    return [dict(type='LinearLR', start_factor=r.warmup_factor, by_epoch=False, begin=0, end=min(r.warmup, total)),
-            dict(type='MultiStepLR', begin=0, gamma=0.1, **when)]
+    warmup = [dict(type='LinearLR', start_factor=r.warmup_factor, by_epoch=False, begin=0, end=min(r.warmup, total))] if r.warmup else []
+    return [*warmup, dict(type='MultiStepLR', begin=0, gamma=0.1, **when)]
 
 def positive(
     given:dict[str, Any], # overrides, see `parse_overrides`
@@ -380,6 +382,24 @@ def list(
     return pd.DataFrame(rows).set_index('row').astype({'hours': float})
 
 # %% ../nbs/40_experiments.ipynb
+TERMS = {  # what the paper calls a setting, or each of its values
+    'metric': {'iou_hlr': 'IoU-HLR', 'iou': 'IoU', 'iou_before': 'IoU*, before regression', 'loss': 'the classification loss'},
+    'scope': {'batch': 'all images of a process', 'image': 'each image apart', 'world': 'all images of all processes', 'number': 'so many images at a time'},
+    'form': {'replace': 'in place of the regression loss', 'add': 'beside the regression loss'},
+    'detach': {False: 'the gradient reaches the scores', True: 'the scores get no gradient, model (b) of Section 5.3'},
+    'score_thr': 'the score above which negatives are ranked', 'iou_thr': 'the IoU of NMS-match',
+}
+
+def in_words(
+    settings:dict, # complete settings of ISR, CARL or ISR-N
+)->str: # e.g. 'k=1.0, b=0.1, form=replace (in place of the regression loss), ...'
+    "Settings with the paper's terms behind those that need them"
+    def term(key, value):
+        said = TERMS.get(key, '')
+        if isinstance(said, dict): said = said.get(value, said.get('number'))
+        return f' ({said})' if said else ''
+    return ', '.join(f'{key}={value}{term(key, value)}' for key, value in settings.items())
+
 def summary(
     exp:Experiment,
     cfg:Config, # see `config`
@@ -388,18 +408,21 @@ def summary(
     train, optimizer = cfg.model.train_cfg, cfg.optim_wrapper.optimizer
     rcnn = train.get('rcnn', train)
     stage = rcnn[0] if isinstance(rcnn, builtins.list) else rcnn
-    parts = [f'{k} ({", ".join(f"{a}={b}" for a, b in stage[k].items())})' for k in ('isr', 'carl') if stage.get(k) is not None]
+    isr, carl = prime_config({key: stage.get(key) for key in ('isr', 'carl')})
+    parts = {name: in_words(settings) for name, settings in (('ISR', isr), ('CARL', carl)) if settings}
     if exp.detector in TWO_STAGE:
         s = stage.sampler
-        ways = f'{s.pos} for positives, {s.neg} for negatives' if s.type == 'PrimeSampler' else 'R (random) for both'
+        ways = {'PrimeSampler': f"{s.get('pos', 'R')} for positives, {s.get('neg', 'R')} for negatives", 'RandomSampler': 'R (random) for both'}.get(s.type, s.type)
+        if s.get('neg') == 'score_hlr': parts['ISR-N'] = 'Score-HLR of the negatives, ' + in_words({**HLR_DEFAULTS, **(s.get('hlr') or {})})
         samples = f'{s.num} RoIs of {train.rpn_proposal.max_per_img} proposals an image: {ways}'
     else: samples = 'all anchors' + (', and of the negatives the three hardest for each positive' if exp.detector == 'ssd300' else '')
     weights = cfg.model.backbone.init_cfg
     version = {'v1': 'v1: ISR on positives, CARL in place of the regression loss',
-               'v2': 'v2: ISR on positives' + (' and negatives' if 'score_hlr' in samples else '') + ', CARL added'}[exp.formulation]
+               'v2': 'v2: ISR on positives' + (' and negatives' if 'ISR-N' in parts else '') + ', CARL added'}[exp.formulation]
     return {'detector': f'{exp.detector}, backbone {exp.backbone} ' + (f'from {weights.checkpoint}' if weights else 'from scratch') +
                         f', scale {exp.scale}',
             'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),
-            **({'formulation': version} if parts else {}),
+            **({'formulation': version} if isr or carl else {}),
+            **parts,
             'samples': samples,
             'schedule': f'{cfg.train_cfg.max_epochs} epochs, {cfg.train_dataloader.batch_size} images a step, {optimizer.type} with lr {optimizer.lr}'}

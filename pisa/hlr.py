@@ -34,60 +34,125 @@ def _check_vectors(
             raise ValueError(f'{name} must hold integers, not {v.dtype}')
 
 # %% ../nbs/10_hlr.ipynb
-# About where, on a CPU, sorting integers (by radix from 2**15 on) and a scan begin to be as fast as comparisons and
-# binary searches
-_LONG = 2**14
-
-def _prefers_linear(x:Tensor)->bool: # decided by shape and device alone
-    "Is `x` a long tensor on a CPU?"
-    return x.device.type == 'cpu' and len(x) >= _LONG
-
-def _descending(
-    score:Tensor, # [N] floating point
-)->Tensor: # [N] sorts ascending as `score` sorts descending, NaN last
-    "A key for an ascending sort by descending `score`, equal for equal scores"
-    score = score.detach()
-    if score.element_size() < 4: score = score.float()
-    if not _prefers_linear(score): return -score
-    bits = (-score).view(torch.int32 if score.element_size() == 4 else torch.int64)
-    lim = torch.iinfo(bits.dtype)
-    return torch.where(score.isnan(), lim.max, torch.where(bits < 0, lim.min - bits, bits))
-
-# %% ../nbs/10_hlr.ipynb
-def _run_starts(
-    ids:Tensor, # [N] sorted
-)->Tensor: # IntTensor[N]
-    "For each element the position at which its run of equal `ids` begins"
-    if not _prefers_linear(ids): return torch.searchsorted(ids, ids, out_int32=True)
-    first = torch.ones_like(ids, dtype=torch.bool)
-    first[1:] = ids[1:] != ids[:-1]
-    return torch.where(first, torch.arange(len(ids), dtype=torch.int32, device=ids.device), 0).cummax(0)[0]
-
 def _place_in_run(
     ids:Tensor, # [N] sorted
     mask:Tensor|None=None, # BoolTensor[N] in the same order; what is False is not counted
-)->Tensor: # IntTensor[N]
-    "For each element the number of elements before it in its run of equal `ids`"
-    start = _run_starts(ids)
-    if mask is None: return torch.arange(len(ids), dtype=torch.int32, device=ids.device) - start
-    before = mask.cumsum(0, dtype=torch.int32) - mask.int()
-    return before - before[start]
+)->tuple[Tensor, Tensor]: # IntTensor[N] twice
+    "For each element the number of elements before it in its run of equal `ids`, and of all elements of the run"
+    start, end = (torch.searchsorted(ids, ids, out_int32=True, right=right) for right in (False, True))
+    if mask is None: return torch.arange(len(ids), dtype=torch.int32, device=ids.device) - start, end - start
+    upto = mask.cumsum(0, dtype=torch.int32)
+    before = upto - mask.int()
+    return before - before[start], upto[end - 1] - before[start]
 
 # %% ../nbs/10_hlr.ipynb
-def _rank(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->Tensor:
-    "`hierarchical_local_rank` without the checks"
+def _ranking_by_sorts(
+    score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None,
+)->tuple[Tensor, Tensor, Tensor]: # the samples in the order of classes and ranks; the rank and the class's size of each
+    "What `hierarchical_local_rank` is made of, on any device"
     def pick(order): return None if mask is None else mask.gather(0, order)
-    order = _descending(score).sort(stable=True)[1]
+    score = score.detach()
+    order = (-score if score.element_size() > 2 else -score.float()).sort(stable=True)[1]
     ids, by = group.gather(0, order).sort(stable=True)
-    place = _place_in_run(ids, None if mask is None else pick(order.gather(0, by)))
+    place = _place_in_run(ids, None if mask is None else pick(order.gather(0, by)))[0]
     local = torch.empty_like(place).scatter_(0, by, place)  # in order of score
     order = order.gather(0, local.sort(stable=True)[1])
     if cls is None: ids = torch.zeros_like(order)
     else:
         ids, by = cls.gather(0, order).sort(stable=True)
         order = order.gather(0, by)
-    rank = torch.empty_like(order).scatter_(0, order, _place_in_run(ids, pick(order)).long())
-    return rank if mask is None else torch.where(mask, rank, -1)
+    return order, *_place_in_run(ids, pick(order))
+
+def _back(order:Tensor, values:Tensor, mask:Tensor|None, fill:float)->Tensor: # [N]
+    "Values in order, put where they belong, with `fill` outside the mask"
+    values = torch.empty_like(values).scatter_(0, order, values)
+    return values if mask is None else torch.where(mask, values, fill)
+
+# %% ../nbs/10_hlr.ipynb
+try: import numpy as np
+except ImportError: np = None  # torch does without
+
+def _arrays(*tensors)->list|None: # numpy's view of each; None stays None
+    "The tensors as arrays where numpy can work on them: on a CPU, with numpy, outside of `torch.compile`"
+    given = [t for t in tensors if t is not None]
+    if np is None or torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) or t.device.type != 'cpu' for t in given):
+        return None
+    return [None if t is None else t.detach().numpy() for t in tensors]
+
+# %% ../nbs/10_hlr.ipynb
+def _descending_bits(
+    score, # float32[N]
+): # int64[N], from -2**31 to 2**31 - 1
+    "Integers that ascend as the score descends, equal for equal scores, the largest for NaN"
+    bits = (-score).view(np.int32).astype(np.int64)
+    bits = np.where(bits < 0, -2**31 - bits, bits)
+    bits[np.isnan(score)] = 2**31 - 1
+    return bits
+
+# %% ../nbs/10_hlr.ipynb
+def _from_zero(
+    ids, # integers[N]
+): # int64[N], at least 0, and the bits that the largest has
+    "Ids shifted so that the smallest is 0"
+    low, high = int(ids.min()), int(ids.max())
+    return ids.astype(np.int64) - low, (high - low).bit_length()
+
+# %% ../nbs/10_hlr.ipynb
+def _count_in_run(
+    ids, # integers[N], sorted
+    mask=None, # bool[N] in the same order
+): # int64[N] twice
+    "`_place_in_run` of arrays"
+    bounds = np.flatnonzero(ids[1:] != ids[:-1]) + 1
+    starts, ends = np.append(0, bounds), np.append(bounds, len(ids))
+    size = ends - starts
+    if mask is None: return np.arange(len(ids)) - np.repeat(starts, size), np.repeat(size, size)
+    upto = mask.cumsum()
+    first = (upto - mask)[starts]
+    return upto - mask - np.repeat(first, size), np.repeat(upto[ends - 1] - first, size)
+
+# %% ../nbs/10_hlr.ipynb
+def _ranking_by_integers(
+    score, group, cls, mask, # arrays[N]; the score float32
+): # int64[N] three times; None: the ids are too far apart
+    "`_ranking_by_sorts` of arrays"
+    n = len(score)
+    at, b = np.arange(n), (n - 1).bit_length()
+    position = (1 << b) - 1  # the bits of it
+    (s, s_bits), (group, group_bits) = _from_zero(_descending_bits(score)), _from_zero(group)
+    cls, cls_bits = (0, 0) if cls is None else _from_zero(cls)
+
+    def by_rank(s):
+        out = np.empty_like(at)
+        out[np.sort((s << b) | at) & position] = at
+        return out
+
+    if group_bits + s_bits + b > 63: s, s_bits = by_rank(s), b
+    if group_bits + s_bits + b > 63: return None
+    last = (s << b) | at
+    key = np.sort((group << s_bits + b) | last)
+    order, local = key & position, np.empty_like(at)
+    local[order] = _count_in_run(key >> s_bits + b, None if mask is None else mask[order])[0]
+
+    local_bits = int(local.max()).bit_length()
+    if cls_bits + local_bits + s_bits + b > 63: last, s_bits = (by_rank(s) << b) | at, b
+    if cls_bits + local_bits + s_bits + b > 63: return None
+    key = np.sort((cls << local_bits + s_bits + b) | (local << s_bits + b) | last)
+    order = key & position
+    return order, *_count_in_run(key >> local_bits + s_bits + b, None if mask is None else mask[order])
+
+# %% ../nbs/10_hlr.ipynb
+def _ranking(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->tuple[Tensor, Tensor, Tensor]:
+    "`_ranking_by_sorts`, or the same by integers where that can be"
+    if len(score) and score.element_size() <= 4:
+        arrays = _arrays(score.float(), group, cls, mask)
+        if arrays and (found := _ranking_by_integers(*arrays)): return tuple(map(torch.from_numpy, found))
+    return _ranking_by_sorts(score, group, cls, mask)
+
+def _rank(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->Tensor:
+    "`hierarchical_local_rank` without the checks"
+    order, place, _ = _ranking(score, group, cls, mask)
+    return _back(order, place.long(), mask, -1)
 
 # %% ../nbs/10_hlr.ipynb
 def hierarchical_local_rank(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-from .hlr import iou_hlr, _check_vectors
+from .hlr import iou_hlr, _back, _check_score, _check_vectors, _ranking
 
 # %% auto 0
 __all__ = ['importance', 'importance_weight', 'preserve_loss', 'isr_weights']
@@ -34,14 +34,26 @@ def _at_least_float32(x:Tensor)->Tensor: # float32, or float64 if `x` is that
     "`x` in the type that weights are computed in"
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
+def _check_curve(
+    degree:float, # at least 0
+    bias:float, # 0 <= bias < 1
+    names:tuple[str, str]=('gamma', 'beta'), # what the caller knows them by
+    zero:bool=True, # may the degree be 0
+)->None:
+    "A `ValueError` of one line unless the degree and the bias of a weight are numbers in their ranges"
+    for name, value in zip(names, (degree, bias)):
+        if value is None or isinstance(value, (str, bool)): raise ValueError(f'{name} must be a number, not {value!r}')
+    if not (degree >= 0 if zero else degree > 0):
+        raise ValueError(f'{names[0]} must be {"at least" if zero else "above"} 0, not {degree}')
+    if not 0 <= bias < 1: raise ValueError(f'{names[1]} must be in [0, 1), not {bias}')
+
 def importance_weight(
     u:Tensor, # [...] importance, from 0 to 1
     gamma:float=2.0, # degree, at least 0; 0 gives all samples the weight 1
     beta:float=0.0, # bias, 0 <= beta < 1
 )->Tensor: # FloatTensor[...], from beta**gamma to 1
     "Loss weight of each importance (Eq. 2, v1)"
-    if not gamma >= 0: raise ValueError(f'gamma must be at least 0, not {gamma}')
-    if not 0 <= beta < 1: raise ValueError(f'beta must be in [0, 1), not {beta}')
+    _check_curve(gamma, beta)
     u = _at_least_float32(u)
     return ((1 - beta)*u + beta if beta else u)**gamma
 
@@ -79,5 +91,7 @@ def isr_weights(
     mask:Tensor|None=None, # BoolTensor[N], the positives. All samples if not given
 )->Tensor: # FloatTensor[N], to be used instead of `base`; no gradient flows through it
     "Importance-based Sample Reweighting: IoU-HLR, then Eq. 1, 2 and 3 (v1); outside the mask the weights are `base`"
-    u = importance(iou_hlr(iou, gt, label, mask), label, mask)
+    _check_vectors(_check_score('iou', iou), gt=gt, label=label, mask=mask)
+    order, rank, n = _ranking(iou, gt, label, mask)
+    u = _back(order, (n - rank).float() / n, mask, 0.)  # `importance`; the ranking knows the sizes of the classes already
     return preserve_loss(importance_weight(u, gamma, beta), loss, base, mask)

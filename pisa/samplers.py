@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from mmcv.ops import nms
+from mmdet.models.roi_heads import PISARoIHead
 from mmdet.models.task_modules.samplers import OHEMSampler, SamplingResult, ScoreHLRSampler
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, cat_boxes, get_box_tensor
 from .core import one_of
 from .hlr import score_hlr
-from .isr import importance_weight, preserve_loss
+from .isr import _check_curve, importance_weight, preserve_loss
 
 # %% auto 0
 __all__ = ['HLR_DEFAULTS', 'POS', 'NEG', 'own_class', 'probabilities', 'class_loss', 'random_choice', 'hardest', 'nms_match',
@@ -81,7 +82,8 @@ def nms_match(
 
     The partition is that of `mmcv.ops.nms_match` on each image, except for boxes that overlap by exactly `iou_thr`:
     there they join, here they do not, as in NMS. Memory is that of the overlaps of one image's boxes with its kept
-    boxes."""
+    boxes. The loop is over images, not over clusters. The host waits for the device once for the whole batch, to learn
+    how many boxes each image has, besides what plain NMS itself waits for."""
     cluster = torch.arange(len(boxes), device=boxes.device)
     order = image.sort(stable=True)[1]
     for rows in order.split(torch.bincount(image).tolist()):
@@ -218,8 +220,12 @@ class PrimeSampler:
 
     `'R'` is random, `'H*'` takes the highest classification losses at the ratio of `pos_fraction`, `'score_hlr'` takes and
     weighs negatives by Score-HLR. `'H'` is for both: the `num` highest losses of all candidates, whatever `pos_fraction`.
-    Settings that do not go together, and mining beside a focal loss, are a `ValueError` of one line. Ignored candidates
-    (assigned -1) are never taken.
+    Ignored candidates (assigned -1) are never taken. All images are mined with one forward by `sample_batch`, which
+    `PrimeRoIHead` calls; mmdet's own heads, cascades among them, call `sample` and with it one forward an image.
+
+    A `ValueError` of one line is raised for settings that are out of range or do not go together, for mining beside a focal
+    loss, and for `'score_hlr'` in a head that does not take weights of negatives: `PrimeRoIHead` and mmdet's `PISARoIHead` do,
+    and a head of your own says so with the attribute `takes_neg_weights = True`.
     """
     def __init__(self,
         num:int, # samples an image
@@ -228,7 +234,7 @@ class PrimeSampler:
         neg:str='R', # one of `NEG`
         neg_pos_ub:int=-1, # negatives to a positive, at most; below 0 is no bound
         add_gt_as_proposals:bool=True, # offer the ground truths as candidates too
-        hlr:dict|None=None, # `power`, `bias`, `score_thr`, `iou_thr` of 'score_hlr', completed by `HLR_DEFAULTS`
+        hlr:dict|None=None, # `power` (at least 0), `bias` (in [0, 1)), `score_thr`, `iou_thr` (0 to 1) of 'score_hlr', completed by `HLR_DEFAULTS`
         context:nn.Module|None=None, # the RoI head, which mmdet passes
     ):
         if 'C' in (pos, neg): raise ValueError("C of Table 3 (v1) is no sampler: give pos='R', and isr and carl in train_cfg.rcnn")
@@ -242,11 +248,16 @@ class PrimeSampler:
         for key in hlr or {}: one_of('hlr', key, HLR_DEFAULTS)
         if mines(self) and not hasattr(context, '_bbox_forward'):
             raise ValueError(f"{name} mines with an RoI head, and context is {type(context).__name__}: use pos='R', neg='R' here")
+        self.hlr, self.context = {**HLR_DEFAULTS, **(hlr or {})}, context
+        _check_curve(self.hlr['power'], self.hlr['bias'], ('hlr.power', 'hlr.bias'))
+        for key in ('score_thr', 'iou_thr'):
+            if isinstance(self.hlr[key], str) or not 0 <= self.hlr[key] <= 1: raise ValueError(f'hlr.{key} must be from 0 to 1, not {self.hlr[key]!r}')
         self.stage = context.current_stage if hasattr(context, 'num_stages') else None
         if self.stage is not None and neg == 'score_hlr':
             raise ValueError(f"{name} weighs negatives, which mmdet's cascade does not take: use neg='R' or 'H*' there")
+        if neg == 'score_hlr' and not (isinstance(context, PISARoIHead) or getattr(context, 'takes_neg_weights', False)):
+            raise ValueError(f"{name} weighs negatives, which {type(context).__name__} does not take: use PrimeRoIHead")
         self.num, self.num_pos, self.neg_pos_ub, self.add_gt = num, int(num*pos_fraction), neg_pos_ub, add_gt_as_proposals
-        self.hlr, self.context = {**HLR_DEFAULTS, **(hlr or {})}, context
         if mines(self): refuse_mining_with_focal(self, self.bbox_head.loss_cls)
 
     @property

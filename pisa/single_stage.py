@@ -14,11 +14,11 @@ from mmdet.utils import reduce_mean
 from torch import Tensor
 from .carl import carl_weights
 from .samplers import refuse_mining_with_focal
-from .two_stage import Positives, carl_sum, class_prob, gt_ids, prime_config, regressed, reweighted
+from .two_stage import Positives, carl_sum, class_prob, gt_ids, prime_config, refuse_iou_of_deltas, regressed, reweighted
 
 # %% auto 0
-__all__ = ['Anchors', 'by_image', 'pos_boxes', 'in_a_row', 'collect', 'isr_label_weights', 'box_loss', 'refuse_iou_of_deltas',
-           'PrimeRetinaHead', 'PrimeSSDHead', 'collect_atss', 'carl_by_centerness', 'PrimeATSSHead']
+__all__ = ['Anchors', 'by_image', 'pos_boxes', 'in_a_row', 'collect', 'isr_label_weights', 'box_loss', 'PrimeRetinaHead',
+           'PrimeSSDHead', 'collect_atss', 'carl_by_centerness', 'PrimeATSSHead']
 
 # %% ../nbs/22_single_stage.ipynb
 @dataclass
@@ -109,22 +109,14 @@ def box_loss(
     return head.loss_bbox(pred, target, weight, avg_factor=total)
 
 # %% ../nbs/22_single_stage.ipynb
-def refuse_iou_of_deltas(
-    head, # an mmdet `AnchorHead` with `loss_bbox`
-)->None:
-    "A `ValueError` of one line if the box loss is an IoU and `reg_decoded_bbox` is off"
-    kind = type(head.loss_bbox).__name__
-    if 'IoU' in kind and not head.reg_decoded_bbox: raise ValueError(f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
-
-# %% ../nbs/22_single_stage.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
 class PrimeRetinaHead(RetinaHead):
     """RetinaNet's head with ISR and CARL (Sections 4.1, 4.2 and Appendix B, v1).
 
     Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta, metric, scope)`
     and `carl=dict(k, b, form, detach)`; one that is absent is off. Any box loss, also with `reg_decoded_bbox`. A `ValueError`
-    is raised for a key that is not known, for an IoU loss without `reg_decoded_bbox`, and for a sampler that mines beside a
-    focal loss. Both off, and in testing, it is `RetinaHead`.
+    is raised for a key that is not known, for a value out of range, for an IoU loss without `reg_decoded_bbox`, and for a
+    sampler that mines beside a focal loss. Both off, and in testing, it is `RetinaHead`.
     """
     def __init__(self, *args, **kwargs):
         refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))
@@ -151,8 +143,8 @@ class PrimeSSDHead(SSDHead):
     """SSD's head with ISR and CARL (Sections 4.1 and 4.2, v1).
 
     Takes the arguments of mmdet's `SSDHead`, and `loss_bbox`, any box loss of mmdet; if it is not given, smooth L1 with
-    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` as for `PrimeRetinaHead`. A `ValueError` is raised for an unknown key,
-    and for an IoU loss without `reg_decoded_bbox`. Both off, and without `loss_bbox`, it is `SSDHead`.
+    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` as for `PrimeRetinaHead`. A `ValueError` is raised for an unknown key, for
+    a value out of range, and for an IoU loss without `reg_decoded_bbox`. Both off, and without `loss_bbox`, it is `SSDHead`.
     """
     def __init__(self, *args, loss_bbox:dict|None=None, **kwargs):
         super().__init__(*args, **kwargs)

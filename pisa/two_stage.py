@@ -14,13 +14,13 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor
 from .carl import carl_loss
 from .core import one_of
-from .isr import isr_weights
+from .isr import _check_curve, isr_weights
 from .samplers import class_loss, own_class, probabilities, refuse_mining_with_focal
 
 # %% auto 0
 __all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'ISR_METRICS', 'prime_config', 'positives', 'gt_ids', 'class_prob', 'Positives',
-           'regressed', 'gather', 'reweighted', 'carl_sum', 'join_weights', 'prime_loss_and_target', 'PrimeRoIHead',
-           'PrimeCascadeRoIHead']
+           'regressed', 'gather', 'reweighted', 'carl_sum', 'join_weights', 'prime_loss_and_target',
+           'refuse_iou_of_deltas', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
 
 # %% ../nbs/21_two_stage.ipynb
 ISR_DEFAULTS = dict(gamma=2.0, beta=0.0, metric='iou_hlr', scope='batch')
@@ -30,7 +30,7 @@ ISR_METRICS = ('iou_hlr', 'iou', 'iou_before', 'loss')
 def prime_config(
     train_cfg:dict|None, # `train_cfg` of the head; may hold `isr` and `carl`
 )->tuple[dict|None, dict|None]: # complete settings of ISR and of CARL; `None` is off
-    "Read the `isr` and `carl` keys and complete them with the defaults; a `ValueError` names what is not known"
+    "Read the `isr` and `carl` keys and complete them with the defaults; a `ValueError` names what is not known or out of range"
     def complete(name, defaults):
         given = (train_cfg or {}).get(name)
         if given is None: return None
@@ -42,11 +42,14 @@ def prime_config(
     if 'rcnn' in (train_cfg or {}): raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
     isr, carl = complete('isr', ISR_DEFAULTS), complete('carl', CARL_DEFAULTS)
     if isr:
+        _check_curve(isr['gamma'], isr['beta'], ('isr.gamma', 'isr.beta'))
         one_of('isr.metric', isr['metric'], ISR_METRICS)
         scope = isr['scope']
         if not (scope in ('batch', 'image', 'world') or (type(scope) is int and scope > 0)):
             raise ValueError(f"isr.scope={scope!r} is not known. Choose from: 'batch', 'image', 'world', a number of images")
-    if carl: one_of('carl.form', carl['form'], ('replace', 'add'))
+    if carl:
+        _check_curve(carl['k'], carl['b'], ('carl.k', 'carl.b'), zero=False)
+        one_of('carl.form', carl['form'], ('replace', 'add'))
     return isr, carl
 
 # %% ../nbs/21_two_stage.ipynb
@@ -202,18 +205,30 @@ def prime_loss_and_target(
     return {'loss_bbox': losses, 'bbox_targets': targets}
 
 # %% ../nbs/21_two_stage.ipynb
+def refuse_iou_of_deltas(
+    head:nn.Module, # with `loss_bbox` and `reg_decoded_bbox`: the box head of an RoI head, or an mmdet `AnchorHead`
+)->None:
+    "A `ValueError` of one line if the box loss is an IoU and `reg_decoded_bbox` is off"
+    kind = type(getattr(head, 'loss_bbox', None)).__name__
+    if 'IoU' in kind and not head.reg_decoded_bbox: raise ValueError(f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
+
+# %% ../nbs/21_two_stage.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
 class PrimeRoIHead(StandardRoIHead):
     """RoI head of Faster and Mask R-CNN with ISR (Section 4.1, v1) and CARL (Section 4.2, v1).
 
     Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
-    and `carl=dict(k, b, form, detach)`; one that is absent is off, a key that is not known is a `ValueError`.
-    Any sampler, except that one that mines is a `ValueError` beside a focal loss; any box loss that is per box or per
-    coordinate, also with `reg_decoded_bbox`; class-specific or class-agnostic regression. Testing is that of `StandardRoIHead`.
+    and `carl=dict(k, b, form, detach)`; one that is absent is off. Any sampler; any box loss that is per box or per coordinate,
+    also with `reg_decoded_bbox`; class-specific or class-agnostic regression. A `ValueError` of one line is raised for a key
+    that is not known, a value out of range, an IoU loss without `reg_decoded_bbox`, and a sampler that mines beside a focal
+    loss. Testing is that of `StandardRoIHead`.
     """
+    takes_neg_weights = True  # `PrimeSampler` asks
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         prime_config(self.train_cfg)  # refuse a wrong key now, not in the first iteration
+        if self.with_bbox: refuse_iou_of_deltas(self.bbox_head)
         if self.with_bbox and self.train_cfg: refuse_mining_with_focal(self.bbox_sampler, self.bbox_head.loss_cls)
 
     def sample(self, x, rpn_results_list, gts, gts_ignore)->tuple[list, list[Tensor]|None]:
@@ -253,12 +268,15 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
     """RoI head of Cascade R-CNN with ISR and CARL, which the paper did not try.
 
     Takes the arguments of mmdet's `CascadeRoIHead`. Each entry of `train_cfg.rcnn` may hold `isr` and `carl`, as for
-    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. Samplers that weight their negatives
-    (Score-HLR) do not work in a cascade, as in mmdet's.
+    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. The sampling too is that of `CascadeRoIHead`,
+    image by image: a sampler that mines runs its extra forward once an image and stage, unlike in `PrimeRoIHead`, where
+    one forward serves all images. Samplers that weight their negatives (Score-HLR) do not work in a cascade, as in mmdet's.
+    A `ValueError` is raised as by `PrimeRoIHead`, for any of the stages.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for stage in self.train_cfg or []: prime_config(stage)  # refuse a wrong key now, not in the first iteration
+        for box_head in self.bbox_head: refuse_iou_of_deltas(box_head)
         if self.train_cfg:
             for sampler, box_head in zip(self.bbox_sampler, self.bbox_head): refuse_mining_with_focal(sampler, box_head.loss_cls)
 

@@ -55,7 +55,7 @@ assert carl_loss(torch.rand(6), loss).shape == (6,)
 
 def test_no_api_that_only_the_continuations_have():
     "What the heads import is there in the official mmdet 3.3.0 too: the names were looked up in it, once, and are listed here"
-    official = {'mmdet.models.roi_heads': {'CascadeRoIHead', 'StandardRoIHead'}, 'mmdet.models.dense_heads': {'ATSSHead', 'RetinaHead', 'SSDHead'}, 'mmdet.models.roi_heads.roi_extractors': {'SingleRoIExtractor'}, 'mmdet.models.utils': {'multi_apply', 'unpack_gt_instances'}, 'mmdet.registry': {'MODELS', 'METRICS', 'TASK_UTILS'}, 'mmdet.models.task_modules.samplers': {'OHEMSampler', 'SamplingResult', 'ScoreHLRSampler'},
+    official = {'mmdet.models.roi_heads': {'CascadeRoIHead', 'PISARoIHead', 'StandardRoIHead'}, 'mmdet.models.dense_heads': {'ATSSHead', 'RetinaHead', 'SSDHead'}, 'mmdet.models.roi_heads.roi_extractors': {'SingleRoIExtractor'}, 'mmdet.models.utils': {'multi_apply', 'unpack_gt_instances'}, 'mmdet.registry': {'MODELS', 'METRICS', 'TASK_UTILS'}, 'mmdet.models.task_modules.samplers': {'OHEMSampler', 'SamplingResult', 'ScoreHLRSampler'},
                 'mmdet.structures.bbox': {'bbox2roi', 'bbox_overlaps', 'cat_boxes', 'get_box_tensor'}, 'mmdet.utils': {'reduce_mean'}}
     for notebook in NUMBERED:
         for cell in sources(notebook):
@@ -72,7 +72,7 @@ def test_train_notebook_keeps_its_defaults():
     exec(''.join(cell['source']), values)
     del values['__builtins__']
     assert values == dict(detector='faster_rcnn', method='pisa', dataset='auto', data_root=None, scale='auto', backbone='auto', seed=0,
-                          gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto', experiment='')
+                          gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto', experiment='', nodes=1, node=0)
 
 
 def test_committed_runs_are_complete():

@@ -346,7 +346,10 @@ def test_in_a_cascade_each_stage_mines_with_its_own_head(kind, monkeypatch):
     (dict(pos='H', neg='H', neg_pos_ub=3), 'no neg_pos_ub'), (dict(pos='C', neg='R'), 'isr and carl in train_cfg.rcnn'),
     (dict(pos='h*'), "did you mean 'H*'?"), (dict(neg='ohem'), 'Choose from: R, H*, H, score_hlr'), (dict(pos='score_hlr'), 'is not known'),
     (dict(hlr=dict(power=1)), "neg='score_hlr'"), (dict(neg='score_hlr', hlr=dict(k=0.5)), 'power, bias, score_thr, iou_thr'),
-    (dict(pos_fraction=1.5), 'from 0 to 1')])
+    (dict(pos_fraction=1.5), 'from 0 to 1'), (dict(neg='score_hlr', hlr=dict(power=-1)), 'hlr.power must be at least 0, not -1'),
+    (dict(neg='score_hlr', hlr=dict(power='2')), "hlr.power must be a number, not '2'"), (dict(neg='score_hlr', hlr=dict(bias=1)), 'hlr.bias must be in [0, 1), not 1'),
+    (dict(neg='score_hlr', hlr=dict(score_thr=-.1)), 'hlr.score_thr must be from 0 to 1, not -0.1'),
+    (dict(neg='score_hlr', hlr=dict(iou_thr=2)), 'hlr.iou_thr must be from 0 to 1, not 2')])
 def test_refusals(wrong, text):
     refused(lambda: PrimeSampler(**{'num': 16, 'context': roi_head(), **wrong}), text)
 
@@ -354,6 +357,14 @@ def test_refusals(wrong, text):
 def test_mining_needs_an_roi_head():
     refused(lambda: PrimeSampler(16, neg='H*'), 'mines with an RoI head')
     PrimeSampler(16)
+
+
+def test_a_head_that_takes_no_weights_is_refused():
+    "mmdet's StandardRoIHead would fail in training, on a pair where it wants a sampling result; a head that takes weights says so"
+    refused(lambda: roi_head('StandardRoIHead', sampler=prime('R', 'score_hlr')), 'weighs negatives, which StandardRoIHead does not take: use PrimeRoIHead')
+    with pytest.raises(AttributeError): run(roi_head('StandardRoIHead', sampler=of('ScoreHLRSampler')))
+    class Own(MODELS.get('StandardRoIHead')): takes_neg_weights = True
+    for kind in ('PrimeRoIHead', 'PISARoIHead', Own): roi_head(kind, sampler=prime('R', 'score_hlr'))
 
 
 def test_cascades_take_no_weights():

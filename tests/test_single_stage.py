@@ -338,6 +338,12 @@ def test_unknown_keys_are_refused_at_once(head, standard):
     refused(lambda: head(carl=dict(bias=0.2)), 'does not know')
 
 
+@HEADS
+def test_values_out_of_range_are_refused_at_once(head, standard):
+    refused(lambda: head(isr=dict(gamma=-1)), 'isr.gamma must be at least 0')
+    refused(lambda: head(carl=dict(k=0)), 'carl.k must be above 0')
+
+
 @pytest.mark.parametrize('build', [partial(retina, box_loss=dict(type='GIoULoss')), partial(ssd, head=dict(loss_bbox=dict(type='GIoULoss'))),
                                    partial(atss, head=dict(reg_decoded_bbox=False))], ids=['retina', 'ssd', 'atss'])
 def test_an_iou_of_deltas_is_refused(build):

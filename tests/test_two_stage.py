@@ -5,6 +5,7 @@ import torch
 pytest.importorskip('mmdet')
 from mmdet.models.losses import pisa_loss
 from mmdet.models.detectors import FasterRCNN
+from refusal import refused
 from toy import ALL, DECODED, RANDOM, cascade_head, roi_head, run, scene
 
 ISR, CARL, ADD = dict(isr=dict()), dict(carl=dict()), dict(carl=dict(form='add', b=0.2))
@@ -146,6 +147,83 @@ def test_detach_sends_no_gradient_to_the_scores():
     plain, a, b = (run(roi_head(**k))[1][weight] for k in ({}, CARL, dict(carl=dict(detach=True))))
     torch.testing.assert_close(plain, b)
     assert not torch.allclose(plain, a, rtol=1e-3)
+
+
+HEADS = pytest.mark.parametrize('head,plain', [(roi_head, 'StandardRoIHead'), (cascade_head, 'CascadeRoIHead')], ids=['one stage', 'cascade'])
+
+
+def ignoring(head):
+    "The head, its assigners set to ignore proposals that lie in an ignored region"
+    for assigner in head.bbox_assigner if isinstance(head.bbox_assigner, list) else [head.bbox_assigner]: assigner.ignore_iof_thr = 0.5
+    return head
+
+
+CROWD = [[0., 0, 128, 70], [40., 0, 128, 128], [0., 60, 128, 128]]
+
+@HEADS
+@pytest.mark.parametrize('keys', [{}, ISR, CARL, {**ISR, **CARL}, {**ISR, **ADD}], ids=['off', 'isr', 'carl', 'replace', 'add'])
+def test_ignored_ground_truths(head, plain, keys):
+    "Crowd regions go through the loss as in mmdet's head: the values are its values (Eq. 3 and 4, v1), and others than without the regions"
+    crowded = lambda h: run(ignoring(h), (3, 0, 2), crowd=CROWD)
+    (losses, grads), (expected, _) = crowded(head(sampler=ALL, **keys)), crowded(head(plain, sampler=ALL))
+    for k, v in expected.items(): torch.testing.assert_close(losses[k], v, rtol=1e-5, atol=1e-6)
+    assert all(torch.isfinite(v) for v in losses.values()) and all(g is None or torch.isfinite(g).all() for g in grads.values())
+    free = run(ignoring(head(sampler=ALL, **keys)), (3, 0, 2))[0]
+    assert not any(torch.isclose(losses[k], free[k], rtol=1e-3) for k in free if k.endswith('loss_cls'))  # the regions matter
+
+
+@pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
+def test_isr_ranks_no_ignored_proposal(keys, monkeypatch):
+    "What is ranked are the positives of the sampler, which lie in no crowd region"
+    import pisa.two_stage as t
+    seen, real = [], t.reweighted
+    monkeypatch.setattr(t, 'reweighted', lambda pos, *a: seen.append(pos) or real(pos, *a))
+    for crowd in (None, CROWD): run(ignoring(roi_head(sampler=dict(ALL, add_gt_as_proposals=False), **keys)), (3, 0, 2), crowd=crowd)
+    free, pos = seen
+    assert 0 < len(pos.label) < len(free.label)
+    for box, image in zip(pos.prior.tolist(), pos.image.int().tolist()):
+        x1, y1, x2, y2 = (f(a, b) for f, a, b in zip((max, max, min, min), box, CROWD[image]))
+        assert max(x2 - x1, 0) * max(y2 - y1, 0) <= 0.5 * (box[2] - box[0]) * (box[3] - box[1])
+
+
+@HEADS
+@pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
+def test_an_image_that_is_all_crowd(head, plain, keys):
+    "No proposal of it is taken; with every image so, there is nothing to train the box head on but the ground truths"
+    for objects in ((3, 0), (2, 1)):
+        losses, grads = run(ignoring(head(**keys)), objects, crowd=[[-64., -64, 192, 192]] * 2)
+        assert all(torch.isfinite(v) for v in losses.values()) and all(torch.isfinite(g).all() for g in grads.values() if g is not None)
+
+
+@pytest.mark.parametrize('objects,classes', [((0,), 3), ((0, 0), 3), ((0, 0, 0), 1), ((1,), 1), ((0, 1), 1), ((6, 0, 1), 2)])
+@pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
+def test_odd_scenes_in_a_cascade(objects, classes, keys):
+    "No ground truth in any image, and one class: losses and gradients of every stage are finite, and those of mmdet's without positives"
+    losses, grads = run(cascade_head(classes=classes, **keys), objects, classes)
+    assert all(torch.isfinite(v) for v in losses.values())
+    for name, g in grads.items(): assert g is not None and torch.isfinite(g).all(), name
+    expected, _ = run(cascade_head('CascadeRoIHead', classes=classes), objects, classes)
+    if not sum(objects): close({k: v for k, v in losses.items() if k in expected}, expected, rtol=1e-5, atol=1e-6)
+    for i in (0, 1): assert losses.get(f's{i}.loss_carl', torch.tensor(0.)) == 0 or sum(objects)
+
+
+@pytest.mark.parametrize('head', [roi_head, cascade_head])
+@pytest.mark.parametrize('keys,text', [
+    (dict(isr=dict(gamma=-1)), 'isr.gamma must be at least 0, not -1'), (dict(isr=dict(gamma=float('nan'))), 'isr.gamma must be at least 0, not nan'),
+    (dict(isr=dict(gamma='two')), "isr.gamma must be a number, not 'two'"), (dict(isr=dict(beta=1.)), 'isr.beta must be in [0, 1), not 1.0'),
+    (dict(isr=dict(beta=None)), 'isr.beta must be a number, not None'), (dict(carl=dict(k=0)), 'carl.k must be above 0, not 0'),
+    (dict(carl=dict(k=-1)), 'carl.k must be above 0, not -1'), (dict(carl=dict(b=-.1)), 'carl.b must be in [0, 1), not -0.1')])
+def test_values_out_of_range_are_refused_at_once(head, keys, text):
+    refused(lambda: head(**keys), text)
+
+
+@pytest.mark.parametrize('head', [roi_head, cascade_head])
+@pytest.mark.parametrize('kind', ['IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss'])
+def test_an_iou_of_deltas_is_refused(head, kind):
+    loss = dict(box_loss=dict(type=kind))
+    for keys in ({}, ISR, {**ISR, **CARL}): refused(lambda: head(**loss, **keys), f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
+    losses, _ = run(head(**loss, box_head=DECODED, **ISR, **CARL))
+    assert all(torch.isfinite(v) for v in losses.values())
 
 
 @pytest.mark.parametrize('wrong', [dict(isr=dict(k=2)), dict(isr=dict(bias=0)), dict(carl=dict(bias=0.2)), dict(carl=dict(gamma=2))])

@@ -33,13 +33,14 @@ def roi_head(kind='PrimeRoIHead', classes=3, sampler=RANDOM, masks=False, box_lo
         test_cfg=dict(score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20, mask_thr_binary=0.5)))
 
 
-def cascade_head(kind='PrimeCascadeRoIHead', classes=3, sampler=RANDOM, loss_cls=dict(type='CrossEntropyLoss'), **rcnn):
+def cascade_head(kind='PrimeCascadeRoIHead', classes=3, sampler=RANDOM, loss_cls=dict(type='CrossEntropyLoss'),
+                 box_loss=dict(type='SmoothL1Loss'), box_head={}, **rcnn):
     "A cascade of two stages, the second with a higher IoU threshold; `rcnn` goes into train_cfg of both"
     stage = lambda iou: dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou), sampler=sampler,
                              pos_weight=-1, debug=False, **rcnn)
     box = dict(type='Shared2FCBBoxHead', in_channels=8, fc_out_channels=16, roi_feat_size=7, num_classes=classes, reg_class_agnostic=True,
                bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2]),
-               loss_cls=loss_cls, loss_bbox=dict(type='SmoothL1Loss'))
+               loss_cls=loss_cls, loss_bbox=box_loss, **box_head)
     torch.manual_seed(0)
     return MODELS.build(ConfigDict(
         type=kind, num_stages=2, stage_loss_weights=[1, 0.5], bbox_head=[box, box], train_cfg=[stage(0.5), stage(0.6)],
@@ -50,8 +51,8 @@ def cascade_head(kind='PrimeCascadeRoIHead', classes=3, sampler=RANDOM, loss_cls
 BORDER = torch.tensor([[0., 0, 1, 1], [.75, 0, 1, .2], [0, .6, .3, 1]])  # the whole image and two at its edges, as parts of its side
 
 
-def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False, border=False):
-    "Features, proposals and ground truths of as many images as `objects` has entries, in the given order"
+def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False, border=False, crowd=None):
+    "Features, proposals and ground truths of as many images as `objects` has entries, in the given order; `crowd` is an ignored box of each image"
     g = torch.Generator().manual_seed(seed)
     rand = lambda *shape: torch.rand(*shape, generator=g)
     x = tuple(rand(len(objects), 8, 128 // s, 128 // s) for s in (4, 8))
@@ -71,6 +72,7 @@ def scene(objects=(3, 2), classes=3, seed=0, order=None, same_class=False, borde
     for i in order:
         meta = dict(img_shape=(128, 128), ori_shape=(128, 128), scale_factor=(1., 1.))
         samples.append(DetDataSample(metainfo=meta, gt_instances=InstanceData(bboxes=images[i][1], labels=images[i][2], masks=images[i][3])))
+        if crowd is not None: samples[-1].ignored_instances = InstanceData(bboxes=torch.tensor([crowd[i]]), labels=torch.zeros(1, dtype=torch.long))
     return tuple(level[order] for level in x), [InstanceData(bboxes=images[i][0].clone()) for i in order], samples
 
 
