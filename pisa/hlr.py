@@ -74,42 +74,60 @@ except ImportError: np = None  # torch does without
 
 def _arrays(*tensors)->list|None: # numpy's view of each; None stays None
     "The tensors as arrays where numpy can work on them: on a CPU, with numpy, outside of `torch.compile`"
-    given = [t for t in tensors if t is not None]
-    if np is None or torch.compiler.is_compiling() or any(type(t) not in (Tensor, torch.nn.Parameter) or t.device.type != 'cpu' for t in given):
-        return None
+    if np is None or torch.compiler.is_compiling(): return None
+    for t in tensors:
+        if t is not None and (type(t) is not Tensor or not t.is_cpu): return None
     return [None if t is None else t.detach().numpy() for t in tensors]
 
 # %% ../nbs/10_hlr.ipynb
 def _descending_bits(
     score, # float32[N]
-): # int64[N], from -2**31 to 2**31 - 1
+): # int64[N], from 0 to 2**32 - 1
     "Integers that ascend as the score descends, equal for equal scores, the largest for NaN"
-    bits = (-score).view(np.int32).astype(np.int64)
-    bits = np.where(bits < 0, -2**31 - bits, bits)
-    bits[np.isnan(score)] = 2**31 - 1
+    bits = (0 - score).view(np.int32)  # 0 - x is never -0
+    bits = (bits ^ (bits >> 31 & 0x7fffffff)) + np.int64(2**31)
+    if (nan := np.isnan(score)).any(): bits[nan] = 2**32 - 1
     return bits
 
 # %% ../nbs/10_hlr.ipynb
-def _from_zero(
+def _not_negative(
     ids, # integers[N]
-): # int64[N], at least 0, and the bits that the largest has
-    "Ids shifted so that the smallest is 0"
-    low, high = int(ids.min()), int(ids.max())
-    return ids.astype(np.int64) - low, (high - low).bit_length()
+): # int64[N], and the bits that they need
+    "Ids that are at least 0: as they are, or shifted so that the smallest is 0"
+    ids = ids.astype(np.int64, copy=False)
+    bits = int(np.bitwise_or.reduce(ids))
+    if bits < 0 or bits >= 2**32:
+        low, high = int(ids.min()), int(ids.max())
+        ids, bits = ids - low, high - low  # which wraps round if they are 64 bits apart, too many for `_ranking_by_integers`
+    return ids, bits.bit_length()
 
 # %% ../nbs/10_hlr.ipynb
-def _count_in_run(
+#| export
+
+# %% ../nbs/10_hlr.ipynb
+def _runs(
     ids, # integers[N], sorted
+): # int64[runs] twice
+    "Where each run of equal `ids` begins, and its size"
+    first = np.ones(len(ids), bool)
+    np.not_equal(ids[1:], ids[:-1], out=first[1:])
+    starts = first.nonzero()[0]
+    size = np.empty_like(starts)
+    size[:-1], size[-1] = starts[1:] - starts[:-1], len(ids) - starts[-1]
+    return starts, size
+
+# %% ../nbs/10_hlr.ipynb
+def _places(
+    ids, # integers[N], sorted
+    at, # 0 .. N - 1
     mask=None, # bool[N] in the same order
 ): # int64[N] twice
     "`_place_in_run` of arrays"
-    bounds = np.flatnonzero(ids[1:] != ids[:-1]) + 1
-    starts, ends = np.append(0, bounds), np.append(bounds, len(ids))
-    size = ends - starts
-    if mask is None: return np.arange(len(ids)) - np.repeat(starts, size), np.repeat(size, size)
+    starts, size = _runs(ids)
+    if mask is None: return at - starts.repeat(size), size.repeat(size)
     upto = mask.cumsum()
-    first = (upto - mask)[starts]
-    return upto - mask - np.repeat(first, size), np.repeat(upto[ends - 1] - first, size)
+    before = (upto - mask)[starts]
+    return upto - mask - before.repeat(size), (upto[starts + size - 1] - before).repeat(size)
 
 # %% ../nbs/10_hlr.ipynb
 def _ranking_by_integers(
@@ -119,27 +137,35 @@ def _ranking_by_integers(
     n = len(score)
     at, b = np.arange(n), (n - 1).bit_length()
     position = (1 << b) - 1  # the bits of it
-    (s, s_bits), (group, group_bits) = _from_zero(_descending_bits(score)), _from_zero(group)
-    cls, cls_bits = (0, 0) if cls is None else _from_zero(cls)
+    (s, s_bits), (group, group_bits) = (_descending_bits(score), 32), _not_negative(group)
+    cls, cls_bits = (0*at, 0) if cls is None else _not_negative(cls)
 
     def by_rank(s):
         out = np.empty_like(at)
         out[np.sort((s << b) | at) & position] = at
         return out
 
+    def in_order(key, bits): # by `key`, then by `last`, which has so many bits: the order, and the keys in it
+        key <<= bits
+        key |= last
+        key.sort()
+        order = key & position
+        key >>= bits
+        return order, key
+
     if group_bits + s_bits + b > 63: s, s_bits = by_rank(s), b
     if group_bits + s_bits + b > 63: return None
     last = (s << b) | at
-    key = np.sort((group << s_bits + b) | last)
-    order, local = key & position, np.empty_like(at)
-    local[order] = _count_in_run(key >> s_bits + b, None if mask is None else mask[order])[0]
+    order, ids = in_order(group.copy(), s_bits + b)
+    local = np.empty_like(at)
+    local[order] = _places(ids, at, None if mask is None else mask[order])[0]
 
     local_bits = int(local.max()).bit_length()
     if cls_bits + local_bits + s_bits + b > 63: last, s_bits = (by_rank(s) << b) | at, b
     if cls_bits + local_bits + s_bits + b > 63: return None
-    key = np.sort((cls << local_bits + s_bits + b) | (local << s_bits + b) | last)
-    order = key & position
-    return order, *_count_in_run(key >> local_bits + s_bits + b, None if mask is None else mask[order])
+    order, ids = in_order((cls << local_bits) | local, s_bits + b)
+    ids >>= local_bits
+    return order, *_places(ids, at, None if mask is None else mask[order])
 
 # %% ../nbs/10_hlr.ipynb
 def _ranking(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->tuple[Tensor, Tensor, Tensor]:

@@ -71,13 +71,15 @@ def preserve_loss(
     if weight.dim() != 1: raise ValueError(f'weight must be [N], not {list(weight.shape)}')
     _check_vectors(len(weight), loss=loss, base=base, mask=mask)
     weight, loss = _at_least_float32(weight.detach()), _at_least_float32(loss.detach())
-    base = torch.ones_like(weight) if base is None else _at_least_float32(base.detach())
-    weight, before = base*weight, base*loss
+    before = loss
+    if base is not None:
+        base = _at_least_float32(base.detach())
+        weight, before = base*weight, base*loss
     after = weight*loss
     if mask is not None: before, after = torch.where(mask, before, 0.), torch.where(mask, after, 0.)
     ratio = before.sum() / after.sum()
     weight = weight * ratio.nan_to_num(1., 1., 1.)
-    return weight if mask is None else torch.where(mask, weight, base)
+    return weight if mask is None else torch.where(mask, weight, 1. if base is None else base)
 
 # %% ../nbs/11_isr.ipynb
 def isr_weights(

@@ -45,7 +45,7 @@ def ours(s): return lambda: isr_weights(s.iou, s.id, s.label, s.loss)
 
 
 def isr():
-    for n, images, objects, rounds, repeats in ((128, 2, 10, 40, 20), (20_000, 8, 100, 9, 1)):
+    for n, images, objects, rounds, repeats in ((128, 2, 10, 40, 20), (20_000, 8, 100, 9, 5)):
         s = scene(n, images, objects, 80)
         seconds = paired({'pisa': ours(s), 'mmdet': released(s)}, rounds, repeats=repeats)
         report('core', 'isr: time of mmdet over ours', against(seconds, ['pisa', 'mmdet']), positives=n, images=images, objects=objects, classes=80)
