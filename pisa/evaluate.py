@@ -4,18 +4,18 @@
 
 # %% ../nbs/31_evaluate.ipynb 4
 from __future__ import annotations
-import json, re, zipfile
-from collections.abc import Sequence
+import hashlib, json, re, zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmdet.registry import METRICS
 from .core import one_of, read_json, write_text
-from .data import COCO_AREA_LIMITS
+from .data import COCO_AREA_LIMITS, DataSpec, coco_test_dev, load_samples
 
 # %% auto 0
 __all__ = ['VOC_KINDS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'voc_curves', 'voc_average', 'voc_ap', 'to_coco',
-           'COCOAP', 'write_results']
+           'COCOAP', 'write_results', 'load_test_dev', 'show_detections']
 
 # %% ../nbs/31_evaluate.ipynb
 def _checked(detections:Sequence[dict], data:dict, iou_type:str, gt_json:Path)->list[dict]: # copies, with what `iou_type` needs
@@ -188,7 +188,7 @@ def to_coco(
 
 @METRICS.register_module(force=True)  # force: running this cell twice is no error
 class COCOAP(BaseMetric):
-    "`coco_ap`, and `voc_ap` where asked, as a metric of mmengine; after an evaluation `detections` holds its COCO results"
+    "`coco_ap`, and `voc_ap` where asked, as a metric of mmengine; after an evaluation `detections` holds its COCO results, `images` the ids of what was looked at"
     default_prefix = ''  # the names stay as they are
 
     def __init__(self,
@@ -206,6 +206,7 @@ class COCOAP(BaseMetric):
         data = read_json(ann_file)
         self.category_ids, self.annotated = [c['id'] for c in data['categories']], 'annotations' in data
         self.detections:list[dict] = []
+        self.images:list[int] = []
 
     def process(self, data_batch, data_samples:Sequence[dict])->None: # samples with img_id and pred_instances
         "Keep the detections of a batch, one list an image with its id"
@@ -213,10 +214,10 @@ class COCOAP(BaseMetric):
 
     def compute_metrics(self, results:list[tuple[int, list[dict]]])->dict[str, float|None]: # see `coco_ap`; AP_VOC; empty without annotations
         "Evaluate the detections of all images that were looked at"
-        self.detections, images = [d for _, found in results for d in found], [image for image, _ in results]
+        self.detections, self.images = [d for _, found in results for d in found], [image for image, _ in results]
         if not self.annotated: return {}
-        out = coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, images=images)
-        if self.voc: out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, images=images)['AP_VOC']
+        out = coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, images=self.images)
+        if self.voc: out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, images=self.images)['AP_VOC']
         return out
 
 # %% ../nbs/31_evaluate.ipynb
@@ -239,3 +240,60 @@ def write_results(
     file = write_text(Path(folder)/f'detections_{split}_{name}_results.json', json.dumps(out))
     with zipfile.ZipFile(file.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as z: z.write(file, file.name)
     return file.with_suffix('.zip')
+
+# %% ../nbs/31_evaluate.ipynb
+def load_test_dev(
+    data_root:str|Path, # the folder of COCO 2017
+)->DataSpec: # its `val` is test-dev; its `train` has no images
+    "COCO test-dev as a data set to evaluate on; errors as `pisa.data.coco_test_dev`"
+    file, images = coco_test_dev(data_root)
+    content = file.read_bytes()
+    data = json.loads(content)
+    return DataSpec('test-dev2017', tuple(c['name'] for c in data['categories']), file, images, file, images, COCO_AREA_LIMITS, True, 0, len(data['images']),
+        hashlib.sha256(content).hexdigest()[:16], f'COCO test-dev: {len(data["images"])} images, whose annotations COCO\'s server keeps')
+
+# %% ../nbs/31_evaluate.ipynb
+def _draw(ax, classes:Sequence[str], found:Sequence[tuple])->None: # (x1, y1, x2, y2), label, text, mask [H, W] or None
+    "Boxes with a text, and masks as a tint, one colour a class"
+    import seaborn as sns
+    from matplotlib.patches import Rectangle
+    palette, height = sns.color_palette('colorblind', len(classes)), ax.get_ylim()[0]
+    for box, label, text, mask in found:
+        (x1, y1, x2, y2), colour = np.asarray(box) - .5, palette[label]
+        if mask is not None: ax.imshow(np.where(mask[..., None], (*colour, .35), 0.))
+        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.4))
+        above = y1 > .09*height
+        ax.text(x1, y1 if above else y2, text, va='bottom' if above else 'top', fontsize=7, color='white', clip_on=True,
+                bbox=dict(fc=colour, ec='none', pad=.6))
+
+def show_detections(
+    spec:DataSpec, # the detections are of its `val`
+    detections:Sequence[dict], # COCO results; those with `segmentation` are shown with their masks
+    indices:Iterable[int]=range(5), # of the images, see `load_samples`
+    threshold:float=.3, # scores below are left out
+): # a matplotlib figure
+    "Ground truth above, detections with their scores below, one image a column; without annotations (test-dev) detections alone"
+    import matplotlib.pyplot as plt
+    from PIL import Image
+    from pycocotools import mask as rle
+    data, indices = read_json(spec.val_json), list(indices)
+    label, annotated, by_image = {c['id']: i for i, c in enumerate(data['categories'])}, 'annotations' in data, {}
+    for d in sorted(detections, key=lambda d: d['score']):  # the best on top
+        if d['score'] < threshold: continue
+        (x, y, w, h), l = d['bbox'], label[d['category_id']]
+        mask = rle.decode(d['segmentation']).astype(bool) if 'segmentation' in d else None
+        by_image.setdefault(d['image_id'], []).append(((x, y, x + w, y + h), l, f"{spec.classes[l]} {d['score']:.2f}", mask))
+    fig, axes = plt.subplots(1 + annotated, len(indices), figsize=(2.6*len(indices), 2.7*(1 + annotated)), layout='constrained', squeeze=False)
+    for ax in axes.flat: ax.set(xticks=[], yticks=[])
+    for column, index in zip(axes.T, indices):
+        about = data['images'][index]
+        with Image.open(spec.val_images/about['file_name']) as image:
+            for ax in column: ax.imshow(image.convert('RGB'))
+        _draw(column[-1], spec.classes, by_image.get(about['id'], []))
+    if annotated:
+        masks = any('segmentation' in d for d in detections)
+        for ax, s in zip(axes[0], load_samples(spec, 'val', indices)):
+            _draw(ax, spec.classes, zip(s.boxes, s.labels, [spec.classes[l] for l in s.labels], s.masks if masks and s.masks is not None else [None]*len(s.labels)))
+        axes[0, 0].set_ylabel('ground truth')
+    axes[-1, 0].set_ylabel('detections')
+    return fig

@@ -213,7 +213,7 @@ def working(node):
     for pid in own_processes():
         try: words, environ = (Path(f'/proc/{pid}/{f}').read_bytes().split(b'\0') for f in ('cmdline', 'environ'))
         except OSError: continue
-        if b'LOCAL_RANK=0' in environ and words[-2] == str(node).encode(): return pid
+        if b'LOCAL_RANK=0' in environ and words[-3] == str(node).encode(): return pid
 
 
 @needs_proc

@@ -1,0 +1,155 @@
+"nbs/evaluate.ipynb through papermill: tiny trainings, evaluated again, on other data and on a made-up test-dev"
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+from pisa import data, experiments, launch
+from pisa.core import read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4'
+
+
+def papermill(folder, code=0, **parameters):
+    "Run the notebook; what it wrote to its log, or, where it is to fail, the last line of the error"
+    options = [o for k, v in parameters.items() for o in ('-p', k, str(v))]
+    p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/evaluate.ipynb', str(folder / 'out.ipynb'), *options, '--log-output', '--no-progress-bar'],
+                       cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'), capture_output=True, text=True)
+    assert bool(p.returncode) == bool(code), p.stderr[-3000:]
+    return p.stderr.strip().splitlines()[-1] if code else p.stdout + p.stderr
+
+
+def pictures(folder):
+    cells = json.loads((folder / 'out.ipynb').read_text())['cells']
+    return sum('image/png' in o.get('data', {}) for c in cells for o in c.get('outputs', []))
+
+
+def train(folder, spec, *words, overrides=TINY, **more):
+    "A tiny run, trained with one thread as the notebook has; its id"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: return launch.train(experiments.experiment(*words, overrides=overrides, **more), spec, folder, gpus=0).name
+    finally: torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def spec():
+    return data.load('shapes', n_train=64, n_val=16)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, spec):
+    "The folder of runs and the id of a Mask R-CNN"
+    folder = tmp_path_factory.mktemp('runs')
+    return folder, train(folder, spec, 'mask_rcnn')
+
+
+@pytest.fixture(scope='module')
+def coco(tmp_path_factory, spec):
+    "`shapes` in the layout of COCO 2017, with a test-dev that has no annotations"
+    root = tmp_path_factory.mktemp('coco')
+    for split, file, images in (('train', spec.train_json, spec.train_images), ('val', spec.val_json, spec.val_images)):
+        write_json(root / f'annotations/instances_{split}2017.json', read_json(file))
+        shutil.copytree(images, root / f'{split}2017')
+    info = {k: v for k, v in read_json(spec.val_json).items() if k != 'annotations'}
+    for image in info['images']: image['id'] += 1000  # no id of val
+    write_json(root / 'annotations/image_info_test-dev2017.json', info)
+    shutil.copytree(spec.val_images, root / 'test2017')
+    return root
+
+
+def test_the_numbers_are_those_of_the_run(trained, tmp_path):
+    folder, run = trained
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob('*')}
+    log = papermill(tmp_path, run=run, runs_dir=folder, out=tmp_path / 'new')
+    assert '16/16' in log and 'As in the record of the run' in log
+    assert read_json(tmp_path / 'new/evaluation.json')['metrics'] == read_json(folder / run / 'metrics.json')
+    assert read_json(tmp_path / 'new/detections.json') == read_json(folder / run / 'detections.json')
+    assert pictures(tmp_path) == 2  # curves, detections
+    assert {f: f.stat().st_mtime_ns for f in folder.rglob('*')} == before
+
+
+def test_the_images_that_the_run_chose_are_its_own(tmp_path, spec):
+    "An override takes 8 of the run's images; of other data all are looked at"
+    run = train(tmp_path, spec, overrides=TINY + ' val_dataloader.dataset.indices=8')
+    metrics, _, images = launch.evaluate(run, spec, tmp_path, gpus=0)
+    assert images == list(range(1, 9)) and list(metrics) == list(read_json(tmp_path / run / 'metrics.json'))
+    other = data.load('shapes', n_train=64, n_val=12)
+    assert launch.evaluate(run, other, tmp_path, gpus=0)[2] == list(range(1, 13))
+
+
+def test_test_dev(trained, coco, tmp_path):
+    "The run's images look like those of COCO here; pycocotools takes what is written for the server"
+    from pycocotools.coco import COCO
+    folder, run = trained
+    papermill(tmp_path, run=run, runs_dir=folder, dataset='coco', split='test-dev', data_root=coco, out=tmp_path / 'upload')
+    info = COCO(str(coco / 'annotations/image_info_test-dev2017.json'))
+    for kind, field in (('bbox', 'bbox'), ('segm', 'segmentation')):
+        stem = f'detections_test-dev2017_{run}-{kind}_results'
+        with zipfile.ZipFile(tmp_path / 'upload' / f'{stem}.zip') as z: assert z.namelist() == [f'{stem}.json']
+        sent = read_json(tmp_path / 'upload' / f'{stem}.json')
+        assert sent and all(d[field] for d in sent) and {d['image_id'] for d in sent} <= {1000 + i for i in range(1, 17)}
+        assert len(info.loadRes(str(tmp_path / 'upload' / f'{stem}.json')).anns) == len(sent)
+    assert pictures(tmp_path) == 1  # detections alone
+
+
+def test_other_data_in_another_layout(trained, coco, tmp_path):
+    "The validation images by way of COCO's layout: the same APs, but for what small and large mean"
+    folder, run = trained
+    papermill(tmp_path, run=run, runs_dir=folder, dataset='coco', data_root=coco, out=tmp_path / 'new')
+    new, own = read_json(tmp_path / 'new/evaluation.json')['metrics'], read_json(folder / run / 'metrics.json')
+    for name in ('AP', 'AP50', 'mask_AP'): assert new[name] == pytest.approx(own[name], abs=1e-9)
+
+
+def test_other_classes_are_refused(trained, coco, tmp_path):
+    folder, run = trained
+    for split in ('train', 'val'):
+        content = read_json(coco / f'annotations/instances_{split}2017.json')
+        content['categories'][0]['name'] = 'blob'
+        write_json(tmp_path / f'coco/annotations/instances_{split}2017.json', content)
+        (tmp_path / f'coco/{split}2017').symlink_to(coco / f'{split}2017')
+    last = papermill(tmp_path, code=1, run=run, runs_dir=folder, dataset='coco', data_root=tmp_path / 'coco')
+    assert last == (f'ValueError: coco has 8 classes (blob, square, triangle, star, ...), but run {run} was trained on '
+                    '8 classes (disk, square, triangle, star, ...): choose data with the same classes')
+
+
+def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
+    "As after a clone; weights from elsewhere will do"
+    folder, run = trained
+    shutil.copytree(folder / run, tmp_path / 'runs' / run, ignore=shutil.ignore_patterns('weights.pth'))
+    last = papermill(tmp_path, code=1, run=run, runs_dir=tmp_path / 'runs')
+    assert last.startswith(f'FileNotFoundError: {tmp_path}/runs/{run}/weights.pth is not there: git keeps records only.')
+    assert f"pisa.runs.delete('{run}')" in last and last.endswith(
+        f"papermill nbs/train.ipynb out.ipynb -p detector mask_rcnn -p method pisa -p overrides '{' '.join(sorted(TINY.split()))}' -p runs_dir {tmp_path}/runs")
+    metrics, *_ = launch.evaluate(run, spec, tmp_path / 'runs', 0, folder / run / 'weights.pth')
+    assert metrics == pytest.approx(read_json(folder / run / 'metrics.json'), abs=1e-2)
+
+
+@pytest.mark.parametrize('parameters, message', [
+    (dict(run='no-such-run'), "there is no complete run 'no-such-run'"), (dict(), "there is no complete run ''"), (dict(run='../x'), 'is not the id of a run'),
+    (dict(split='test'), "split='test' is not known"), (dict(split='test-dev'), "give dataset='coco', not 'shapes'"),
+    (dict(split='test-dev', dataset='coco'), 'needs data_root'), (dict(dataset='coco'), "dataset='coco' needs data_root"),
+    (dict(dataset='coc'), "did you mean 'coco'?"), (dict(weights='none.pth'), 'none.pth is not there')])
+def test_what_cannot_be_is_refused_in_one_line(trained, parameters, message):
+    "The cells before the evaluation, without papermill, which takes seconds for each"
+    cells = [''.join(c['source']) for c in json.loads((ROOT / 'nbs/evaluate.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
+    scope = {}
+    exec(cells[0], scope)
+    scope.update(dict(run='' if parameters == {} else trained[1], runs_dir=trained[0]) | parameters)
+    with pytest.raises((ValueError, FileNotFoundError)) as e:
+        for cell in cells[1:3]: exec(cell, scope)
+    assert message in str(e.value) and '\n' not in str(e.value)
+
+
+def test_weights_of_another_detector_are_refused(trained, spec, tmp_path):
+    folder, run = trained
+    other = train(tmp_path, spec, 'retinanet')
+    with pytest.raises(ValueError, match='are not of this detector') as e: launch.evaluate(run, spec, folder, 0, tmp_path / other / 'weights.pth')
+    assert '\n' not in str(e.value)
