@@ -18,10 +18,11 @@ from mmengine.runner import CheckpointLoader, Runner, set_random_seed
 from tqdm.std import tqdm
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data sets of others it could not find
 from . import runs as store
-import pisa, pisa.detectors, pisa.evaluate  # they register the heads and COCOAP with mmdet
+import pisa, pisa.detectors, pisa.evaluate, pisa.speed  # they register heads, COCOAP and MiniOptimWrapper
 from .core import read_json, write_json, write_text
 from .data import DataSpec
 from .experiments import Experiment, config, experiment, parse_overrides, positive, recipe
+from .speed import channels_last
 
 # %% auto 0
 __all__ = ['LOOPBACK', 'floats', 'Guard', 'mean_over_processes', 'Recorder', 'Progress', 'rng_state', 'set_rng_state', 'bare',
@@ -230,7 +231,7 @@ class OwnRunner(Runner):
             visualizer=dict(type='Visualizer', vis_backends=[], name=str(time.time_ns())),
             launcher='pytorch' if get_world_size() > 1 else 'none', log_level='WARNING', **{k: v for k, v in cfg.items() if k != 'custom_imports'})
     def wrap_model(self, model_wrapper_cfg, model):
-        model = model.to(self.own_device)
+        model = channels_last(model) if self.own_device == 'cpu' else model.to(self.own_device)
         if not self.distributed: return model
         ids = None if self.own_device == 'cpu' else [torch.cuda.current_device()]
         return MMDistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # `SyncBuffersHook` takes their mean after each epoch

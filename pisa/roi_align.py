@@ -73,3 +73,8 @@ class SeparableRoIExtractor(SingleRoIExtractor):
     "mmdet's `SingleRoIExtractor` with `SeparableRoIAlign` layers; `roi_layer` holds `output_size` and `sampling_ratio`"
     def build_roi_layers(self, layer_cfg:dict, featmap_strides:list[int])->nn.ModuleList:
         return nn.ModuleList(SeparableRoIAlign(spatial_scale=1/s, **layer_cfg) for s in featmap_strides)
+
+    def forward(self, feats:tuple[Tensor, ...], rois:Tensor, roi_scale_factor:float|None=None)->Tensor: # [R, C, S, S]
+        "In float32 also under autocast: rounded to bfloat16, a RoI may be off by a pixel"
+        with torch.autocast(feats[0].device.type, enabled=False):
+            return super().forward(tuple(level.float() for level in feats), rois.float(), roi_scale_factor)

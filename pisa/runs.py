@@ -13,6 +13,7 @@ import torch
 from .core import read_json, root, runs_dir, write_bytes, write_text
 from .data import DataSpec
 from .experiments import Experiment
+from .speed import has_amx
 
 # %% auto 0
 __all__ = ['SCHEMA', 'PACKAGES', 'folder', 'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors',
@@ -54,11 +55,11 @@ def versions()->dict[str, str]:
 def machine(
     processes:int=1, # that train together
 )->dict[str, Any]:
-    "What it runs on: name, processor, cores, processes, threads of each, GPU"
+    "What it runs on: name, processor, whether it trains small detectors in bfloat16 (see 25_speed), cores, processes, threads of each, GPU"
     cpu = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists() and (m := re.search(r'model name\s*: (.+)', info.read_text())): cpu = m[1]
-    return {'host': platform.node(), 'cpu': cpu, 'cores': os.cpu_count(), 'processes': processes, 'threads': torch.get_num_threads(),
+    return {'host': platform.node(), 'cpu': cpu, 'amx': has_amx(), 'cores': os.cpu_count(), 'processes': processes, 'threads': torch.get_num_threads(),
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 # %% ../nbs/41_runs.ipynb

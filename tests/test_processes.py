@@ -19,7 +19,7 @@ from pisa.core import read_json
 # Nothing is left to chance: no flips, batch norm as in evaluation, anchors are not sampled, ISR ranks the positives of all processes together
 SAME = ('train_cfg.max_epochs=3 train_dataloader.dataset.indices=20 train_dataloader.batch_size=4 val_dataloader.dataset.indices=7 '
         'train_dataloader.dataset.pipeline.3.prob=0.0 model.backbone.norm_eval=True model.train_cfg.isr.scope=world '
-        'optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
+        'optim_wrapper.type=OptimWrapper optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
 EXPERIMENT = experiments.experiment('atss', 'isr', overrides=SAME)
 
 
