@@ -29,7 +29,7 @@ def against(seconds, names, base=0):
 def report(name, title, rows, **about):
     "Print a table; with `--record` keep it too, beside the others of this bench"
     print(f'\n{title}' + ''.join(f'; {k} {v}' for k, v in about.items()))
-    print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f'{x:.3g}'), flush=True)
+    print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f'{x:.4g}'), flush=True)
     if '--record' not in sys.argv: return
     file = root() / 'runs' / 'bench' / f'{name}.json'
     tables = _written.setdefault(name, [])

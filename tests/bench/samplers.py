@@ -1,10 +1,8 @@
 """What mining costs: one training step of an RoI head with each sampler, over the same step with random sampling.
 
-`python tests/bench/samplers.py [mini] [paper]` prints a table for each scale. A step is assignment, sampling, forward, losses
+`python tests/bench/samplers.py [mini] [paper] [--record]`. A step is assignment, sampling, forward, losses
 and backward of `PrimeRoIHead`, on features and proposals that are made up. Every round runs all samplers once, and a ratio is
-taken within a round; time is CPU time, so that other load on the machine does not count. Printed are the median ratio over the
-rounds and its quartiles. For one thread: `OMP_NUM_THREADS=1`."""
-import sys
+taken within a round; time is CPU time of one thread."""
 import time
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 import pisa.roi_align, pisa.two_stage
 from pisa.detectors import SIZES, box_head, roi_extractor
+from record import against, report, words
 
 register_all_modules()
 SCALES = {  # images, classes, (width, height), objects an image, rounds
@@ -75,20 +74,14 @@ def table(scale):
     images, classes, size, objects, rounds = SCALES[scale]
     data = scene(scale, images, classes, size, objects)
     heads = {name: head(scale, classes, sampler) for name, sampler in SAMPLERS.items()}
-    for h in heads.values(): step(h, *data)  # warms up
-    seconds = np.array([[step(h, *data) for h in heads.values()] for _ in range(rounds)])  # [rounds, samplers]
-    ratios = seconds / seconds[:, :1]
+    seconds = np.array([[step(h, *data) for h in heads.values()] for _ in range(rounds + 1)])[1:]  # [rounds, samplers], warmed up
     h, s = heads['PrimeSampler R / score_hlr'], SIZES[scale]
     with torch.no_grad():
         rois = torch.cat([torch.zeros(s.proposals, 1), data[1][0]], 1)
         above = (h._bbox_forward(data[0], rois)['cls_score'].softmax(1)[:, :-1].max(1)[0] > 0.05).float().mean()
-    print(f'\n{scale}: {images} images of {s.proposals} proposals, {s.rois} sampled, {s.channels} channels, fc {s.fc}, {classes} classes; '
-          f'{above:.0%} of the proposals score above 0.05; {rounds} rounds, {torch.get_num_threads()} thread(s)')
-    print(f"{'sampler':28} times R / R   quartiles   median seconds")
-    for name, r, t in zip(SAMPLERS, ratios.T, np.median(seconds, 0)):
-        q = np.quantile(r, [0.25, 0.5, 0.75])
-        print(f'{name:28} {q[1]:11.2f}   {q[0]:.2f}-{q[2]:.2f}   {t:14.3f}', flush=True)
+    report('samplers', f'{scale}: time of an RoI head\'s step, over random sampling', against(seconds, list(SAMPLERS)), images=images, proposals=s.proposals,
+           rois=s.rois, channels=s.channels, fc=s.fc, classes=classes, scored_above_5_percent=f'{above:.0%}', rounds=rounds, threads=torch.get_num_threads())
 
 
 if __name__ == '__main__':
-    for scale in sys.argv[1:] or SCALES: table(scale)
+    for scale in words() or SCALES: table(scale)

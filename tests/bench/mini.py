@@ -1,0 +1,44 @@
+"""A training step at mini scale as it is, over the same in float32 with the usual layout: `python tests/bench/mini.py [DETECTOR...] [--record]`.
+
+Both in turn, on the same images of `shapes`, CPU time of one thread: forward, losses, backward and the optimizer's step. What a
+whole training takes is in the records of runs; their `seconds` hold evaluation too."""
+import contextlib
+import itertools
+import logging
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from pisa import data, experiments
+from pisa.detectors import DETECTORS
+from pisa.speed import channels_last, has_amx
+from record import against, paired, report, words
+
+SLOW = 'optim_wrapper.type=OptimWrapper optim_wrapper.optimizer.fused=False'
+
+
+def stepper(detector, spec, overrides):
+    cfg = experiments.config(experiments.experiment(detector, overrides=overrides), spec)
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(None):
+        model = MODELS.build(cfg.model).train()
+        model.init_weights()
+        batches = itertools.cycle(list(itertools.islice(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)), 8)))
+    if not overrides: channels_last(model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    return lambda: model.train_step(next(batches), optimizer)
+
+
+def bench(detector):
+    spec = data.load('shapes')
+    steps = {'float32': stepper(detector, spec, SLOW), 'as it is': stepper(detector, spec, '')}
+    report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8, bfloat16=has_amx())
+
+
+if __name__ == '__main__':
+    logging.disable()
+    register_all_modules()
+    init_default_scope('mmdet')
+    for detector in words() or DETECTORS: bench(detector)

@@ -1,0 +1,116 @@
+"""What PISA adds to a training step at the paper's size, and to its memory: `python tests/bench/step.py [DETECTOR...] [--record]`.
+
+ResNet-50 with two images of 800 x 1333, SSD300 with eight; 80 classes, ten objects an image; CPU, one thread. A whole step takes
+so long, and varies so much, that one per cent of it is not seen. But the methods differ in the losses of one head alone. So
+that part, forward and backward, is timed on given features, all methods in turn, and its difference to the baseline is
+put in relation to a whole step of the baseline. `mmdet` is mmdet's own PISA head, with the same random sampling. Peak memory is that of
+whole steps, each method in a process of its own."""
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.utils import register_all_modules
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
+import pisa.detectors
+from pisa.experiments import prime_settings
+from record import paired, report, words
+from samplers import SCALES, scene
+
+DETECTORS = {'faster_rcnn': ('r50', 2, (800, 1333), 5), 'retinanet': ('r50', 2, (800, 1333), 9), 'ssd300': ('vgg16', 8, (300, 300), 15)}
+PAPER = {'faster_rcnn': 1.015, 'retinanet': 1.093, 'ssd300': 1.121}  # Table 1 (v1)
+RELEASED = {'PrimeRoIHead': 'PISARoIHead', 'PrimeRetinaHead': 'PISARetinaHead', 'PrimeSSDHead': 'PISASSDHead'}
+
+
+def config(detector, method):
+    "mmdet's config of a detector with a method; 'mmdet' is PISA with mmdet's own heads"
+    prime = {} if method == 'baseline' else prime_settings('pisa')
+    cfg = ConfigDict(pisa.detectors.model(detector, 'paper', 80, DETECTORS[detector][0], None, prime))
+    if method == 'mmdet':
+        head = cfg.get('roi_head', cfg.get('bbox_head'))
+        head.type = RELEASED[head.type]
+        keys = cfg.train_cfg.get('rcnn', cfg.train_cfg)
+        keys.isr, keys.carl = dict(k=2., bias=0.), dict(k=1., bias=0.2)
+    return cfg
+
+
+def samples(images, size, per_image=10):
+    g = torch.Generator().manual_seed(0)
+    out = []
+    for _ in range(images):
+        side = min(size) * (0.05 + 0.5 * torch.rand(per_image, 1, generator=g))
+        corner = torch.rand(per_image, 2, generator=g) * (torch.tensor(size[::-1]) - side)
+        meta = dict(img_shape=size, ori_shape=size, batch_input_shape=size, pad_shape=size, scale_factor=(1., 1.), img_id=0, img_path='')
+        gts = InstanceData(bboxes=torch.cat([corner, corner + side], 1), labels=torch.randint(80, (per_image,), generator=g))
+        out.append(DetDataSample(metainfo=meta, gt_instances=gts, ignored_instances=InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long())))
+    return out
+
+
+def build(detector, method):
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(None): return MODELS.build(config(detector, method)).train()
+
+
+def losses_of_head(detector, models):
+    "For each method the part in which they differ, as a function"
+    _, images, size, _ = DETECTORS[detector]
+    if detector == 'faster_rcnn':
+        x, proposals, data = scene('paper', *SCALES['paper'][:4])
+        def run(head):
+            feats = tuple(level.detach().requires_grad_() for level in x)
+            torch.manual_seed(0)  # the same random sample
+            out = head.loss(feats, [InstanceData(bboxes=p.clone()) for p in proposals], data)
+            (out['loss_cls'] + out['loss_bbox'] + out.get('loss_carl', 0)).backward()
+        return {k: lambda h=m.roi_head: run(h) for k, m in models.items()}
+    data, some = samples(images, size), next(iter(models.values()))
+    with torch.no_grad(): out = some.bbox_head(some.extract_feat(torch.randn(images, 3, *(-(-s // 32) * 32 if s > 300 else s for s in size))))
+    gts, metas = [d.gt_instances for d in data], [d.metainfo for d in data]
+    def run(head):
+        preds = [[p.detach().requires_grad_() for p in part] for part in out]
+        found = head.loss_by_feat(*preds, gts, metas)
+        sum(sum(v) if isinstance(v, list) else v for v in found.values()).backward()
+    return {k: lambda h=m.bbox_head: run(h) for k, m in models.items()}
+
+
+def whole(detector, method):
+    "Seconds of whole steps, and the peak of the process's memory; runs in a process of its own"
+    _, images, size, _ = DETECTORS[detector]
+    model, data = build(detector, method), samples(images, size)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        x = torch.randn(images, 3, *(-(-s // 32) * 32 if s > 300 else s for s in size))
+        loss, _ = model.parse_losses(model.loss(x, data))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.process_time() - start)
+    return dict(seconds=min(seconds), bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def bench(detector):
+    methods = ('baseline', 'pisa', 'mmdet')
+    alone = [json.loads(subprocess.run([sys.executable, __file__, '--whole', detector, m], capture_output=True, text=True, check=True).stdout.splitlines()[-1]) for m in methods]
+    models = {m: build(detector, m) for m in methods}
+    seconds = paired(losses_of_head(detector, models), DETECTORS[detector][3])
+    step = alone[0]['seconds']
+    extra = np.median(seconds - seconds[:, :1], 0)
+    rows = [dict(method=m, losses_ms=1000 * float(np.median(s)), step_ratio=1 + float(e) / step, memory_ratio=a['bytes'] / alone[0]['bytes'])
+            for m, s, e, a in zip(methods, seconds.T, extra, alone)]
+    report('step', f'{detector}: a training step and its memory, over the baseline', rows, images=DETECTORS[detector][1], size='x'.join(map(str, DETECTORS[detector][2])),
+           baseline_step_s=round(step, 2), published=PAPER[detector])
+
+
+if __name__ == '__main__':
+    register_all_modules()
+    if '--whole' in sys.argv: print(json.dumps(whole(*sys.argv[-2:])))
+    else:
+        for detector in words() or DETECTORS: bench(detector)
