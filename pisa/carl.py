@@ -25,7 +25,8 @@ def carl_weights(
     _check_vectors(prob.shape[0], mask=mask)
     prob = _at_least_float32(prob)
     if mask is not None: prob = torch.where(mask, prob, 1.)  # whatever is there, it does not reach the gradient
-    v = ((1 - b)*prob + b).clamp(min=1e-6)**k
+    v = ((1 - b)*prob + b).clamp(min=1e-6)
+    if k != 1: v = v**k
     if mask is not None: v = torch.where(mask, v, 0.)
     n = prob.shape[0] if mask is None else mask.sum()
     return v * n / v.sum().clamp(min=torch.finfo(v.dtype).tiny)  # protects against no positive

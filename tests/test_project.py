@@ -55,8 +55,8 @@ assert carl_loss(torch.rand(6), loss).shape == (6,)
 
 def test_no_api_that_only_the_continuations_have():
     "What the heads import is there in the official mmdet 3.3.0 too: the names were looked up in it, once, and are listed here"
-    official = {'mmdet.models.roi_heads': {'CascadeRoIHead', 'PISARoIHead', 'StandardRoIHead'}, 'mmdet.models.dense_heads': {'ATSSHead', 'AnchorHead', 'RetinaHead', 'SSDHead'}, 'mmdet.models.roi_heads.bbox_heads': {'BBoxHead'}, 'mmdet.models.roi_heads.mask_heads': {'FCNMaskHead'}, 'mmdet.models.roi_heads.roi_extractors': {'SingleRoIExtractor'}, 'mmdet.models.utils': {'multi_apply', 'unpack_gt_instances'}, 'mmdet.registry': {'MODELS', 'METRICS', 'TASK_UTILS'}, 'mmdet.models.task_modules.samplers': {'OHEMSampler', 'SamplingResult', 'ScoreHLRSampler'},
-                'mmdet.structures.bbox': {'bbox2roi', 'bbox_overlaps', 'cat_boxes', 'get_box_tensor'}, 'mmdet.utils': {'reduce_mean'}}
+    official = {'mmdet.models.roi_heads': {'CascadeRoIHead', 'PISARoIHead', 'StandardRoIHead'}, 'mmdet.models.dense_heads': {'ATSSHead', 'AnchorHead', 'RetinaHead', 'SSDHead'}, 'mmdet.models.roi_heads.bbox_heads': {'BBoxHead'}, 'mmdet.models.roi_heads.mask_heads': {'FCNMaskHead'}, 'mmdet.models.roi_heads.roi_extractors': {'SingleRoIExtractor'}, 'mmdet.models.utils': {'multi_apply', 'unpack_gt_instances'}, 'mmdet.registry': {'DATASETS', 'MODELS', 'METRICS', 'TASK_UTILS'}, 'mmdet.models.task_modules.samplers': {'OHEMSampler', 'SamplingResult', 'ScoreHLRSampler'},
+                'mmdet.structures.bbox': {'bbox2roi', 'bbox_overlaps', 'cat_boxes', 'get_box_tensor'}, 'mmdet.utils': {'reduce_mean', 'register_all_modules'}}
     for notebook in NUMBERED:
         for cell in sources(notebook):
             if '#| export' not in cell: continue
