@@ -63,11 +63,6 @@ def _ranking_by_sorts(
         order = order.gather(0, by)
     return order, *_place_in_run(ids, pick(order))
 
-def _back(order:Tensor, values:Tensor, mask:Tensor|None, fill:float)->Tensor: # [N]
-    "Values in order, put where they belong, with `fill` outside the mask"
-    values = torch.empty_like(values).scatter_(0, order, values)
-    return values if mask is None else torch.where(mask, values, fill)
-
 # %% ../nbs/10_hlr.ipynb
 try: import numpy as np
 except ImportError: np = None  # torch does without
@@ -168,17 +163,28 @@ def _ranking_by_integers(
     return order, *_places(ids, at, None if mask is None else mask[order])
 
 # %% ../nbs/10_hlr.ipynb
-def _ranking(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->tuple[Tensor, Tensor, Tensor]:
+def _ranking(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->tuple: # three tensors, or three arrays
     "`_ranking_by_sorts`, or the same by integers where that can be"
     if len(score) and score.element_size() <= 4:
         arrays = _arrays(score.float(), group, cls, mask)
-        if arrays and (found := _ranking_by_integers(*arrays)): return tuple(map(torch.from_numpy, found))
+        if arrays and (found := _ranking_by_integers(*arrays)): return found
     return _ranking_by_sorts(score, group, cls, mask)
+
+def _back(
+    order, values, # tensors, or arrays
+    mask:Tensor|None, fill:float, dtype:torch.dtype,
+)->Tensor: # [N]
+    "Values in order, put where they belong, with `fill` outside the mask"
+    if isinstance(order, Tensor): out = torch.empty(len(order), dtype=dtype, device=order.device).scatter_(0, order, values.to(dtype))
+    else:
+        out = torch.empty(len(order), dtype=dtype)
+        out.numpy()[order] = values
+    return out if mask is None else torch.where(mask, out, fill)
 
 def _rank(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->Tensor:
     "`hierarchical_local_rank` without the checks"
     order, place, _ = _ranking(score, group, cls, mask)
-    return _back(order, place.long(), mask, -1)
+    return _back(order, place, mask, -1, torch.long)
 
 # %% ../nbs/10_hlr.ipynb
 def hierarchical_local_rank(
