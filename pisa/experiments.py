@@ -352,12 +352,12 @@ def row_dataset(
 # %% ../nbs/40_experiments.ipynb
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[tuple[str, str], float]: # (detector, scale) to seconds
-    "The mean time of a training step, of all complete runs of a detector at a scale"
+)->dict[tuple[str, str, str], float]: # (detector, backbone, scale) to seconds
+    "The mean time of a training step, of all complete runs of a detector with a backbone at a scale"
     found = defaultdict(builtins.list)
     for file in sorted(runs_dir(runs).glob('*/metrics.json')):
         r = read_json(file.with_name('run.json'))
-        found[r['detector'], r['scale']].append(r['seconds']/r['steps'])
+        found[r['detector'], r['backbone'], r['scale']].append(r['seconds']/r['steps'])
     return {key: sum(times)/len(times) for key, times in found.items()}
 
 IMAGES = {'coco': 117_266, 'voc': 16_551, 'shapes': 2_000}  # to train on: train2017 without its images of no object, VOC07+12, our default
@@ -372,7 +372,7 @@ def list(
     for name in ROWS:
         e = row_experiment(name, scale=scale)
         n = steps(e, IMAGES[e.dataset])
-        time, source = measured.get((e.detector, e.scale)), 'runs'
+        time, source = measured.get((e.detector, e.backbone, e.scale)), 'runs'
         if time is None and scale == 'paper':
             time, source = times.get((e.detector, e.backbone, 'baseline' if e.method == 'baseline' else 'pisa')), 'published'
         changes = e.overrides.replace('model.train_cfg.', '').replace('rcnn.', '')

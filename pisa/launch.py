@@ -4,8 +4,8 @@
 
 # %% ../nbs/42_launch.ipynb 3
 from __future__ import annotations
-import codecs, contextlib, ctypes, dataclasses, errno, json, math, os, pickle, random, re, select, shlex, shutil, signal, subprocess, sys, tempfile, time
-import traceback, warnings
+import codecs, contextlib, ctypes, dataclasses, errno, json, math, os, pickle, random, re, select, shlex, shutil, signal
+import subprocess, sys, tempfile, time, traceback, warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 import numpy as np
@@ -79,7 +79,8 @@ class Recorder(Hook):
         try:
             if is_main_process():
                 with open(self.file, 'a') as f: f.write(json.dumps(line) + '\n')
-        except OSError as e: raise OSError(e.errno, e.strerror, str(self.file)) from None  # a full disk does not say where
+        except OSError as e:  # a full disk does not say where
+            raise OSError(e.errno, e.strerror, str(self.file)) from None
         self.sums, self.n = {}, 0
 
     def after_val_epoch(self, runner, metrics=None): self.metrics = dict(metrics)
@@ -107,7 +108,8 @@ def rng_state()->dict[str, torch.Tensor]: # all that is needed, as tensors
     "The state of the random number generators of Python, numpy and torch"
     _, keys, position, has_gauss, gauss = np.random.get_state()
     _, words, next_gauss = random.getstate()
-    return {'torch': torch.get_rng_state(), 'numpy': torch.tensor([*keys.tolist(), position, has_gauss]), 'python': torch.tensor(words),
+    return {'torch': torch.get_rng_state(), 'numpy': torch.tensor([*keys.tolist(), position, has_gauss]),
+            'python': torch.tensor(words),
             'gauss': torch.tensor([gauss, math.nan if next_gauss is None else next_gauss], dtype=torch.float64),
             **({'cuda': torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})}
 
@@ -143,7 +145,8 @@ class Checkpoint(Hook):
 
     def after_train_epoch(self, runner):
         plain = lambda state: {k: v for k, v in state.items() if isinstance(v, (int, float, str, list, type(None)))}
-        recorder, rng = self.recorder.state_dict(), {k: torch.stack(all_gather(v)) for k, v in rng_state().items()}  # a row a process
+        recorder = self.recorder.state_dict()
+        rng = {k: torch.stack(all_gather(v)) for k, v in rng_state().items()}  # a row a process
         if is_main_process(): store.save_checkpoint(self.path, runner.epoch + 1, {
             'model': dict(bare(runner.model).state_dict()), 'optimizer': runner.optim_wrapper.state_dict(),
             'schedulers': [plain(s.state_dict()) for s in runner.param_schedulers or []], 'recorder': recorder,
@@ -151,11 +154,13 @@ class Checkpoint(Hook):
 
     def restore(self, runner:Runner)->None:
         if (state := self.state) is None:
-            if get_world_size() > 1: set_random_seed(runner.seed, diff_rank_seed=True)  # other flips, other samples in each process
+            # other flips, other samples in each process
+            if get_world_size() > 1: set_random_seed(runner.seed, diff_rank_seed=True)
             return
         bare(runner.model).load_state_dict(state['model'])
         runner.optim_wrapper.load_state_dict(state['optimizer'])
-        for scheduler, values in zip(runner.param_schedulers or [], state['schedulers'], strict=True): scheduler.load_state_dict(values)
+        for scheduler, values in zip(runner.param_schedulers or [], state['schedulers'], strict=True):
+            scheduler.load_state_dict(values)
         self.recorder.load_state_dict(state['recorder'])
         runner.train_loop._epoch, runner.train_loop._iter = state['epoch'], state['iter']  # as mmengine's own `resume` does
         set_rng_state({k: v[get_rank() % len(v)].clone() for k, v in state['rng'].items()})  # torch wants no view
@@ -183,7 +188,8 @@ def devices(
     if type(nodes) is not int or nodes < 1: raise ValueError(f'nodes={nodes!r}: give a whole number of machines, 1 or more')
     divides = [n for n in range(1, batch + 1) if batch % (n*nodes) == 0]
     if gpus == 'auto': gpus = min(found, 1) if exp.scale == 'mini' else max([0] + [n for n in divides if n <= found])
-    if type(gpus) is not int or gpus < 0: raise ValueError(f"gpus={gpus!r} is not known. Choose from: 'auto', 0 (CPU), 1, 2...")
+    if type(gpus) is not int or gpus < 0:
+        raise ValueError(f"gpus={gpus!r} is not known. Choose from: 'auto', 0 (CPU), 1, 2...")
     if gpus > found: raise ValueError(f"gpus={gpus}, but torch sees {found or 'no'} GPU here: gpus=0 trains on the CPU")
     if gpus and processes not in (1, gpus):
         raise ValueError(f'processes={processes}, gpus={gpus}: each GPU has one process, processes= is for the CPU')
@@ -203,13 +209,14 @@ def part_of(exp:Experiment, processes:int)->Experiment:
 # %% ../nbs/42_launch.ipynb
 def dangerous(file:str|Path)->ValueError:
     "The refusal of a pickle"
-    return ValueError(f'the weights {file} hold other things than weights, which could run code. Where you trust them, load them yourself '
-                      "and save what is needed: torch.save(checkpoint['state_dict'], file)")
+    return ValueError(f'the weights {file} hold other things than weights, which could run code. '
+                      'Where you trust them, load them yourself and save what is needed: '
+                      "torch.save(checkpoint['state_dict'], file)")
 
 def find_weights(
     checkpoint:str|None, # a name that mmengine knows, or a file
 )->None:
-    "Load a backbone's weights to see that they are there; a `FileNotFoundError` of one line if not, a `ValueError` if they could run code"
+    "See that a backbone's weights are there; a `FileNotFoundError` of one line if not, a `ValueError` if they could run code"
     if checkpoint is None: return
     try:
         if Path(checkpoint).is_file(): torch.load(checkpoint, map_location='cpu', weights_only=True)
@@ -217,24 +224,27 @@ def find_weights(
     except pickle.UnpicklingError: raise dangerous(checkpoint) from None
     except Exception as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise FileNotFoundError(f'the weights {checkpoint} cannot be had ({reason}). Download them elsewhere and give the file, '
-                                'pretrained=/path/to/weights.pth, or train from scratch with pretrained=none') from None
+        raise FileNotFoundError(f'the weights {checkpoint} cannot be had ({reason}). '
+                                'Download them elsewhere and give the file, pretrained=/path/to/weights.pth, '
+                                'or train from scratch with pretrained=none') from None
 
 # %% ../nbs/42_launch.ipynb
 class OwnRunner(Runner):
-    "mmengine's `Runner`, with the device chosen by the caller (it takes a GPU wherever there is one) and our checkpoints, if any"
+    "mmengine's `Runner` (it takes a GPU wherever there is one), with the device chosen by the caller and our checkpoints, if any"
     def __init__(self, cfg:Config, device:str, work_dir:Path, name:str, hooks:list, checkpoint:Checkpoint|None=None):
         self.own_device, self.own_checkpoint = device, checkpoint
         super().__init__(
             cfg=cfg, work_dir=str(work_dir), experiment_name=f'{name}-{time.time_ns()}',
             default_hooks=dict(logger=None, checkpoint=None), custom_hooks=hooks,
             visualizer=dict(type='Visualizer', vis_backends=[], name=str(time.time_ns())),
-            launcher='pytorch' if get_world_size() > 1 else 'none', log_level='WARNING', **{k: v for k, v in cfg.items() if k != 'custom_imports'})
+            launcher='pytorch' if get_world_size() > 1 else 'none', log_level='WARNING',
+            **{k: v for k, v in cfg.items() if k != 'custom_imports'})
     def wrap_model(self, model_wrapper_cfg, model):
         model = channels_last(model) if self.own_device == 'cpu' else model.to(self.own_device)
         if not self.distributed: return model
         ids = None if self.own_device == 'cpu' else [torch.cuda.current_device()]
-        return MMDistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)  # `SyncBuffersHook` takes their mean after each epoch
+        # of the buffers `SyncBuffersHook` takes the mean after each epoch
+        return MMDistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     def load_or_resume(self):
         if self.own_checkpoint: self.own_checkpoint.restore(self)
 
@@ -279,12 +289,14 @@ def explained(
     "One line where something cannot be written (`OSError`) or the training is interrupted: what, why, and what is safe"
     def safe():
         saved = store.checkpoints(path)
-        return f'{saved[-1]} is safe, and the same call goes on from it' if saved else 'no epoch had been finished, so the same call starts anew'
+        if not saved: return 'no epoch had been finished, so the same call starts anew'
+        return f'{saved[-1]} is safe, and the same call goes on from it'
     try: yield
     except KeyboardInterrupt: raise KeyboardInterrupt(f'run {path.name} was interrupted: {safe()}') from None
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO): raise
-        raise OSError(e.errno, f'run {path.name} stopped at {e.filename or path}: {e.strerror}. When that is repaired: {safe()}') from None
+        raise OSError(e.errno, f'run {path.name} stopped at {e.filename or path}: {e.strerror}. '
+                               f'When that is repaired: {safe()}') from None
 
 # %% ../nbs/42_launch.ipynb
 LOOPBACK = 'lo' if sys.platform == 'linux' else 'lo0'  # the name of the interface
@@ -323,7 +335,8 @@ def worker(
         torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo', rank=rank, world_size=n,
                                              store=torch.distributed.FileStore(str(logs/'meet'), n))
         if rank == 0: os.dup2(out, 1)  # the progress
-        with explained(path): fit(config(part_of(Experiment(**asked['experiment']), n), spec, n), path, device, store.last_checkpoint(path))
+        cfg = config(part_of(Experiment(**asked['experiment']), n), spec, n)
+        with explained(path): fit(cfg, path, device, store.last_checkpoint(path))
         torch.distributed.destroy_process_group()
     except BaseException as e:
         write_json(logs/f'rank{rank}.error', {'time': time.time(), 'error': one_line(e)})
@@ -337,7 +350,8 @@ def failure(
     nodes:int=1,
 )->str:
     "Which process failed first, and why; one line"
-    reports = [file.read_text(errors='replace') if (file := logs/f'torchrun{node}.log').exists() else '' for node in range(nodes)]
+    files = [logs/f'torchrun{node}.log' for node in range(nodes)]
+    reports = [file.read_text(errors='replace') if file.exists() else '' for file in files]
     for node, report in enumerate(reports):
         for local, number in re.findall(r'\(local_rank: (\d+)\)\s+exitcode +: -(\d+)', report):  # ended by a signal
             name = signal.Signals(int(number)).name
@@ -356,16 +370,19 @@ def on_this_node(
     "Start the processes of one machine, and show what the first of all writes"
     logs, per = path/'logs', read_json(path/'logs/request.json')['processes']
     with tempfile.TemporaryDirectory() as tmp:
-        env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp,
-               'PYTHONPATH': os.pathsep.join([str(Path(pisa.__file__).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])])}
-        if read_json(logs/'request.json')['nodes'] == 1: env |= {'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK}
+        paths = [str(Path(pisa.__file__).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])]
+        env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ,
+               'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp, 'PYTHONPATH': os.pathsep.join(paths)}
+        if read_json(logs/'request.json')['nodes'] == 1:
+            env |= {'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK}
         command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={per}',
-                   '--rdzv-backend=c10d', '--rdzv-conf=store_type=file', f'--rdzv-endpoint={tmp}/agent', '--no-python', sys.executable, '-c',
+                   '--rdzv-backend=c10d', '--rdzv-conf=store_type=file', f'--rdzv-endpoint={tmp}/agent',
+                   '--no-python', sys.executable, '-c',
                    'import sys; from pisa.launch import worker; worker(sys.argv[1], *map(int, sys.argv[2:]))',
                    str(logs/'request.json'), str(node), str(os.getpid())]
         with open(logs/f'torchrun{node}.log', 'wb') as log:
-            p = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                                 preexec_fn=lambda caller=os.getpid(): die_with_parent(caller))
+            p = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
+                                 start_new_session=True, preexec_fn=lambda caller=os.getpid(): die_with_parent(caller))
         try:
             decode = codecs.getincrementaldecoder('utf-8')('replace').decode
             while not over():
@@ -395,8 +412,10 @@ def fit_together(
     "`fit` by several processes; a `RuntimeError` of one line says which failed first and why. An interrupt ends them all"
     logs, others = path/'logs', range(1, nodes)
     shutil.rmtree(logs, ignore_errors=True)
-    write_json(logs/'request.json', {'experiment': dataclasses.asdict(exp), 'device': device, 'processes': processes, 'nodes': nodes,
-        'holder': store.held(path), 'data': {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(spec).items()}})
+    write_json(logs/'request.json', {
+        'experiment': dataclasses.asdict(exp), 'device': device, 'processes': processes, 'nodes': nodes,
+        'data': {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(spec).items()},
+        'holder': store.held(path)})
     ended = lambda: [read_json(f)['code'] for k in others if (f := logs/f'node{k}.ended').exists()]
     code = on_this_node(path, 0, lambda: any(ended()))
     if not code: return
@@ -415,14 +434,16 @@ def help_with(
     while not store.is_complete(path):
         holder = store.held(path)
         if holder and file.exists() and read_json(file)['holder'] == holder: break  # not what an earlier training left
-        if time.time() > deadline: raise TimeoutError(f'the first machine did not begin with run {path.name}: start the same there, with node=0')
+        if time.time() > deadline: raise TimeoutError(
+            f'the first machine did not begin with run {path.name}: start the same there, with node=0')
         time.sleep(1)
     if store.is_complete(path): return
     code = on_this_node(path, node, lambda: store.held(path) != holder)
     if store.held(path) == holder: write_json(path/f'logs/node{node}.ended', {'code': code})
     while store.held(path) == holder: time.sleep(1)  # the first writes what came out
     asked = read_json(file)
-    if not store.is_complete(path): raise RuntimeError(f"{failure(path/'logs', asked['processes'], asked['nodes'])}. The logs are in {path/'logs'}")
+    if not store.is_complete(path):
+        raise RuntimeError(f"{failure(path/'logs', asked['processes'], asked['nodes'])}. The logs are in {path/'logs'}")
 
 # %% ../nbs/42_launch.ipynb
 def prepare(
@@ -447,9 +468,10 @@ def train(
     nodes:int=1, # machines with so many GPUs or processes each, which see the same folders
     node:int=0, # the number of this machine
 )->Path: # the run's folder
-    "Train and evaluate an experiment, and write its run; goes on where it was stopped. A `BlockingIOError` if another process is at it"
+    "Train and evaluate an experiment and write its run; goes on where it was stopped. A `BlockingIOError` if another is at it"
     device, n = devices(exp, gpus, processes, nodes)
-    if type(node) is not int or not 0 <= node < nodes: raise ValueError(f'node={node!r}: the machines are numbered from 0 to {nodes - 1}')
+    if type(node) is not int or not 0 <= node < nodes:
+        raise ValueError(f'node={node!r}: the machines are numbered from 0 to {nodes - 1}')
     record = store.describe(exp, spec, n*nodes)
     path = store.folder(record['id'], runs)
     if not store.is_complete(path):
@@ -473,7 +495,8 @@ def train_line(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->str: # a line for a shell
     "How to train an experiment through `nbs/train.ipynb`"
-    usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset)) | {'dataset': 'shapes', 'detector': '', 'method': ''}
+    usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
+    usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
     given = {k: v for k, v in dataclasses.asdict(exp).items() if v != usual[k]}
     if exp.dataset != 'shapes': given['data_root'] = 'FOLDER'
     if runs: given['runs_dir'] = runs
@@ -488,13 +511,14 @@ def trained(
     path = store.folder(run or 'none', runs)
     if not run or not store.is_complete(path):
         here = sorted(f.parent.name for f in path.parent.glob('*/weights.pth') if store.is_complete(f.parent))
-        raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}. ' + (f'With weights there are: {", ".join(here[:5])}'
-            + (f' and {len(here) - 5} others' if here[5:] else '') if here else 'None there has weights'))
+        others = f' and {len(here) - 5} others' if here[5:] else ''
+        known = f'With weights there are: {", ".join(here[:5])}{others}' if here else 'None there has weights'
+        raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}. {known}')
     record, file = store.read_record(path), Path(weights).expanduser() if weights else path/'weights.pth'
     exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment) if f.name in record})
     if not file.is_file(): raise FileNotFoundError(f'{file} is not there: give a file of weights' if weights else
-        f'{file} is not there: git keeps records only. Give the file (weights=), or delete the run, pisa.runs.delete({run!r}), '
-        f'and train it again: {train_line(exp, runs)}')
+        f'{file} is not there: git keeps records only. Give the file (weights=), or delete the run, '
+        f'pisa.runs.delete({run!r}), and train it again: {train_line(exp, runs)}')
     return record, exp, file
 
 # %% ../nbs/42_launch.ipynb
@@ -506,7 +530,8 @@ def same_classes(
     theirs, own = list(spec.classes), record['data']['classes']
     if theirs == own: return
     some = lambda names: f'{len(names)} classes ({", ".join(names[:4])}{", ..." if names[4:] else ""})'
-    raise ValueError(f"{spec.name} has {some(theirs)}{' in another order' if set(theirs) == set(own) else ''}, but run {record['id']} was "
+    order = ' in another order' if set(theirs) == set(own) else ''
+    raise ValueError(f"{spec.name} has {some(theirs)}{order}, but run {record['id']} was "
                      f'trained on {some(own)}: choose data with the same classes')
 
 def load_weights(
@@ -516,7 +541,8 @@ def load_weights(
     "Put weights into a detector; a `ValueError` of one line if they are of another one, or no weights"
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError: raise dangerous(file) from None
-    except (RuntimeError, EOFError) as e: raise ValueError(f'the weights {file} cannot be read ({one_line(e)}): the file is damaged') from None
+    except (RuntimeError, EOFError) as e:
+        raise ValueError(f'the weights {file} cannot be read ({one_line(e)}): the file is damaged') from None
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
     try: model.load_state_dict(state)
@@ -530,7 +556,7 @@ def evaluate(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     gpus:str|int='auto', # 'auto' (a GPU if there is one), 0 (CPU) or 1
     weights:str|Path|None=None, # a file in place of the run's own
-)->tuple[dict[str, float|None], list[dict], list[int]]: # the metrics, none without annotations; COCO results; ids of the images looked at
+)->tuple[dict[str, float|None], list[dict], list[int]]: # metrics (none without annotations), COCO results, ids of the images
     "Evaluate a trained run; errors of one line say what is missing, or does not go together"
     record, exp, file = trained(run, runs, weights)
     same_classes(record, spec)
@@ -539,7 +565,8 @@ def evaluate(
     if gpus == 1 and not found: raise ValueError('gpus=1, but torch sees no GPU here: gpus=0 evaluates on the CPU')
     if spec.fingerprint != record['data']['fingerprint']: exp = dataclasses.replace(
         exp, overrides=' '.join(pair for pair in exp.overrides.split() if not pair.startswith('val_dataloader.dataset.')))
-    cfg = config(exp, dataclasses.replace(spec, has_masks=True, n_train=record['data']['n_train']))  # the detector is there already
+    # the detector is there already, with its masks and for its number of images
+    cfg = config(exp, dataclasses.replace(spec, has_masks=True, n_train=record['data']['n_train']))
     if not spec.has_masks: cfg.val_evaluator.iou_types = ('bbox',)
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'): cfg.pop(key)
     with quiet(), tempfile.TemporaryDirectory() as tmp:

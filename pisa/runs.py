@@ -4,7 +4,8 @@
 
 # %% ../nbs/41_runs.ipynb 3
 from __future__ import annotations
-import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, os, platform, re, shutil, subprocess, time, warnings
+import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, os, platform, re, shutil, subprocess, time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def folder(
     "The folder of a run; a `ValueError` for an id that is not a plain name"
     if not re.fullmatch(r'[A-Za-z0-9][\w.-]*', run):
         raise ValueError(f'run={run!r} is not the id of a run: letters, digits, ".", "-" and "_" only')
-    return runs_dir(runs)/run
+    path = runs_dir(runs)/run
+    if path.is_symlink(): raise ValueError(f'{path} is a link: a run is a folder of its own')
+    return path
 
 # %% ../nbs/41_runs.ipynb
 PACKAGES = ('torch', 'torchvision', 'mmdet', 'mmcv', 'mmengine', 'numpy')
@@ -55,11 +58,12 @@ def versions()->dict[str, str]:
 def machine(
     processes:int=1, # that train together
 )->dict[str, Any]:
-    "What it runs on: name, processor, whether it trains small detectors in bfloat16 (see 25_speed), cores, processes, threads of each, GPU"
+    "What it runs on; `amx` says whether small detectors are trained in bfloat16 (see 25_speed), `threads` are of each process"
     cpu = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists() and (m := re.search(r'model name\s*: (.+)', info.read_text())): cpu = m[1]
-    return {'host': platform.node(), 'cpu': cpu, 'amx': has_amx(), 'cores': os.cpu_count(), 'processes': processes, 'threads': torch.get_num_threads(),
+    return {'host': platform.node(), 'cpu': cpu, 'amx': has_amx(), 'cores': os.cpu_count(),
+            'processes': processes, 'threads': torch.get_num_threads(),
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 # %% ../nbs/41_runs.ipynb
@@ -87,7 +91,8 @@ def lock(
                 time.sleep(0.1)  # it may be `held`, which looks for an instant
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BlockingIOError(errno.EAGAIN, f'run {path.name} is being trained by {_holder(fd)}: wait for its end, or end it') from None
+            raise BlockingIOError(errno.EAGAIN, f'run {path.name} is being trained by {_holder(fd)}: '
+                                                'wait for its end, or end it') from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f'process {os.getpid()} on {platform.node()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n'.encode(), 0)
         yield
@@ -131,7 +136,7 @@ def save_checkpoint(
     state:dict, # tensors, numbers, words, and lists and dicts of them
     keep:int=2,
 )->None:
-    "Write the checkpoint after an epoch, and delete all but the last `keep`; an `OSError` names the file that could not be written"
+    "Write the checkpoint after an epoch, and delete all but the last `keep`; an `OSError` names a file that cannot be written"
     save_tensors(path/'checkpoints'/f'epoch_{epoch}.pth', {'schema': SCHEMA, 'run': path.name, **state}, checksum=True)
     for old in checkpoints(path)[:-keep]:
         old.unlink()
@@ -144,7 +149,8 @@ def read_checkpoint(
     "Read a checkpoint; a `ValueError` says why it cannot be trusted"
     data, sums = file.read_bytes(), Path(f'{file}.sha256')
     if not sums.is_file(): raise ValueError('its checksum is missing')
-    if sums.read_text(errors='replace').split()[:1] != [hashlib.sha256(data).hexdigest()]: raise ValueError('it does not fit its checksum')
+    if sums.read_text(errors='replace').split()[:1] != [hashlib.sha256(data).hexdigest()]:
+        raise ValueError('it does not fit its checksum')
     try: state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
     except Exception: raise ValueError('it holds other things than weights') from None
     if not isinstance(state, dict) or state.get('run') != run: raise ValueError(f'it is not of run {run}')
@@ -168,8 +174,8 @@ def describe(
     processes:int=1, # that train together
 )->dict[str, Any]: # the content of run.json before training; `seconds` are added after it
     "What will be trained, on what, by which code"
-    data = {'name': spec.name, 'fingerprint': spec.fingerprint, 'classes': list(spec.classes), 'n_train': spec.n_train, 'n_val': spec.n_val,
-            'area_limits': list(spec.area_limits), 'note': spec.note}
+    data = {'name': spec.name, 'fingerprint': spec.fingerprint, 'classes': list(spec.classes),
+            'n_train': spec.n_train, 'n_val': spec.n_val, 'area_limits': list(spec.area_limits), 'note': spec.note}
     return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), **dataclasses.asdict(exp), 'data': data,
             'git': git_state(), 'versions': versions(), 'machine': machine(processes), 'resumed': 0}
 
@@ -179,9 +185,11 @@ def read_record(
     "The record of a run; a `ValueError` of one line if a newer pisa wrote it"
     record = read_json(path/'run.json')
     if record.get('schema', 0) > SCHEMA:
-        raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}, this one knows {SCHEMA}): update pisa")
+        raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}, "
+                         f'this one knows {SCHEMA}): update pisa')
     return record
 
+# %% ../nbs/41_runs.ipynb
 def going_on(
     record:dict[str, Any], # of the part that begins
     before:dict[str, Any], # what `run.json` held so far
@@ -193,6 +201,7 @@ def going_on(
         if part != by(record) and part not in earlier: earlier.append(part)
     return record | {'resumed': before.get('resumed', 0) + 1} | ({'earlier': earlier} if earlier else {})
 
+# %% ../nbs/41_runs.ipynb
 def is_complete(path:Path)->bool:
     "Whether a run has come to its end: its metrics are written last, and in one step"
     return (path/'run.json').exists() and (path/'metrics.json').exists()
@@ -202,17 +211,21 @@ def scalars(
     runs:str|Path|None=None,
 )->pd.DataFrame: # one row a recorded step: `step`, the losses, `lr`
     "Losses and learning rate along a training"
-    return pd.read_json(folder(run, runs)/'scalars.jsonl', lines=True)
+    file = folder(run, runs)/'scalars.jsonl'
+    if not file.exists(): raise FileNotFoundError(f'run {run!r} has recorded nothing: {file} is not there')
+    return pd.read_json(file, lines=True)
 
 def load(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.DataFrame: # one row a complete run: parameters, data, machine, metrics, `current`
     "All complete runs as one table, sorted by id; `current` says whether the same parameters would have this id today"
+    if runs and not Path(runs).expanduser().is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
     rows = []
     for path in sorted(runs_dir(runs).iterdir()):
         if not is_complete(path): continue
         record = read_record(path)
-        added = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}  # since older records
+        # fields that older records do not have
+        added = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}
         record = {'resumed': 0, **added, **record}
         exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
         current = exp.id(record['data']['fingerprint']) == record['id']  # the id holds the recipe too
@@ -220,6 +233,7 @@ def load(
         rows.append({**record, **nested, 'current': current, **read_json(path/'metrics.json')})
     return pd.DataFrame(rows)
 
+# %% ../nbs/41_runs.ipynb
 def compare(
     *ids:str, # of complete runs
     runs:str|Path|None=None,
@@ -228,7 +242,8 @@ def compare(
     table = load(runs)
     table = table.set_index('id') if len(table) else table
     for id in ids:
-        if id not in table.index: raise FileNotFoundError(f'there is no complete run {id!r} in {runs_dir(runs)}: pisa.runs.load() lists them')
+        if id not in table.index:
+            raise FileNotFoundError(f'there is no complete run {id!r} in {runs_dir(runs)}: pisa.runs.load() lists them')
     table = table.loc[[*ids]].T
     return table[table.astype(str).nunique(axis=1) > 1]
 

@@ -52,12 +52,13 @@ def samples_of(
         if not len(gt_box): return boxes.new_zeros(len(boxes))
         iou = bbox_overlaps(boxes, gt_box)
         return torch.where(gt >= 0, iou.gather(1, gt.clamp(min=0)[:, None])[:, 0], iou.max(1)[0])
-    return {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'score': prob.gather(1, label[:, None])[:, 0],
-            'object_score': prob[:, :background].max(1)[0], 'loss': class_loss(out['cls_score'], label, head.bbox_head.loss_cls), 'box': box}
+    return {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'box': box,
+            'score': prob.gather(1, label[:, None])[:, 0], 'object_score': prob[:, :background].max(1)[0],
+            'loss': class_loss(out['cls_score'], label, head.bbox_head.loss_cls)}
 
 # %% ../nbs/50_study.ipynb
-FIELDS = {'image': np.int16, 'gt': np.int32, 'label': np.int16, 'iou_before': np.float16, 'iou': np.float16, 'score': np.float16,
-          'object_score': np.float16, 'loss': np.float16, 'box': np.float16}
+FIELDS = {'image': np.int16, 'gt': np.int32, 'label': np.int16, 'iou_before': np.float16, 'iou': np.float16,
+          'score': np.float16, 'object_score': np.float16, 'loss': np.float16, 'box': np.float16}
 OBJECTS = {'gt_image': np.int16, 'gt_label': np.int16, 'gt_box': np.float32}
 
 def samples_of_images(
@@ -74,7 +75,8 @@ def samples_of_images(
         zoom = torch.tensor(item['data_samples'].scale_factor).float().repeat(2)
         gt_box, gt_label = torch.tensor(truth.boxes).float().view(-1, 4), torch.tensor(truth.labels).long()
         out = samples_of(model, {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}, gt_box*zoom, gt_label)
-        out |= {'image': torch.full_like(out['gt'], i), 'box': out['box']/zoom, 'gt': torch.where(out['gt'] >= 0, out['gt'] + found, -1),
+        out |= {'image': torch.full_like(out['gt'], i), 'box': out['box']/zoom,
+                'gt': torch.where(out['gt'] >= 0, out['gt'] + found, -1),
                 'gt_image': torch.full_like(gt_label, i), 'gt_label': gt_label, 'gt_box': gt_box}
         for k, v in out.items(): parts[k].append(v.numpy())
         found += len(gt_label)
@@ -92,6 +94,7 @@ def collect(
     record, exp, file = trained(run, runs, weights)
     one_of('detector', exp.detector, ('faster_rcnn', 'mask_rcnn'))
     same_classes(record, spec)
+    if type(images) is not int or images < 1: raise ValueError(f'images={images!r}: give a whole number, 1 or more')
     cfg = config(exp, spec)
     register_all_modules()
     with quiet(), contextlib.redirect_stdout(None):
@@ -103,13 +106,15 @@ def collect(
     write_bytes(path, buffer.getbuffer())
     return path
 
+# %% ../nbs/50_study.ipynb
 def read(
     run:str, # the id
     runs:str|Path|None=None,
 )->tuple[pd.DataFrame, pd.DataFrame]: # a row a sample, `FIELDS`, the box as x1, y1, x2, y2; a row an object, `OBJECTS`
     "The samples of a run; a `FileNotFoundError` of one line says how to collect them"
     path = store.folder(run, runs)/'samples.npz'
-    if not path.exists(): raise FileNotFoundError(f'{path} is not there: pisa.study.collect({run!r}, spec) writes it, from the weights of the run')
+    if not path.exists(): raise FileNotFoundError(
+        f'{path} is not there: pisa.study.collect({run!r}, spec) writes it, from the weights of the run')
     with np.load(path, allow_pickle=False) as data: arrays = {k: data[k] for k in (*FIELDS, *OBJECTS)}
     arrays = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
     def table(names, box):

@@ -20,7 +20,7 @@ from .experiments import ROWS, Experiment, config, known_row, row_dataset, row_e
 
 # %% auto 0
 __all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'end_with', 'Job', 'gpus_of_a_job', 'slots', 'Local',
-           'in_queue', 'Slurm', 'in_words', 'returned', 'sweep']
+           'in_queue', 'Slurm', 'about', 'in_words', 'returned', 'sweep']
 
 # %% ../nbs/43_sweep.ipynb
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def plan(
     specs:dict[str, DataSpec]|None=None, # data sets by name; `shapes` if not given. Rows of other data sets are left out
     **words, # of `experiment`, for all rows: overrides, formulation...
 )->list[Task]:
-    "The trainings of some rows, each once, seed by seed; a `ValueError` of one line if none is left or one cannot be configured"
+    "The trainings of some rows, each once, seed by seed; a `ValueError` if none is left or one cannot be configured"
     rows, seeds = [*rows], [*seeds]
+    one_of('scale', scale, ('mini', 'paper'))
     if not seeds: raise ValueError('no seed is given: seeds=1 trains each row once')
     specs, tasks = {'shapes': load('shapes')} if specs is None else specs, {}
     needed = {row_dataset(name, scale) for name in rows} | ({words['dataset']} if 'dataset' in words else set())
@@ -83,6 +84,7 @@ def state(
     with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, or being written at this moment
         last = json.loads((path/'scalars.jsonl').read_text().splitlines()[-1])
         out |= dict(state='running' if own else 'begun', step=last['step'], loss=last['loss'])
+    if own and store.held(path): out |= dict(state='running')  # before its first line, too
     with contextlib.suppress(OSError, IndexError):
         out |= dict(state='failed', why=(path/'error.txt').read_text().splitlines()[0])
     if own is None and (holder := store.held(path)): out |= dict(state='elsewhere', why=f'trained by {holder}')
@@ -107,7 +109,7 @@ def cost(
 )->pd.Series: # minutes of one job, nan where no such detector was trained yet
     "What each task will take, by the mean time of a step in earlier runs of its detector at its scale"
     seconds = step_seconds(runs)
-    return pd.Series([t.steps*seconds.get((t.exp.detector, t.exp.scale), math.nan)/60 for t in tasks], dtype=float)
+    return pd.Series([t.steps*seconds.get((t.exp.detector, t.exp.backbone, t.exp.scale), math.nan)/60 for t in tasks], dtype=float)
 
 # %% ../nbs/43_sweep.ipynb
 def end_with(
@@ -155,7 +157,7 @@ def gpus_of_a_job(
     gpus:str|int='auto', # of a job: 'auto', 0 (CPU) or how many
     local:bool=True, # on this machine
 )->int:
-    """Check the devices and the weights of all tasks, and decide 'auto': as `pisa.launch.devices`, on a cluster 8 at paper scale.
+    """Check devices and weights of all tasks, and decide 'auto': as `pisa.launch.devices`, on a cluster 8 at paper scale.
 
     A `ValueError` or `FileNotFoundError` of one line says what cannot be had."""
     from pisa import launch
@@ -232,8 +234,10 @@ class Slurm:
     ):
         self.jobs, self.queue, self.args = {}, {}, (str(folder), gpus, threads)
         self.executor = submitit.AutoExecutor(folder/'.submitit', cluster='slurm')
-        usual = dict(cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000, **(dict(gpus_per_node=gpus) if gpus else {}))
-        self.executor.update_parameters(name='pisa', **{f'slurm_{k}': v for k, v in (usual | options).items()})
+        usual = dict(cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000)
+        if gpus: usual['gpus_per_node'] = gpus
+        try: self.executor.update_parameters(name='pisa', **{f'slurm_{k}': v for k, v in (usual | options).items()})
+        except NameError as e: raise ValueError(f'slurm: {str(e).splitlines()[0]}') from None  # no such option
 
     def __enter__(self): return self
 
@@ -246,7 +250,9 @@ class Slurm:
         with self.executor.batch(): jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in tasks]
         self.jobs |= {t.id: job for t, job in zip(tasks, jobs)}
 
-    def running(self)->dict[str, bool]: return {id: (self.queue or {}).get(job.job_id) == 'RUNNING' for id, job in self.jobs.items()}
+    def running(self)->dict[str, bool]:
+        queue = self.queue or {}
+        return {id: queue.get(job.job_id) == 'RUNNING' for id, job in self.jobs.items()}
 
     def collect(self)->list[tuple[str, submitit.Job]]: # those that came to an end
         self.queue = in_queue()
@@ -255,6 +261,11 @@ class Slurm:
         return over
 
 # %% ../nbs/43_sweep.ipynb
+def about(minutes:float)->str: # e.g. 'about 80 minutes'
+    "A time that is not known exactly"
+    if minutes >= 120: return f'about {minutes/60:.1f} hours'
+    return f'about {minutes:.0f} minutes' if minutes >= 1.5 else 'about a minute' if minutes > .5 else 'less than a minute'
+
 def in_words(
     table:pd.DataFrame, # see `overview`
     before:pd.DataFrame, # when the sweep began
@@ -263,8 +274,9 @@ def in_words(
     "How a sweep stands"
     count = table.state.value_counts()
     done, left = table.step.sum() - before.step.sum(), (table.of - table.step)[table.state != 'failed'].sum()
-    parts = [f"{count.get('done', 0)} of {len(table)} done"] + [f'{count[s]} {s}' for s in ('running', 'elsewhere', 'failed') if s in count]
-    return ', '.join(parts + ([f'about {left/done*seconds/60:.0f} minutes left'] if done > 0 and left else []))
+    parts = [f"{count.get('done', 0)} of {len(table)} done"]
+    parts += [f'{count[s]} {s}' for s in ('running', 'elsewhere', 'failed') if s in count]
+    return ', '.join(parts + ([f'{about(left/done*seconds/60)} left'] if done > 0 and left else []))
 
 # %% ../nbs/43_sweep.ipynb
 def returned(job:submitit.Job)->bool:
@@ -285,6 +297,8 @@ def sweep(
 )->pd.DataFrame: # see `overview`
     "Train what is missing; a task that fails does not stop the others. An interrupt ends the jobs of this machine"
     local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
+    for name, n in (('jobs', 1 if jobs is None else jobs), ('threads', threads)):
+        if type(n) is not int or n < 1: raise ValueError(f'{name}={n!r}: give a whole number, 1 or more')
     gpus, folder, start = gpus_of_a_job(tasks, gpus, local), runs_dir(runs).resolve(), time.time()
     path = {t.id: store.folder(t.id, folder) for t in tasks}
     waiting, seen, before = tasks, None, overview(tasks, folder)
@@ -306,4 +320,5 @@ def sweep(
             for id, job in own.collect():
                 if store.is_complete(path[id]) or (path[id]/'error.txt').exists(): continue
                 if returned(job): waiting = waiting + [t for t in tasks if t.id == id]  # another process was at it
-                else: write_text(path[id]/'error.txt', f'it ended without a word, perhaps it was killed; see {path[id]/"job.log"}\n')
+                else: write_text(path[id]/'error.txt',
+                                 f'it ended without a word, perhaps it was killed; see {path[id]/"job.log"}\n')
