@@ -17,14 +17,14 @@ from .samplers import refuse_mining_with_focal
 from .two_stage import Positives, carl_sum, class_prob, gt_ids, prime_config, refuse_iou_of_deltas, regressed, reweighted
 
 # %% auto 0
-__all__ = ['Anchors', 'by_image', 'pos_boxes', 'in_a_row', 'collect', 'isr_label_weights', 'box_loss', 'PrimeRetinaHead',
-           'PrimeSSDHead', 'collect_atss', 'carl_by_centerness', 'PrimeATSSHead']
+__all__ = ['Anchors', 'by_anchor', 'rows_of', 'pos_boxes', 'in_a_row', 'collect', 'isr_label_weights', 'cls_losses', 'box_loss',
+           'PrimeRetinaHead', 'PrimeSSDHead', 'collect_atss', 'carl_by_centerness', 'PrimeATSSHead']
 
 # %% ../nbs/22_single_stage.ipynb
 @dataclass
 class Anchors:
     "Predictions and targets of all anchors of a mini-batch, and the positive ones apart"
-    score: Tensor       # [B, A, C or C + 1] logits
+    score: list[Tensor] # one [B, A_l, C or C + 1] a level, logits; the A_l add up to A
     delta: Tensor       # [B, A, 4] box predictions
     box: Tensor         # [B, A, 4] the anchors themselves
     label: Tensor       # [B, A] classes, C is the background
@@ -36,12 +36,28 @@ class Anchors:
     pos: Positives
 
 # %% ../nbs/22_single_stage.ipynb
-def by_image(
+def by_anchor(
     levels:list[Tensor], # one [B, K * D, H, W] a level
     dim:int, # D, numbers of an anchor
-)->Tensor: # [B, A, D]
-    "Join the outputs of all levels"
-    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, dim) for x in levels], 1)
+)->list[Tensor]: # one [B, A_l, D] a level, with A_l = H * W * K
+    "The outputs of all levels, anchor by anchor"
+    return [x.permute(0, 2, 3, 1).reshape(len(x), -1, dim) for x in levels]
+
+# %% ../nbs/22_single_stage.ipynb
+def rows_of(
+    levels:list[Tensor], # one [B, A_l, D] a level
+    where:Tensor, # [P] rows in B * A
+)->Tensor: # [P, D]
+    "Rows of all levels as if these were joined"
+    n, start = sum(x.shape[1] for x in levels), 0
+    image, anchor = where // n, where % n
+    out = levels[0].new_zeros(len(where), levels[0].shape[-1])
+    for x in levels:
+        at = anchor - start
+        inside = (at >= 0) & (at < x.shape[1])
+        out = torch.where(inside[:, None], x[image, at.clamp(0, x.shape[1] - 1)], out)
+        start += x.shape[1]
+    return out
 
 # %% ../nbs/22_single_stage.ipynb
 def pos_boxes(
@@ -66,11 +82,11 @@ def in_a_row(
 )->Anchors:
     "Bring predictions into the order of the targets, and find the positives with their ground truths"
     label, weight, target, box_weight = targets
-    score, delta = by_image(cls_scores, head.cls_out_channels), by_image(bbox_preds, 4)
+    score, delta = by_anchor(cls_scores, head.cls_out_channels), torch.cat(by_anchor(bbox_preds, 4), 1)
     where = ((label >= 0) & (label < head.num_classes)).flatten().nonzero()[:, 0]
     of = lambda x: x.flatten(0, 1)[where]
     gt, gt_box = pos_boxes(results)
-    pos = Positives(score=of(score), delta=of(delta).float(), label=of(label), weight=of(weight),
+    pos = Positives(score=rows_of(score, where), delta=of(delta).float(), label=of(label), weight=of(weight),
                     image=where // label.shape[1], prior=of(box), gt=gt, gt_box=gt_box, target=of(target))
     return Anchors(score, delta, box, label, weight, target, box_weight, total, where, pos)
 
@@ -96,6 +112,17 @@ def isr_label_weights(
     "Label weights of all anchors, with those of the positives from ISR"
     weight = a.weight.flatten()
     return weight.index_put((a.where,), reweighted(a.pos, head.bbox_coder, head.loss_cls, isr)) if isr else weight
+
+# %% ../nbs/22_single_stage.ipynb
+def cls_losses(
+    a:Anchors,
+    head, # an mmdet `AnchorHead`
+    weight:Tensor, # [B * A] label weights
+)->list[Tensor]: # one scalar a level
+    "The head's classification loss of all anchors"
+    sizes = [x.shape[1] for x in a.score]
+    rows = zip(a.score, a.label.split(sizes, 1), weight.view_as(a.label).split(sizes, 1))
+    return [head.loss_cls(score.flatten(0, 1), label.flatten(), w.flatten(), avg_factor=a.total) for score, label, w in rows]
 
 # %% ../nbs/22_single_stage.ipynb
 def box_loss(
@@ -131,7 +158,7 @@ class PrimeRetinaHead(RetinaHead):
         if not (isr or carl): return super().loss_by_feat(*args)
         a = collect(self, *args)
         weight = isr_label_weights(a, self, isr)
-        losses = {'loss_cls': self.loss_cls(a.score.flatten(0, 1), a.label.flatten(), weight, avg_factor=a.total)}
+        losses = {'loss_cls': cls_losses(a, self, weight)}
         if carl: prime = carl_sum(a.pos, self.bbox_coder, self.reg_decoded_bbox, self.loss_cls, self.loss_bbox, carl) / a.total
         if carl and carl['form'] == 'replace': return losses | {'loss_bbox': prime}
         losses['loss_bbox'] = box_loss(self, *(x.flatten(0, 1) for x in (a.box, a.delta, a.target, a.box_weight)), a.total)
@@ -169,7 +196,7 @@ class PrimeSSDHead(SSDHead):
         if not (isr or carl): return super().loss_by_feat(*args)
         a = collect(self, *args)
         weight = isr_label_weights(a, self, isr).view_as(a.weight)
-        loss_cls, loss_bbox = multi_apply(self.loss_by_feat_single, a.score, a.delta, a.box, a.label, weight, a.target,
+        loss_cls, loss_bbox = multi_apply(self.loss_by_feat_single, torch.cat(a.score, 1), a.delta, a.box, a.label, weight, a.target,
                                           a.box_weight, avg_factor=a.total)
         losses = {'loss_cls': loss_cls, 'loss_bbox': loss_bbox}
         if carl:
@@ -237,9 +264,9 @@ class PrimeATSSHead(ATSSHead):
         center = self.centerness_target(pos.prior, target)
         total = reduce_mean(center.sum()).clamp(min=1).item()
         weight = isr_label_weights(a, self, isr)
-        losses = {'loss_cls': self.loss_cls(a.score.flatten(0, 1), a.label.flatten(), weight, avg_factor=a.total),
+        losses = {'loss_cls': cls_losses(a, self, weight),
                   'loss_bbox': self.loss_bbox(box, target, weight=center, avg_factor=1.) / total,
-                  'loss_centerness': self.loss_centerness(by_image(centernesses, 1).flatten()[a.where], center, avg_factor=a.total)}
+                  'loss_centerness': self.loss_centerness(rows_of(by_anchor(centernesses, 1), a.where)[:, 0], center, avg_factor=a.total)}
         if carl and len(box):
             prob, reg = class_prob(pos.score, pos.label, self.loss_cls), self.loss_bbox(box, target, reduction_override='none')
             prime = carl_by_centerness(prob, reg, center, carl).sum() / total
