@@ -14,7 +14,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check nbtest pytest slow lab export readme clean
+.PHONY: help setup train test check nbtest pytest slow lab export readme paper clean
 
 help:  ## list the targets
 	@echo 'make TARGET [VENV=.venv] [PYTHON=python3.11] [DETECTOR=mask_rcnn] [ARGS="-p method baseline"]'
@@ -48,12 +48,18 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 
 export: $(STAMP)  ## write pisa/ from the notebooks, and clean them of outputs
 	nbdev_export
-	jupyter nbconvert --clear-output --inplace $$(git ls-files 'nbs/*.ipynb') 2> /dev/null
+	jupyter nbconvert --clear-output --inplace $$(git ls-files 'nbs/*.ipynb' ':!nbs/paper/index.ipynb') 2> /dev/null
 	nbdev_clean
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/
 	jupyter nbconvert nbs/index.ipynb --execute --to markdown --no-input --output-dir . --output README --NbConvertApp.output_files_dir=figures/readme
 	sed -i 's/^!\[png\]/![Six samples around two objects, ranked by IoU-HLR and weighted by ISR]/' README.md
+
+paper: $(STAMP)  ## render the paper's tables and figures from runs/ into figures/, and the page nbs/paper/index.ipynb
+	@mkdir -p _proc/paper
+	printf '%s\n' nbs/paper/table?.ipynb nbs/paper/fig?.ipynb | xargs -P 2 -I{} sh -c 'papermill {} _proc/{} -p out figures --no-progress-bar 2> _proc/{}.log || { tail -n 20 _proc/{}.log; exit 255; }' 
+	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/paper/index.log || { tail -n 20 _proc/paper/index.log; false; }
+	nbdev_clean --fname nbs/paper/index.ipynb
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
 	rm -rf build dist *.egg-info .pytest_cache _proc _docs

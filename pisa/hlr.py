@@ -97,9 +97,6 @@ def _not_negative(
     return ids, bits.bit_length()
 
 # %% ../nbs/10_hlr.ipynb
-#| export
-
-# %% ../nbs/10_hlr.ipynb
 def _runs(
     ids, # integers[N], sorted
 ): # int64[runs] twice
