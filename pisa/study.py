@@ -5,11 +5,13 @@
 # %% ../nbs/50_study.ipynb 3
 from __future__ import annotations
 import contextlib, io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mmdet.models.layers import multiclass_nms
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor
 from mmdet.utils import register_all_modules
@@ -18,13 +20,16 @@ from torch import Tensor, nn
 from . import runs as store
 from .core import one_of, write_bytes
 from .data import DataSpec, load_samples
+from .evaluate import pr_curves, precisions
 from .experiments import config
 from .hlr import iou_hlr
 from .launch import load_weights, quiet, same_classes, trained
 from .samplers import class_loss, own_class, probabilities
 
 # %% auto 0
-__all__ = ['FIELDS', 'OBJECTS', 'samples_of', 'samples_of_images', 'collect', 'read', 'with_ranks']
+__all__ = ['TOP', 'IOU', 'FALSE_POSITIVES', 'FIELDS', 'OBJECTS', 'FOUND', 'CURVES', 'samples_of', 'detections_of', 'image_rank',
+           'raised', 'amount_for', 'true_positives', 'recall_curves', 'look_at', 'tables', 'curves', 'collect', 'Study',
+           'read', 'with_ranks']
 
 # %% ../nbs/50_study.ipynb
 @torch.no_grad()
@@ -33,102 +38,268 @@ def samples_of(
     batch:dict, # one image: `inputs` and `data_samples`, as mmdet's pipeline for testing gives them
     gt_box:Tensor, # [G, 4] objects, in pixels of what the pipeline made of the image
     gt_label:Tensor, # [G]
-)->dict[str, Tensor]: # arrays of [S] rows, see `FIELDS`; boxes in the same pixels
+)->dict[str, Tensor]: # arrays of [S] rows, see `FIELDS`; `logit` [S, C + 1]; `boxes` [S, 4*C] regressed for each class; in the same pixels
     "Assign the proposals of an image and look at what the box head makes of them"
     head, background = model.roi_head, model.roi_head.bbox_head.num_classes
     data = model.data_preprocessor(batch, False)
     x = model.extract_feat(data['inputs'])
     priors = model.rpn_head.predict(x, data['data_samples'], rescale=False)[0].bboxes
     assigned = head.bbox_assigner.assign(InstanceData(priors=priors), InstanceData(bboxes=gt_box, labels=gt_label))
-    rois = bbox2roi([priors])
-    out = head._bbox_forward(x, rois)
+    out = head._bbox_forward(x, bbox2roi([priors]))
     prob = probabilities(out['cls_score'], head.bbox_head.loss_cls)
-    label = torch.where(assigned.gt_inds > 0, assigned.labels, background)
-    best = prob[:, :background].argmax(1)
-    delta = own_class(out['bbox_pred'].float(), torch.where(label < background, label, best))
-    box = get_box_tensor(head.bbox_head.bbox_coder.decode(priors, delta, max_shape=data['data_samples'][0].img_shape))
-    gt = assigned.gt_inds - 1
+    label, gt = torch.where(assigned.gt_inds > 0, assigned.labels, background), assigned.gt_inds - 1
+    delta = out['bbox_pred'].float().view(len(priors), -1, 4)
+    boxes = get_box_tensor(head.bbox_head.bbox_coder.decode(priors.repeat_interleave(delta.shape[1], 0), delta.flatten(0, 1),
+                                                            max_shape=data['data_samples'][0].img_shape)).view(len(priors), -1)
+    box = own_class(boxes, torch.where(label < background, label, prob[:, :background].argmax(1)))
     def overlap(boxes): # with the own object; of a negative, with the nearest
         if not len(gt_box): return boxes.new_zeros(len(boxes))
         iou = bbox_overlaps(boxes, gt_box)
         return torch.where(gt >= 0, iou.gather(1, gt.clamp(min=0)[:, None])[:, 0], iou.max(1)[0])
     return {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'box': box,
             'score': prob.gather(1, label[:, None])[:, 0], 'object_score': prob[:, :background].max(1)[0],
-            'loss': class_loss(out['cls_score'], label, head.bbox_head.loss_cls)}
+            'loss': class_loss(out['cls_score'], label, head.bbox_head.loss_cls),
+            'logit': out['cls_score'].float(), 'boxes': boxes}
+
+# %% ../nbs/50_study.ipynb
+def detections_of(
+    model:nn.Module,
+    logit:Tensor, # [S, C + 1]
+    boxes:Tensor, # [S, 4*C], or [S, 4] where the regression is class-agnostic
+)->tuple[Tensor, Tensor, Tensor]: # [D, 5] box and score, the highest first; [D] class; [D] sample
+    "The detections that the samples of an image lead to"
+    cfg, C = model.roi_head.test_cfg, model.roi_head.bbox_head.num_classes
+    prob = probabilities(logit, model.roi_head.bbox_head.loss_cls)
+    if prob.shape[1] == C: prob = torch.cat([prob, prob.new_zeros(len(prob), 1)], 1)  # sigmoid: `multiclass_nms` drops the last
+    found, label, at = multiclass_nms(boxes, prob, cfg.score_thr, cfg.nms, cfg.max_per_img, return_inds=True)
+    return found, label, at//C
+
+# %% ../nbs/50_study.ipynb
+TOP = (5, 25)  # Figure 2 (v1)
+
+def image_rank(
+    iou:Tensor, # [S] after regression
+    gt:Tensor, # [S] row of the object in the image, -1: negative
+)->Tensor: # [S] IoU-HLR among the samples of the image, 0 is the best; a negative has S
+    "The linear order of Section 3 (v1) in one image, over its classes"
+    rank, positive = torch.full_like(gt, len(gt)), gt >= 0
+    rank[positive] = iou_hlr(iou[positive], gt[positive], torch.zeros_like(gt[positive])).to(rank.dtype)
+    return rank
+
+def raised(
+    logit:Tensor, # [S, C + 1] or [S, C]
+    label:Tensor, # [S] classes
+    chosen:Tensor, # BoolTensor[S]
+    amount:float,
+)->Tensor: # like `logit`
+    "Logits with those of the own class raised for the chosen samples"
+    out = logit.clone()
+    out[chosen, label[chosen]] += amount
+    return out
+
+def amount_for(
+    logit:Tensor, # [S, C + 1] or [S, C]
+    label:Tensor, # [S]
+    chosen:Tensor, # BoolTensor[S]
+    budget:float, # by how much the summed loss is to fall; above 0
+    loss_cls:nn.Module, # the head's classification loss
+)->float: # see `raised`
+    "How much to add, by bisection; a `ValueError` of one line if the chosen samples have no such loss to lose"
+    z, l, all_of = logit[chosen].double(), label[chosen], torch.ones(int(chosen.sum()), dtype=torch.bool)
+    total = lambda a: class_loss(raised(z, l, all_of, a), l, loss_cls).double().sum().item() if len(l) else 0.
+    have, low, high = total(0.), 0., 64.
+    if have - total(high) < budget: raise ValueError(f'budget={budget:.4g}: the chosen samples have a loss of {have:.4g} only')
+    for _ in range(60):
+        middle = (low + high)/2
+        low, high = (middle, high) if have - total(middle) < budget else (low, middle)
+    return high
+
+# %% ../nbs/50_study.ipynb
+IOU = np.linspace(.5, .95, 10)              # [T] thresholds
+FALSE_POSITIVES = np.geomspace(.01, 10, 61) # [F] per image
+
+def true_positives(
+    found:Tensor, # [D, 5] of one image, the highest score first
+    label:Tensor, # [D]
+    gt_box:Tensor, # [G, 4]
+    gt_label:Tensor, # [G]
+)->np.ndarray: # [D, T] bool, at each of `IOU`
+    "Which detections of an image are true positives"
+    out = np.zeros((len(found), len(IOU)), bool)
+    if not len(found) or not len(gt_box): return out
+    iou = bbox_overlaps(found[:, :4], gt_box).masked_fill(label[:, None] != gt_label, -1).numpy()
+    free, thresholds = np.ones((len(IOU), len(gt_box)), bool), np.arange(len(IOU))
+    for d, row in enumerate(iou):
+        open_iou = np.where(free, row, -1)  # [T, G]
+        best = open_iou.argmax(1)
+        out[d] = open_iou[thresholds, best] >= IOU - 1e-9
+        free[thresholds[out[d]], best[out[d]]] = False
+    return out
+
+def recall_curves(
+    score:np.ndarray, # [D] of all images
+    true:np.ndarray, # [D, T] bool
+    objects:int, # in all images
+    images:int,
+)->np.ndarray: # [T, F] from 0 to 1 at `FALSE_POSITIVES`; nan: beyond the last detection
+    "Recall of all classes together over false positives per image"
+    true = true[np.argsort(-score, kind='stable')]
+    out = np.full((len(IOU), len(FALSE_POSITIVES)), np.nan)
+    for t, hit in enumerate(true.T):
+        false, allowed = (~hit).cumsum(), FALSE_POSITIVES*images
+        last = np.searchsorted(false, allowed, side='right')  # detections that may be passed
+        recall = np.append(0, hit.cumsum())[last]/max(objects, 1)
+        out[t] = np.where(allowed <= (false[-1] if len(false) else 0), recall, np.nan)
+    return out
 
 # %% ../nbs/50_study.ipynb
 FIELDS = {'image': np.int16, 'gt': np.int32, 'label': np.int16, 'iou_before': np.float16, 'iou': np.float16,
           'score': np.float16, 'object_score': np.float16, 'loss': np.float16, 'box': np.float16}
 OBJECTS = {'gt_image': np.int16, 'gt_label': np.int16, 'gt_box': np.float32}
+FOUND = {'found_image': np.int16, 'found_label': np.int16, 'found_score': np.float16, 'found_box': np.float16, 'found_sample': np.int32}
+CURVES = {'images': np.int32, 'negatives': np.int32, 'precision': np.float16, 'raised_by': np.float64, 'loss_sum': np.float64,
+          'recall': np.float16}
 
-def samples_of_images(
+def look_at(
     model:nn.Module, # Faster or Mask R-CNN, in evaluation mode
     spec:DataSpec,
     dataset:Any, # mmdet's data set of the validation images
-    images:int,
-)->dict[str, np.ndarray]: # `FIELDS` and `OBJECTS`
-    "`samples_of` the first images of the validation split, joined"
-    parts = {k: [] for k in (*FIELDS, *OBJECTS)}
-    found = 0
+    images:int, # so many of the first
+)->list[dict[str, Any]]: # of each image what `samples_of` gives; `gt_box`, `gt_label`, `zoom` [4] from its pixels to the pipeline's, `id`
+    "`samples_of` the first images of the validation split"
+    out = []
     for i in range(min(images, len(dataset))):
         item, truth = dataset[i], load_samples(spec, 'val', [i])[0]
         zoom = torch.tensor(item['data_samples'].scale_factor).float().repeat(2)
         gt_box, gt_label = torch.tensor(truth.boxes).float().view(-1, 4), torch.tensor(truth.labels).long()
-        out = samples_of(model, {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}, gt_box*zoom, gt_label)
-        out |= {'image': torch.full_like(out['gt'], i), 'box': out['box']/zoom,
-                'gt': torch.where(out['gt'] >= 0, out['gt'] + found, -1),
-                'gt_image': torch.full_like(gt_label, i), 'gt_label': gt_label, 'gt_box': gt_box}
-        for k, v in out.items(): parts[k].append(v.numpy())
-        found += len(gt_label)
-    return {k: np.concatenate(parts[k]).astype(kind) for k, kind in (FIELDS | OBJECTS).items()}
+        seen = samples_of(model, {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}, gt_box*zoom, gt_label)
+        out.append(seen | {'gt_box': gt_box, 'gt_label': gt_label, 'zoom': zoom, 'id': item['data_samples'].img_id})
+    return out
+
+# %% ../nbs/50_study.ipynb
+def tables(
+    seen:list[dict[str, Any]], # see `look_at`
+    found:list[tuple[Tensor, Tensor, Tensor]], # of each image what `detections_of` gives
+    negatives:int, # of so many of the first images negatives are kept too
+)->dict[str, np.ndarray]: # `FIELDS`, `OBJECTS` and `FOUND`
+    "Samples, objects and detections of all images"
+    kinds = FIELDS | OBJECTS | FOUND
+    parts, objects, samples = {k: [] for k in kinds}, 0, 0
+    for i, (s, (dets, label, at)) in enumerate(zip(seen, found)):
+        kept = (s['gt'] >= 0) | (i < negatives)
+        row = torch.where(kept, kept.cumsum(0) - 1 + samples, -1)
+        new = {k: s[k][kept] for k in FIELDS if k in s} | {
+            'image': torch.full((int(kept.sum()),), i), 'box': s['box'][kept]/s['zoom'],
+            'gt': torch.where(s['gt'] >= 0, s['gt'] + objects, -1)[kept],
+            'gt_image': torch.full_like(s['gt_label'], i), 'gt_label': s['gt_label'], 'gt_box': s['gt_box'],
+            'found_image': torch.full_like(label, i), 'found_label': label, 'found_score': dets[:, 4],
+            'found_box': dets[:, :4]/s['zoom'], 'found_sample': row[at]}
+        for k, v in new.items(): parts[k].append(v.numpy())
+        objects, samples = objects + len(s['gt_label']), samples + int(kept.sum())
+    return {k: np.concatenate(parts[k]).astype(kind) for k, kind in kinds.items()}
+
+# %% ../nbs/50_study.ipynb
+def curves(
+    model:nn.Module,
+    spec:DataSpec,
+    seen:list[dict[str, Any]], # see `look_at`
+    found:list[tuple[Tensor, Tensor, Tensor]], # of each image what `detections_of` gives
+    category:list[int], # [C] COCO's id of each class
+)->dict[str, np.ndarray]: # `CURVES` but for `images` and `negatives`
+    "Precision with scores as they are and raised, and recall over false positives"
+    loss_cls, each = model.roi_head.bbox_head.loss_cls, [len(s['gt']) for s in seen]
+    logit, label = (torch.cat([s[k] for s in seen]) for k in ('logit', 'label'))
+    rank = torch.cat([image_rank(s['iou'], s['gt']) for s in seen])
+    rank[label == model.roi_head.bbox_head.num_classes] = max(TOP)  # never chosen
+    loss = class_loss(logit, label, loss_cls).double()
+    budget = min(.1*loss.sum().item(), .98*loss[rank < TOP[0]].sum().item())
+    def precision(found):
+        as_coco = [dict(image_id=s['id'], category_id=category[c], score=d[4], bbox=[d[0], d[1], d[2] - d[0], d[3] - d[1]])
+                   for s, (dets, labels, _) in zip(seen, found)
+                   for d, c in zip(torch.cat([dets[:, :4]/s['zoom'], dets[:, 4:]], 1).tolist(), labels.tolist())]
+        return pr_curves(precisions(as_coco, spec.val_json, area_limits=spec.area_limits, images=[s['id'] for s in seen]))
+    precision_of, raised_by, loss_sum = [precision(found)], [0.], [loss.sum().item()]
+    for top in TOP:
+        raised_by.append(amount_for(logit, label, rank < top, budget, loss_cls) if budget else 0.)
+        z = raised(logit, label, rank < top, raised_by[-1])
+        loss_sum.append(class_loss(z, label, loss_cls).double().sum().item())
+        precision_of.append(precision([detections_of(model, part, s['boxes']) for part, s in zip(z.split(each), seen)]))
+    true = [true_positives(dets, labels, s['gt_box']*s['zoom'], s['gt_label']) for s, (dets, labels, _) in zip(seen, found)]
+    recall = recall_curves(torch.cat([dets[:, 4] for dets, *_ in found]).numpy(), np.concatenate(true), sum(len(s['gt_label']) for s in seen), len(seen))
+    return {'precision': np.stack(precision_of), 'raised_by': np.array(raised_by), 'loss_sum': np.array(loss_sum), 'recall': recall}
 
 # %% ../nbs/50_study.ipynb
 def collect(
     run:str, # the id of a complete run of `faster_rcnn` or `mask_rcnn`
     spec:DataSpec, # what it was trained on
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    images:int=100, # of the validation split, from the first on
+    images:int=500, # of the validation split, from the first on
+    negatives:int=20, # of so many of them negatives are kept too
     weights:str|Path|None=None, # a file in place of the run's own
 )->Path: # `samples.npz` in the run's folder
-    "Write the samples of a trained run; errors of one line as from `pisa.launch.evaluate`"
+    "Write what the figures need of a trained run; errors of one line as from `pisa.launch.evaluate`"
     record, exp, file = trained(run, runs, weights)
     one_of('detector', exp.detector, ('faster_rcnn', 'mask_rcnn'))
     same_classes(record, spec)
     if type(images) is not int or images < 1: raise ValueError(f'images={images!r}: give a whole number, 1 or more')
+    if type(negatives) is not int or negatives < 0: raise ValueError(f'negatives={negatives!r}: give a whole number of images, 0 or more')
     cfg = config(exp, spec)
     register_all_modules()
     with quiet(), contextlib.redirect_stdout(None):
         cfg.model.backbone.pop('init_cfg', None)
         model, dataset = MODELS.build(cfg.model).eval(), DATASETS.build(cfg.val_dataloader.dataset)
-    load_weights(model, file)
+        load_weights(model, file)
+        seen = look_at(model, spec, dataset, images)
+        found = [detections_of(model, s['logit'], s['boxes']) for s in seen]
+        arrays = tables(seen, found, negatives) | curves(model, spec, seen, found, dataset.cat_ids)
+    arrays |= {'images': len(seen), 'negatives': min(negatives, len(seen))}
     buffer, path = io.BytesIO(), store.folder(run, runs)/'samples.npz'
-    np.savez_compressed(buffer, **samples_of_images(model, spec, dataset, images))
+    np.savez_compressed(buffer, **{k: np.asarray(arrays[k], kind) for k, kind in (FIELDS | OBJECTS | FOUND | CURVES).items()})
     write_bytes(path, buffer.getbuffer())
     return path
 
 # %% ../nbs/50_study.ipynb
+@dataclass(frozen=True)
+class Study:
+    "What `collect` has kept of a run"
+    run: str                 # its id
+    samples: pd.DataFrame    # a row a sample, `FIELDS`, the box as x1, y1, x2, y2
+    objects: pd.DataFrame    # a row an object, `OBJECTS` likewise: image, label, x1, y1, x2, y2
+    detections: pd.DataFrame # a row a detection, `FOUND` likewise, with `sample`
+    images: int              # that were looked at
+    negatives: int           # of so many of the first there are negatives
+    precision: np.ndarray    # [V, T, R]
+    raised_by: np.ndarray    # [V]
+    loss_sum: np.ndarray     # [V]
+    recall: np.ndarray       # [T, F]
+
 def read(
     run:str, # the id
     runs:str|Path|None=None,
-)->tuple[pd.DataFrame, pd.DataFrame]: # a row a sample, `FIELDS`, the box as x1, y1, x2, y2; a row an object, `OBJECTS`
-    "The samples of a run; a `FileNotFoundError` of one line says how to collect them"
-    path = store.folder(run, runs)/'samples.npz'
+)->Study:
+    "What was collected of a run; a `FileNotFoundError` of one line says how to collect it"
+    path, kinds = store.folder(run, runs)/'samples.npz', FIELDS | OBJECTS | FOUND | CURVES
     if not path.exists(): raise FileNotFoundError(
         f'{path} is not there: pisa.study.collect({run!r}, spec) writes it, from the weights of the run')
-    with np.load(path, allow_pickle=False) as data: arrays = {k: data[k] for k in (*FIELDS, *OBJECTS)}
+    with np.load(path, allow_pickle=False) as data:
+        if missing := [k for k in kinds if k not in data]: raise ValueError(
+            f'{path} has no {missing[0]!r}, it is of an older pisa: pisa.study.collect({run!r}, spec) writes it anew')
+        arrays = {k: data[k] for k in kinds}
     arrays = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
-    def table(names, box):
-        corners = dict(zip(('x1', 'y1', 'x2', 'y2'), arrays[box].T))
-        return pd.DataFrame({k.removeprefix('gt_'): arrays[k] for k in names if k != box} | corners)
-    return table(FIELDS, 'box'), table(OBJECTS, 'gt_box')
+    def table(names, prefix):
+        corners = dict(zip(('x1', 'y1', 'x2', 'y2'), arrays[f'{prefix}box'].T))
+        return pd.DataFrame({k.removeprefix(prefix): arrays[k] for k in names if k != f'{prefix}box'} | corners)
+    return Study(run, table(FIELDS, ''), table(OBJECTS, 'gt_'), table(FOUND, 'found_'),
+                 **{k: int(arrays[k]) if k in ('images', 'negatives') else arrays[k] for k in CURVES})
 
 # %% ../nbs/50_study.ipynb
 def with_ranks(
-    samples:pd.DataFrame, # see `read`
-)->pd.DataFrame: # the positives, with `local_rank` (0 is the best of its object) and `rank` (IoU-HLR)
+    samples:pd.DataFrame, # see `Study`
+)->pd.DataFrame: # the positives, with `local_rank` (0 is the best of its object), `rank` (IoU-HLR in the whole set), `image_rank` (see there)
     "The positive samples with their ranks"
     pos = samples[samples['gt'] >= 0].copy()
-    iou, gt, label = (torch.tensor(pos[k].to_numpy()) for k in ('iou', 'gt', 'label'))
+    iou, gt, label, image = (torch.tensor(pos[k].to_numpy()) for k in ('iou', 'gt', 'label', 'image'))
     pos['rank'] = iou_hlr(iou, gt, label.long()).numpy()
     pos['local_rank'] = iou_hlr(iou, gt, gt).numpy()  # each object a class of its own
+    pos['image_rank'] = iou_hlr(iou, gt, image.long()).numpy()  # each image a class of its own
     return pos

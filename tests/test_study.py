@@ -1,11 +1,16 @@
-"The samples of a trained detector: what is stored fits together, seen from the stored boxes"
+"What is collected of a trained detector fits together, seen from the stored boxes, from mmdet's own detections and by loops"
+import warnings
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
-from pisa import data, experiments, launch, runs, study
+from mmdet.registry import DATASETS, MODELS
+from pisa import core, data, evaluate, experiments, launch, runs, study
 
 TINY = 'train_cfg.max_epochs=6 train_dataloader.batch_size=4'
+CORNERS = ['x1', 'y1', 'x2', 'y2']
 
 
 @pytest.fixture(scope='module')
@@ -14,11 +19,27 @@ def spec():
 
 
 @pytest.fixture(scope='module')
-def collected(tmp_path_factory, spec):
-    folder = tmp_path_factory.mktemp('runs')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('runs')
+
+
+@pytest.fixture(scope='module')
+def collected(folder, spec):
     path = launch.train(experiments.experiment(overrides=TINY), spec, folder, gpus=0)
-    study.collect(path.name, spec, folder, images=10)
-    return *study.read(path.name, folder), path.name, folder
+    study.collect(path.name, spec, folder, images=16, negatives=10)
+    return study.read(path.name, folder)
+
+
+@pytest.fixture(scope='module')
+def seen(collected, folder, spec):
+    "The model, and what it makes of the images"
+    record, exp, file = launch.trained(collected.run, folder)
+    cfg = experiments.config(exp, spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        model, dataset = MODELS.build(cfg.model).eval(), DATASETS.build(cfg.val_dataloader.dataset)
+    launch.load_weights(model, file)
+    return model, dataset, study.look_at(model, spec, dataset, 16)
 
 
 def overlap(a, b):
@@ -28,44 +49,139 @@ def overlap(a, b):
 
 
 def test_objects_are_those_of_the_images(collected, spec):
-    _, objects, *_ = collected
-    truth = data.load_samples(spec, 'val', 10)
+    objects, truth = collected.objects, data.load_samples(spec, 'val', 16)
     assert objects.image.tolist() == [i for i, s in enumerate(truth) for _ in s.labels]
     assert objects.label.tolist() == [label for s in truth for label in s.labels]
-    np.testing.assert_allclose(objects[['x1', 'y1', 'x2', 'y2']], np.concatenate([s.boxes for s in truth]), rtol=1e-6)
+    np.testing.assert_allclose(objects[CORNERS], np.concatenate([s.boxes for s in truth]), rtol=1e-6)
 
 
 def test_samples_fit_together(collected, spec):
-    samples, objects, *_ = collected
-    C, corners = len(spec.classes), ['x1', 'y1', 'x2', 'y2']
+    samples, objects, C = collected.samples, collected.objects, len(spec.classes)
     pos, neg = samples[samples['gt'] >= 0], samples[samples['gt'] < 0]
     assert len(pos) > 20 and len(neg) > len(pos)
+    assert neg.image.max() == 9 and pos.image.max() > 9  # negatives of the first ten images alone
     assert (pos.iou_before >= 0.499).all() and (neg.iou_before < 0.501).all()  # as they were assigned
     own = objects.loc[pos['gt']]
     assert own.label.tolist() == pos.label.tolist() and own.image.tolist() == pos.image.tolist() and (neg.label == C).all()
     for some, of in ((pos, lambda s: [objects.loc[s['gt']]]), (neg.iloc[::40], lambda s: [o for _, o in objects[objects.image == s['image']].iterrows()])):
         for _, s in some.iterrows():
-            best = max((overlap(s[corners].tolist(), o[corners].tolist()) for o in of(s)), default=0)
+            best = max((overlap(s[CORNERS].tolist(), o[CORNERS].tolist()) for o in of(s)), default=0)
             assert s.iou == pytest.approx(best, abs=0.02)  # boxes are stored to an eighth of a pixel
     np.testing.assert_allclose(samples.loss, -np.log(samples.score), rtol=0.02, atol=0.02)  # cross entropy
     assert (samples.object_score[samples['gt'] >= 0] >= pos.score - 1e-3).all()
     assert (neg.score + neg.object_score <= 1.002).all()
 
 
+def test_detections_are_those_of_mmdet(collected, seen):
+    model, dataset, _ = seen
+    item = dataset[3]
+    with torch.no_grad():
+        theirs = model.test_step({'inputs': [item['inputs']], 'data_samples': [item['data_samples']]})[0].pred_instances
+    ours = collected.detections[collected.detections.image == 3]
+    assert len(ours) == len(theirs) > 0
+    np.testing.assert_allclose(ours.score, theirs.scores, atol=1e-3)
+    np.testing.assert_allclose(ours[CORNERS], theirs.bboxes, atol=0.07)
+    assert (ours.label.to_numpy() == theirs.labels.numpy()).mean() > 0.95  # scores may tie in half precision
+
+
+def test_detections_name_their_samples(collected):
+    samples, found = collected.samples, collected.detections
+    known = found[found['sample'] >= 0]
+    own = samples.loc[known['sample']].reset_index(drop=True)
+    assert (own.image.to_numpy() == known.image.to_numpy()).all()
+    right = own.label.to_numpy() == known.label.to_numpy()
+    assert right.sum() > 5
+    np.testing.assert_allclose(own[CORNERS][right], known[CORNERS].to_numpy()[right], atol=0.13)  # the box of the own class
+    np.testing.assert_allclose(own.score[right], known.score.to_numpy()[right], atol=2e-3)
+    assert (found[found['sample'] < 0].image > 9).all()  # negatives that are not kept
+
+
+def test_precision_is_that_of_the_training(collected, folder, spec):
+    "The run's own evaluation went through mmdet's loop"
+    found = core.read_json(runs.folder(collected.run, folder) / 'detections.json')
+    theirs = evaluate.pr_curves(evaluate.precisions(found, spec.val_json, area_limits=spec.area_limits))
+    assert theirs.max() > 0
+    np.testing.assert_allclose(collected.precision[0], theirs, atol=1e-3)
+
+
+def test_recall_by_loops(collected, folder, spec):
+    found = core.read_json(runs.folder(collected.run, folder) / 'detections.json')
+    gt, t = core.read_json(spec.val_json), 0
+    xyxy = lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]
+    taken, hits = set(), []
+    for d in sorted(found, key=lambda d: -d['score']):
+        free = [(overlap(xyxy(d['bbox']), xyxy(a['bbox'])), a['id']) for a in gt['annotations']
+                if a['image_id'] == d['image_id'] and a['category_id'] == d['category_id'] and a['id'] not in taken]
+        iou, best = max(free, default=(0, None))
+        hits.append(iou >= study.IOU[t])
+        if hits[-1]: taken.add(best)
+    assert sum(hits) > 2
+    compared = 0
+    for allowed, recall in zip(study.FALSE_POSITIVES, collected.recall[t]):
+        n_true, n_false = 0, 0
+        for hit in hits:
+            if not hit and n_false + 1 > allowed * 16: break
+            n_true, n_false = n_true + hit, n_false + (not hit)
+        else:
+            if n_false < allowed * 16: assert np.isnan(recall)
+            continue
+        assert recall == pytest.approx(n_true / len(gt['annotations']), abs=1e-3)
+        compared += recall > 0
+    assert compared > 3
+
+
+def test_raised_scores_lower_the_loss_by_the_budget(collected, seen):
+    _, _, images = seen
+    logit, label = (torch.cat([s[k] for s in images]).double() for k in ('logit', 'label'))
+    label = label.long()
+    top = {n: [] for n in study.TOP}
+    for s in images:  # the linear order of Section 3, in words: all best of an object, by IoU, then all second best...
+        pos = [i for i in range(len(s['gt'])) if s['gt'][i] >= 0]
+        better = {i: sum(s['gt'][j] == s['gt'][i] and (s['iou'][j] > s['iou'][i] or s['iou'][j] == s['iou'][i] and j < i) for j in pos) for i in pos}
+        order = sorted(pos, key=lambda i: (better[i], -s['iou'][i].item(), i))
+        for n in study.TOP: top[n].append(torch.tensor([i in order[:n] for i in range(len(s['gt']))]))
+    before = F.cross_entropy(logit, label, reduction='none')
+    chosen = {n: torch.cat(parts) for n, parts in top.items()}
+    budget = min(0.1 * before.sum(), 0.98 * before[chosen[5]].sum()).item()
+    assert budget > 0
+    assert collected.loss_sum[0] == pytest.approx(before.sum().item(), rel=1e-5)
+    for n, by, after in zip(study.TOP, collected.raised_by[1:], collected.loss_sum[1:]):
+        z = logit.clone()
+        z[chosen[n], label[chosen[n]]] += by
+        assert before.sum().item() - after == pytest.approx(budget, rel=1e-4)
+        assert F.cross_entropy(z, label, reduction='sum').item() == pytest.approx(after, rel=1e-5)
+    assert collected.raised_by[1] > collected.raised_by[2] > 0
+    assert (collected.precision[1] >= 0).all() and collected.precision[1].mean() > collected.precision[0].mean()
+
+
 def test_ranks(collected):
-    pos = study.with_ranks(collected[0])
+    pos = study.with_ranks(collected.samples)
     for gt, own in pos.groupby('gt'):
         assert sorted(own.local_rank) == list(range(len(own)))
         assert (np.diff(own.sort_values('local_rank').iou) <= 0).all()
-    for label, own in pos.groupby('label'):
-        in_order = own.sort_values('rank')
-        assert in_order['rank'].tolist() == list(range(len(own)))
-        assert in_order.local_rank.is_monotonic_increasing
+    for by, rank in (('label', 'rank'), ('image', 'image_rank')):
+        for _, own in pos.groupby(by):
+            in_order = own.sort_values(rank)
+            assert in_order[rank].tolist() == list(range(len(own)))
+            assert in_order.local_rank.is_monotonic_increasing
 
 
-def test_refusals(collected, tmp_path, spec):
-    _, _, run, folder = collected
+def test_refusals(collected, folder, tmp_path, spec):
+    run = collected.run
+    with pytest.raises(ValueError, match='negatives=-1: give a whole number of images'): study.collect(run, spec, folder, negatives=-1)
     (runs.folder(run, folder) / 'weights.pth').rename(tmp_path / 'w.pth')
     with pytest.raises(FileNotFoundError, match='git keeps records only'): study.collect(run, spec, folder)
     assert study.collect(run, spec, folder, images=1, weights=tmp_path / 'w.pth').exists()
     with pytest.raises(FileNotFoundError, match='there is no complete run'): study.collect('none', spec, folder)
+
+
+def test_committed_studies():
+    "Small, of the format of today, and with the AP that the training recorded"
+    found = sorted((core.root() / 'runs').glob('*/samples.npz'))
+    if not found: pytest.skip('no run in runs/ has samples.npz')
+    for file in found:
+        s = study.read(file.parent.name, core.root() / 'runs')
+        assert file.stat().st_size < 0.5e6, file
+        record = core.read_json(file.with_name('run.json'))
+        if s.images == record['data']['n_val']:
+            assert 100 * s.precision[0].mean() == pytest.approx(core.read_json(file.with_name('metrics.json'))['AP'], abs=0.05)

@@ -1,0 +1,203 @@
+"Figures: what they compute, by loops; what they say, on samples whose answer is known; what they do without runs"
+import json
+import re
+from pathlib import Path
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip('mmdet')
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+from pisa import figures, runs
+from pisa.study import FALSE_POSITIVES, Study
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = [ROOT / f'nbs/paper/fig{n}.ipynb' for n in figures.FIGURES]
+
+
+def positives(rng, images=12, objects=3, each=6, classes=2):
+    "Rows as `with_ranks` has them, by chance"
+    gt = np.arange(images * objects).repeat(each)
+    table = pd.DataFrame({'image': gt // objects, 'gt': gt, 'label': gt % classes, 'iou': rng.rand(len(gt)).astype(np.float32), 'score': rng.rand(len(gt))})
+    table['loss'] = -np.log(table.score)
+    table['local_rank'] = table.groupby('gt').iou.rank(ascending=False).astype(int) - 1
+    for by, name in (('label', 'rank'), ('image', 'image_rank')):
+        order = table.sort_values(['local_rank', 'iou'], ascending=[True, False])
+        table[name] = order.groupby(by).cumcount()
+    return table
+
+
+def trained(name, score, images=40, seed=0):
+    "A run whose scores are a function of the IoU (and of chance), 0.5 to 1"
+    rng = np.random.RandomState(seed)
+    pos = positives(rng, images)
+    iou = 0.5 + pos.iou / 2
+    p = np.clip(score(iou.to_numpy(), pos.local_rank.to_numpy(), rng.rand(len(pos))), 0.01, 0.99)
+    side, at = 40., np.zeros(len(pos))
+    samples = pos.assign(iou=iou, iou_before=iou, score=p, object_score=p, loss=-np.log(p), x1=at, y1=at, x2=at + side, y2=at + side)
+    objects = pd.DataFrame({'image': np.arange(images * 3) // 3, 'label': np.arange(images * 3) % 2})
+    objects['x1'], objects['y1'] = 44. * (objects.index % 3), 10.
+    objects['x2'], objects['y2'] = objects.x1 + 30, objects.y1 + 30
+    found = samples.loc[samples.groupby('gt').score.idxmax()]
+    curve = np.linspace(1, 0, 101)
+    study = Study(name, samples.drop(columns=['rank', 'local_rank', 'image_rank']), objects, found.assign(sample=found.index), images, 0,
+                  precision=np.stack([np.tile(curve ** k, (10, 1)) for k in (2, 0.5, 1)]), raised_by=np.array([0, 5., 0.5]), loss_sum=np.array([20., 18, 18]),
+                  recall=np.tile(np.linspace(0.1, p.mean(), len(FALSE_POSITIVES)), (10, 1)))
+    return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=0, data=dict(name='shapes', note='made up')), study)
+
+
+FLAT = trained('flat', lambda iou, rank, chance: 0.4 + 0.2 * chance)
+STEEP = trained('steep', lambda iou, rank, chance: 0.1 + 1.6 * (iou - 0.5) - 0.1 * rank + 0.2 * chance)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close('all')
+
+
+def test_three_of_each_by_loops():
+    pos = positives(np.random.RandomState(1))
+    kinds = figures.three_of_each(pos, 3)
+    for image, own in pos.groupby('image'):
+        rows = own.to_dict('index')
+        assert set(kinds['hard'].query('image == @image').index) == set(sorted(rows, key=lambda i: -rows[i]['loss'])[:3])
+        best = sorted(rows, key=lambda i: (rows[i]['local_rank'], -rows[i]['iou']))[:3]
+        assert set(kinds['prime'].query('image == @image').index) == set(best)
+        assert len({rows[i]['gt'] for i in best}) == 3  # the best of three objects
+        assert kinds['random'].query('image == @image').index.isin(own.index).sum() == 3
+
+
+def test_isr_weights_by_the_equations():
+    pos = positives(np.random.RandomState(2), images=16)
+    prime = figures.selected(pos, budget=7, batch=8)['prime']
+    assert prime.groupby('image').size().eq(7).all()
+    for first in (0, 8):
+        own = prime[(prime.image >= first) & (prime.image < first + 8)]
+        w = {}
+        for label, cls in own.groupby('label'):  # Eq. 1 and 2, with gamma 2 and beta 0
+            local = {i: (cls['gt'].eq(r['gt']) & (cls.iou > r.iou)).sum() for i, r in cls.iterrows()}
+            order = sorted(cls.index, key=lambda i: (local[i], -cls.iou[i]))
+            w.update({i: ((len(cls) - r) / len(cls)) ** 2 for r, i in enumerate(order)})
+        w = pd.Series(w).loc[own.index]
+        np.testing.assert_allclose(own.weight, w * own.loss.sum() / (w * own.loss).sum(), rtol=1e-4)  # Eq. 3
+
+
+def test_hard_ones_by_loops():
+    pos = positives(np.random.RandomState(3))
+    hard = figures.selected(pos, budget=5)['hard']
+    for image, own in pos.groupby('image'):
+        assert set(hard[hard.image == image].index) == set(own.nlargest(5, 'loss').index)
+
+
+def test_bin_means_and_their_intervals():
+    rng = np.random.RandomState(4)
+    image, place = rng.randint(0, 50, 4000), rng.randint(0, 3, 4000)
+    value = rng.randn(50)[image] + 0.1 * rng.randn(4000)  # images differ, samples of one image hardly
+    mean, draws = figures.bin_means(image, place, value, 50, 4)
+    np.testing.assert_allclose(mean[:3], [value[place == b].mean() for b in range(3)])
+    assert np.isnan(mean[3])
+    by_image = pd.Series(value).groupby(image).mean().std() / 50 ** 0.5
+    assert draws[:, 0].std() == pytest.approx(by_image, rel=0.25)  # not that of 4000 samples that know nothing of each other
+
+
+def test_relative_rank_is_within_the_class():
+    pos = positives(np.random.RandomState(5), classes=3)
+    at = figures._relative_rank(pos)
+    for label in range(3):
+        own = np.sort(at[pos.label == label])
+        np.testing.assert_allclose(own, np.arange(len(own)) / len(own))
+
+
+AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which leaves open'
+
+
+@pytest.mark.parametrize('number, of, words', [
+    (1, (FLAT, FLAT, STEEP), NOT), (1, (STEEP, STEEP, FLAT), AGREES), (2, (FLAT,), AGREES),
+    (7, (STEEP,), AGREES), (8, (FLAT, STEEP), AGREES), (8, (STEEP, FLAT), NOT), (8, (FLAT, FLAT), OPEN), (9, (FLAT, STEEP), AGREES), (9, (STEEP, FLAT), NOT)])
+def test_says_what_the_samples_say(number, of, words):
+    drawn = figures.FIGURES[number](*of)
+    assert words in drawn.finding
+    assert not any(w in drawn.finding for w in {AGREES, NOT, OPEN} - {words})
+    assert drawn.runs == [t.id for t in of] and all(f'`{id}`' in drawn.caption for id in drawn.runs)
+
+
+def test_figure_2_sees_the_other_order():
+    s = FLAT.study
+    swapped = figures.Trained(FLAT.record, Study(**{**s.__dict__, 'precision': s.precision[[0, 2, 1]]}))
+    assert 'at 0 of 10 IoU thresholds, which contradicts the paper' in figures.figure2(swapped).finding
+
+
+def test_means_of_figure_4_are_in_its_words():
+    drawn = figures.figure4(FLAT)
+    kinds = figures.three_of_each(FLAT.positives())
+    for name, k in kinds.items(): assert f'{name} {k.iou.mean():.2f} and {k.loss.mean():.2f}' in drawn.finding
+    assert '120 prime' in drawn.caption
+    assert 'Prime samples have higher IoUs and lower losses' in figures.figure4(STEEP).finding
+
+
+def test_missing_runs_are_one_line(tmp_path, capsys):
+    for number, rows in figures.ROWS.items():
+        if not rows: continue
+        assert figures.draw(number, tmp_path) is None
+        said = capsys.readouterr().out
+        assert said.count('\n') == 1 and said.startswith(f'Figure {number} needs ')
+        for row in rows: assert f'a run of {row} with seed 1' in said and f'-p experiment "{row}"' in said
+        assert f"figures.prepare(runs='{tmp_path}')" in said
+
+
+def test_the_line_of_the_projects_own_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('PISA_ROOT', str(tmp_path))
+    for none in ('', None): assert figures.draw(4, none) is None
+    assert capsys.readouterr().out.count('-p seed 1 && python -c "from pisa import figures; figures.prepare()"\n') == 2
+
+
+def test_files(tmp_path):
+    paths = figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'new')
+    assert [p.name for p in paths] == ['fig4.png', 'fig4.pdf', 'fig4.json']
+    png, pdf, words = (p.read_bytes() for p in paths)
+    assert png.startswith(b'\x89PNG') and pdf.startswith(b'%PDF')
+    assert b'/Type3' not in pdf and b'/FontFile2' in pdf  # TrueType: text stays text
+    words = json.loads(words)
+    assert words['runs'] == ['flat'] and words['parameters']['of_each_image'] == 3
+    assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_parameters_of_a_notebook(notebook):
+    cells = json.loads(notebook.read_text())['cells']
+    cell, = [c for c in cells if 'parameters' in c['metadata'].get('tags', [])]
+    values = {}
+    exec(''.join(cell['source']), values)
+    del values['__builtins__']
+    assert values == dict(runs='', out='', seed=1)
+    assert not any(c.get('outputs') for c in cells)
+    number = re.search(r'\d', notebook.stem)[0]
+    assert f'figures.draw({number}, runs, seed)' in ''.join(''.join(c['source']) for c in cells)
+
+
+def execute(notebook, **parameters):
+    papermill = pytest.importorskip('papermill')
+    return json.dumps(papermill.execute_notebook(notebook, None, parameters, progress_bar=False, cwd=ROOT))
+
+
+@pytest.mark.parametrize('number', [4, 6])
+def test_notebook_without_runs(number, tmp_path):
+    (tmp_path / 'runs').mkdir()
+    said = execute(ROOT / f'nbs/paper/fig{number}.ipynb', runs=str(tmp_path / 'runs'), out=str(tmp_path / 'out'))
+    if figures.ROWS[number]:
+        assert 'Figure 4 needs a run of table3/R-R with seed 1' in said and not (tmp_path / 'out').exists()
+    else: assert {p.suffix for p in (tmp_path / 'out').iterdir()} == {'.png', '.pdf', '.json'}
+
+
+@pytest.mark.parametrize('number', [n for n, rows in figures.ROWS.items() if rows])
+def test_from_the_projects_runs(number, tmp_path):
+    everything = runs.load(ROOT / 'runs')
+    ids = [figures.run_of(row, everything, 1) for row in figures.ROWS[number]]
+    if any(id is None or not (ROOT / 'runs' / id / 'samples.npz').exists() for id in ids): pytest.skip('runs/ has not all runs of this figure')
+    drawn = figures.draw(number, ROOT / 'runs')
+    assert drawn.runs == ids
+    assert 'nan' not in drawn.caption + drawn.finding
+    for path in figures.save(drawn, 'fig', tmp_path): assert path.stat().st_size > 200
