@@ -2,10 +2,13 @@
 
 Time is CPU time of one thread. What both sides need alike, decoded boxes, their IoUs and the cross entropy, is computed beforehand
 and handed to both."""
+import re
 from types import SimpleNamespace
 from unittest import mock
 import numpy as np
 import torch
+from torch._inductor import metrics
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 from mmdet.models.losses import pisa_loss
 from mmdet.models.losses.pisa_loss import carl_loss as released_carl, isr_p
@@ -87,6 +90,13 @@ def work(f):
     return counter.n
 
 
+def compiled(f):
+    "The same after `torch.compile`: the kernels that it makes, and the operations that it leaves to torch"
+    metrics.reset()
+    with mock.patch('pisa.hlr.np', None): _, code = run_and_get_code(torch.compile(f, fullgraph=True))
+    return metrics.generated_kernel_count + sum(len(re.findall(r'= (?:torch\.ops\.aten|extern_kernels)\.', c)) for c in code)
+
+
 def kernels():
     "ISR and CARL from scores and boxes to weights and loss, as in a head: 512 RoIs, of which a quarter are positive"
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -114,10 +124,11 @@ def kernels():
     def of_pisa():
         p, d = score[pos], delta.view(512, -1, 4)[pos, own]
         with torch.no_grad():
-            isr_weights(bbox_overlaps(coder.decode(rois[pos, 1:], d), gt_box, is_aligned=True), ids, own, ce(p, own, reduction_override='none'))
-        carl_loss(p.softmax(1).gather(1, own[:, None])[:, 0], l1(d, target[pos], reduction_override='none')).sum()
+            weight = isr_weights(bbox_overlaps(coder.decode(rois[pos, 1:], d), gt_box, is_aligned=True), ids, own, ce(p, own, reduction_override='none'))
+        return weight, carl_loss(p.softmax(1).gather(1, own[:, None])[:, 0], l1(d, target[pos], reduction_override='none')).sum()
 
-    rows = [dict(what=name, operations=work(f)) for name, f in (('pisa', of_pisa), ('mmdet', of_mmdet))]
+    rows = [dict(what=name, operations=count(f)) for name, count, f in
+            (('pisa', work, of_pisa), ('mmdet', work, of_mmdet), ('pisa, torch.compile', compiled, of_pisa))]
     for row in rows: row['ratio'] = row['operations'] / rows[1]['operations']
     report('core', 'kernels: operations of ISR and CARL', rows, rois=512, positives=128, device=device,
            counted='kernel launches' if device == 'cuda' else 'operations, each at least a kernel on a GPU')
