@@ -56,9 +56,9 @@ readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs
 	sed -i 's/^!\[png\]/![Six samples around two objects, ranked by IoU-HLR and weighted by ISR]/' README.md
 
 paper: $(STAMP)  ## render the paper's tables and figures from runs/ into figures/, and the page nbs/paper/index.ipynb
-	@mkdir -p _proc/paper
+	@mkdir -p _proc/nbs/paper
 	printf '%s\n' nbs/paper/table?.ipynb nbs/paper/fig?.ipynb | xargs -P 2 -I{} sh -c 'papermill {} _proc/{} -p out figures --no-progress-bar 2> _proc/{}.log || { tail -n 20 _proc/{}.log; exit 255; }' 
-	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/paper/index.log || { tail -n 20 _proc/paper/index.log; false; }
+	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/nbs/paper/index.log || { tail -n 20 _proc/nbs/paper/index.log; false; }
 	nbdev_clean --fname nbs/paper/index.ipynb
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
