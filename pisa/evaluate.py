@@ -14,8 +14,8 @@ from .core import one_of, read_json, write_text
 from .data import COCO_AREA_LIMITS, DataSpec, coco_test_dev, load_samples
 
 # %% auto 0
-__all__ = ['VOC_KINDS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'voc_curves', 'voc_average', 'voc_ap', 'to_coco',
-           'COCOAP', 'write_results', 'load_test_dev', 'show_detections']
+__all__ = ['VOC_KINDS', 'IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'voc_curves', 'voc_average', 'voc_ap',
+           'resamples', 'weighted_ap', 'to_coco', 'COCOAP', 'write_results', 'load_test_dev', 'show_detections']
 
 # %% ../nbs/31_evaluate.ipynb
 def _checked(detections:Sequence[dict], data:dict, iou_type:str, gt_json:Path)->list[dict]: # copies, with what `iou_type` needs
@@ -116,6 +116,27 @@ def _owners(
         owner[mine] = np.where(overlap.max(1) >= iou, np.array(theirs)[overlap.argmax(1)], -1)
     return owner
 
+def _voc_matches(
+    detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
+    data:dict, # what the annotation file holds
+    iou:float, # overlap that makes a detection true
+    images:set[int], # ids of the images that were looked at
+)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # of each class: image id [D] of the detections that count, by score; true [D]; image id [n] of what is to be found
+    "Which detections of each class are true, by the rules of the VOC devkit"
+    per_class = {c['id']: ([], []) for c in data['categories']}
+    for i, rows in enumerate((data['annotations'], sorted(detections, key=lambda d: -d['score']))):
+        for r in rows:
+            if r['image_id'] in images: per_class[r['category_id']][i].append(r)
+    out, where = [], lambda rows: np.array([r['image_id'] for r in rows], int)
+    for objects, found in per_class.values():
+        hard = np.array([bool(a.get('difficult') or a.get('iscrowd')) for a in objects] + [False])  # the last is -1, nobody
+        owner = _owners(objects, found, iou)
+        counts = ~hard[owner]
+        owner, first = owner[counts], np.zeros(counts.sum(), bool)
+        first[np.unique(owner, return_index=True)[1]] = True  # to come to an object
+        out.append((where(found)[counts], first & (owner >= 0), where(objects)[~hard[:-1]]))
+    return out
+
 def voc_curves(
     detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
     gt_json:str|Path, # annotations in COCO's format; objects with `difficult` or `iscrowd` are difficult ones
@@ -126,20 +147,8 @@ def voc_curves(
     if not 0 < iou <= 1: raise ValueError(f'iou={iou!r} is no overlap: give a number above 0 and up to 1')
     data = _truth(gt_json)
     seen = {i['id'] for i in data['images']} if images is None else set(images)
-    per_class = {c['id']: ([], []) for c in data['categories']}
-    for i, rows in enumerate((data['annotations'], sorted(_checked(detections, data, 'bbox', gt_json), key=lambda d: -d['score']))):
-        for r in rows:
-            if r['image_id'] in seen: per_class[r['category_id']][i].append(r)
-    out = []
-    for objects, found in per_class.values():
-        hard = np.array([bool(a.get('difficult') or a.get('iscrowd')) for a in objects] + [False])  # the last is -1, nobody
-        owner = _owners(objects, found, iou)
-        owner, n = owner[~hard[owner]], len(objects) - hard.sum()
-        first = np.zeros(len(owner), bool)
-        first[np.unique(owner, return_index=True)[1]] = True  # to come to an object
-        true = (first & (owner >= 0)).cumsum()
-        out.append((true/n, true/np.arange(1, len(true) + 1)) if n else None)
-    return out
+    matches = _voc_matches(_checked(detections, data, 'bbox', gt_json), data, iou, seen)
+    return [(true.cumsum()/len(objects), true.cumsum()/np.arange(1, len(true) + 1)) if len(objects) else None for _, true, objects in matches]
 
 # %% ../nbs/31_evaluate.ipynb
 VOC_KINDS = ('11-point', 'area')  # of VOC2007 to 2009, and since 2010
@@ -165,6 +174,111 @@ def voc_ap(
     one_of('kind', kind, VOC_KINDS)
     ap = np.array([np.nan if curve is None else voc_average(*curve, kind) for curve in voc_curves(detections, gt_json, iou, images)])
     return dict(AP_VOC=None if np.isnan(ap).all() else float(np.nanmean(ap)), class_ap=ap)
+
+# %% ../nbs/31_evaluate.ipynb
+def resamples(
+    images:int, # I
+    draws:int=1000,
+    seed:int=0,
+)->np.ndarray: # [1 + draws, I] how often each image is drawn; row 0: each once
+    "Draws of images with replacement, the same for everybody"
+    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1/images), draws)
+    return np.concatenate([np.ones((1, images), int), drawn])
+
+# %% ../nbs/31_evaluate.ipynb
+IOUS = np.linspace(.5, .95, 10)
+
+def _coco_match(
+    boxes:np.ndarray, # [D, 4] x, y, w, h, by score
+    objects:np.ndarray, # [G, 4]
+    crowd:np.ndarray, # [G] bool
+)->np.ndarray: # [10, D] 1: true, 0: false, -1: does not count
+    "Which detections of one image and class are true at each of COCO's IoU thresholds"
+    from pycocotools import mask as rle
+    out = np.zeros((10, len(boxes)), np.int8)
+    if not (len(boxes) and len(objects)): return out
+    iou, free, at = rle.iou(boxes, objects, crowd.astype(np.uint8)), np.ones((10, len(objects)), bool), np.arange(10)
+    for d in np.flatnonzero(iou.max(1) >= IOUS[0]):
+        fits = free & (iou[d] >= IOUS[:, None])
+        own = np.where(fits & ~crowd, iou[d], -1.)
+        best = own.shape[1] - 1 - own[:, ::-1].argmax(1)  # of equal ones COCO takes the last
+        true = own[at, best] > 0
+        free[at[true], best[true]] = False
+        out[:, d] = np.where(true, 1, np.where((fits & crowd).any(1), -1, 0))
+    return out
+
+def _coco_matches(
+    detections:Sequence[dict], # COCO results
+    data:dict, # what the annotation file holds
+    images:Sequence[int], # ids of the images that were looked at
+    max_dets:int, # the highest-scored of an image and class that count
+)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # of each class: image id [D] by score, match [10, D], image id [n] of what is to be found
+    "`_coco_match` of each image, put in the order of the scores"
+    groups = {(c['id'], i): ([], []) for c in data['categories'] for i in images}
+    for k, rows in enumerate((detections, data['annotations'])):
+        for r in rows:
+            if group := groups.get((r['category_id'], r['image_id'])): group[k].append(r)
+    box, out = lambda rows: np.array([r['bbox'] for r in rows], float).reshape(-1, 4), []
+    for c in data['categories']:
+        score, where, match, objects = [], [], [], []
+        for i in images:
+            found, there = groups[c['id'], i]
+            found = sorted(found, key=lambda d: -d['score'])[:max_dets]
+            crowd = np.array([bool(a.get('iscrowd')) for a in there], bool)
+            score += [d['score'] for d in found]
+            where += [i]*len(found)
+            match.append(_coco_match(box(found), box(there), crowd))
+            objects += [i]*int((~crowd).sum())
+        order = np.argsort(-np.array(score), kind='stable')
+        out.append((np.array(where, int)[order], np.concatenate(match, 1)[:, order], np.array(objects, int)))
+    return out
+
+# %% ../nbs/31_evaluate.ipynb
+def _weighted_average(
+    image:np.ndarray, # [D] place of each detection's image among the I, by score
+    match:np.ndarray, # [10, D] at each threshold, 1: true, 0: false, -1: does not count
+    weights:np.ndarray, # [W, I]
+    n:np.ndarray, # [W] weight of what is to be found
+    levels:np.ndarray, # recalls at which precision is read
+)->np.ndarray: # [10, W] percent; nan where nothing is to be found
+    "The average precision of one class at each threshold, with images counted so many times"
+    out = np.full((len(match), len(weights)), np.nan)
+    step = max(1, 4*10**6//max(len(image), 1))  # draws at a time, for memory
+    for s in range(0, len(weights), step):
+        w, total = weights[s:s + step, image], n[s:s + step]
+        all_passed = np.cumsum(w, 1)
+        for t, kind in enumerate(match):
+            at = np.flatnonzero(kind == 1)
+            passed = (all_passed if (kind >= 0).all() else np.cumsum(w*(kind >= 0), 1))[:, at]
+            true = np.cumsum(w[:, at], 1)
+            best = np.maximum.accumulate((true/np.maximum(passed, 1))[:, ::-1], 1)[:, ::-1]
+            best = np.concatenate([best, np.zeros((len(w), 1))], 1)  # beyond the last true one
+            for k in np.flatnonzero(total): out[t, s + k] = 100*best[k, (true[k]/total[k]).searchsorted(levels)].mean()
+    return out
+
+def weighted_ap(
+    detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
+    gt_json:str|Path, # annotations in COCO's format
+    weights:np.ndarray, # [W, I] how often each image counts, whole numbers, images by id; see `resamples`
+    voc:bool=False, # AP_VOC too, over eleven points
+    max_dets:int=100, # the highest-scored of an image and class that count
+    images:Sequence[int]|None=None, # ids of the I images that were looked at; all of `gt_json` if not given
+)->dict[str, np.ndarray]: # [W] percent each: AP, AP50, AP75, and AP_VOC where asked; nan where there is no ground truth
+    "`coco_ap` of boxes as it would be on data that holds each image so many times; a `ValueError` names what is wrong"
+    data = _truth(gt_json)
+    detections = _checked(detections, data, 'bbox', gt_json)
+    ids = np.array(sorted({i['id'] for i in data['images']} if images is None else set(images)))
+    if weights.shape[1:] != ids.shape: raise ValueError(f'weights are of {weights.shape[-1]} images, but there are {len(ids)}')
+    def mean(matches, levels): # [thresholds, W], over the classes that have ground truth
+        places = [(ids.searchsorted(where), match, weights[:, ids.searchsorted(objects)].sum(1)) for where, match, objects in matches]
+        ap = np.array([_weighted_average(image, match, weights, n, levels) for image, match, n in places])
+        some = ~np.isnan(ap)
+        return np.where(some.any(0), np.where(some, ap, 0).sum(0)/np.maximum(some.sum(0), 1), np.nan)
+    ap = mean(_coco_matches(detections, data, ids.tolist(), max_dets), np.linspace(0, 1, 101))
+    out = dict(AP=ap.mean(0), AP50=ap[0], AP75=ap[5])
+    if voc: out['AP_VOC'] = mean([(where, true[None].astype(np.int8), objects) for where, true, objects in
+                                  _voc_matches(detections, data, .5, set(ids.tolist()))], np.linspace(0, 1, 11))[0]
+    return out
 
 # %% ../nbs/31_evaluate.ipynb
 def to_coco(

@@ -4,7 +4,7 @@
 
 # %% ../nbs/40_experiments.ipynb 3
 from __future__ import annotations
-import ast, builtins, dataclasses, difflib, hashlib, json
+import ast, builtins, contextlib, dataclasses, difflib, functools, hashlib, json, os, re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,10 @@ from .samplers import HLR_DEFAULTS
 from .two_stage import prime_config
 
 # %% auto 0
-__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'ROWS', 'TERMS', 'prime_settings',
-           'default_sampler', 'Experiment', 'experiment', 'checkpoint_of', 'parse_overrides', 'Recipe', 'sgd', 'recipe',
-           'dataloader', 'detector', 'config', 'steps', 'schedule', 'positive', 'override', 'known_row',
-           'row_experiment', 'row_dataset', 'in_words', 'summary']
+__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'LOADED', 'ROWS', 'TERMS', 'prime_settings',
+           'default_sampler', 'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values',
+           'checkpoint_of', 'parse_overrides', 'dataloader', 'detector', 'config', 'steps', 'schedule', 'positive',
+           'harmless', 'override', 'known_row', 'row_experiment', 'row_dataset', 'in_words', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -64,14 +64,49 @@ class Experiment:
     formulation: str = 'v1'
     sampler: str = 'auto'
     pretrained: str = 'auto'
+    pretrained_sha256: str = ''  # of the file that `pretrained` is, if it is one: stands for it in the id, wherever it lies
 
     def id(self, fingerprint:str)->str: # e.g. `mask_rcnn-pisa-shapes-s0-1a2b3c4d`
         "Id of the run: readable words, and eight digits that stand for all of them, the data and the recipe"
         words = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        if self.pretrained_sha256: words.pop('pretrained', None)
         content = json.dumps([words, fingerprint, RECIPE], sort_keys=True)
         digits = hashlib.sha256(content.encode()).hexdigest()[:8]
         return f'{self.detector}-{self.method}-{self.dataset}-s{self.seed}-{digits}'
 
+# %% ../nbs/40_experiments.ipynb
+@dataclass(frozen=True)
+class Recipe:
+    "How a detector is trained"
+    image: tuple[int, int]    # (longer, shorter) side that images are resized to, aspect kept; both equal: stretched to that square
+    batch: int                # images a step, over all processes
+    epochs: int
+    optimizer: dict           # mmengine's `optim_wrapper`
+    warmup: int               # steps; 0 is none
+    warmup_factor: float      # of the learning rate, in the first of them
+    steps: tuple[float, ...]  # where the learning rate falls to a tenth, as parts of the training
+    distort: bool = False     # colours, expansion and crops, as SSD does
+
+def sgd(lr:float, decay:float=1e-4, clip:float|None=35)->dict:
+    return dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=decay), clip_grad=dict(max_norm=clip, norm_type=2) if clip else None)
+
+def recipe(
+    exp:Experiment,
+)->Recipe:
+    "The recipe of an experiment, before its overrides"
+    voc, ssd, half = exp.dataset == 'voc', exp.detector == 'ssd300', exp.detector in ('retinanet', 'atss')
+    if exp.scale == 'mini':
+        side = 128 if exp.dataset == 'shapes' else 256
+        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=12 if voc else 4, warmup=50, warmup_factor=0.001,
+                      steps=(8/12, 11/12),
+                      optimizer=dict(type='OptimWrapper' if exp.detector in TWO_STAGE else 'MiniOptimWrapper', clip_grad=dict(max_norm=10),
+                                     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)))
+    if ssd: return Recipe(image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None), warmup=500,
+                          warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
+    return Recipe(image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half or voc else 0.02),
+                  warmup=0 if voc else 500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
+
+# %% ../nbs/40_experiments.ipynb
 def experiment(
     detector:str='faster_rcnn', # one of `DETECTORS`
     method:str='pisa', # one of `METHODS`
@@ -106,12 +141,29 @@ def experiment(
         raise ValueError("sampler='R/score_hlr' is for faster_rcnn and mask_rcnn: it weights negatives, which mmdet's cascade has no place for")
     if sampler == own: sampler = 'auto'
     if formulation == 'v2' and not METHODS[method]: formulation = 'v1'  # a baseline has nothing to formulate
-    pairs = parse_overrides(overrides)
+    usual = usual_values(Experiment(detector, method, dataset, scale, backbone, seed, '', formulation))
+    pairs = {k: v for k, v in parse_overrides(overrides).items() if k not in usual or v != usual[k]}
     overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
     if pretrained not in ('auto', 'none') and not Path(pretrained).is_file(): raise ValueError(
         f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, 'auto' for those of ImageNet, or 'none'")
     if pretrained == 'none' and BACKBONES[backbone].checkpoint is None: pretrained = 'auto'
-    return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained)
+    digest = sha256(pretrained, os.stat(pretrained).st_mtime_ns) if pretrained not in ('auto', 'none') else ''
+    return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained, digest)
+
+@functools.cache
+def sha256(
+    file:str,
+    changed:int, # when, in ns: each state of the file is read once
+)->str: # 64 hex digits
+    "Of the content of a file"
+    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def usual_values(exp:Experiment)->dict[str, Any]: # dotted key to value
+    "What overrides that say it again change nothing by: the schedule's, and those of the formulation"
+    r, rcnn = recipe(exp), 'rcnn.' if exp.detector in TWO_STAGE else ''
+    return {'train_cfg.max_epochs': r.epochs, 'train_dataloader.batch_size': r.batch,
+            **{f'model.train_cfg.{rcnn}{part}.{key}': value for part, settings in prime_settings(exp.method, exp.formulation).items()
+               for key, value in settings.items()}}
 
 def checkpoint_of(
     backbone:str,
@@ -133,38 +185,6 @@ def parse_overrides(
         try: pairs[key] = ast.literal_eval({'true': 'True', 'false': 'False', 'none': 'None'}.get(value, value))
         except (ValueError, SyntaxError): pairs[key] = value
     return pairs
-
-# %% ../nbs/40_experiments.ipynb
-@dataclass(frozen=True)
-class Recipe:
-    "How a detector is trained"
-    image: tuple[int, int]    # (longer, shorter) side that images are resized to, aspect kept; both equal: stretched to that square
-    batch: int                # images a step, over all processes
-    epochs: int
-    optimizer: dict           # mmengine's `optim_wrapper`
-    warmup: int               # steps; 0 is none
-    warmup_factor: float      # of the learning rate, in the first of them
-    steps: tuple[float, ...]  # where the learning rate falls to a tenth, as parts of the training
-    distort: bool = False     # colours, expansion and crops, as SSD does
-
-def sgd(lr:float, decay:float=1e-4, clip:float|None=35)->dict:
-    return dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=decay), clip_grad=dict(max_norm=clip, norm_type=2) if clip else None)
-
-def recipe(
-    exp:Experiment,
-)->Recipe:
-    "The recipe of an experiment, before its overrides"
-    voc, ssd, half = exp.dataset == 'voc', exp.detector == 'ssd300', exp.detector in ('retinanet', 'atss')
-    if exp.scale == 'mini':
-        side = 128 if exp.dataset == 'shapes' else 256
-        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=12 if voc else 4, warmup=50, warmup_factor=0.001,
-                      steps=(8/12, 11/12),
-                      optimizer=dict(type='OptimWrapper' if exp.detector in TWO_STAGE else 'MiniOptimWrapper', clip_grad=dict(max_norm=10),
-                                     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)))
-    if ssd: return Recipe(image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None), warmup=500,
-                          warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
-    return Recipe(image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half or voc else 0.02),
-                  warmup=0 if voc else 500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
 
 # %% ../nbs/40_experiments.ipynb
 def dataloader(
@@ -274,12 +294,26 @@ def positive(
     if type(value) is not int or value < 1: raise ValueError(f'overrides: {key}={value!r} must be a whole number above 0')
     return value
 
+LOADED = {'_scope_', 'default_scope', 'custom_imports', 'checkpoint', 'pretrained'}  # what these keys name is imported or read
+
+def harmless(
+    key:str, # dotted
+    value:Any,
+)->None:
+    "A `ValueError` if an override could name a package or a file, or hold code: its texts must be words (letters, digits, `_`, `-`, `*`)"
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (builtins.list, tuple, set)) else ()
+    for k, v in inner: harmless(f'{key}.{k}', v)
+    if LOADED & {*key.split('.')} or isinstance(value, (str, bytes)) and not re.fullmatch(r'[\w*-]*', str(value)): raise ValueError(
+        f'overrides: {key}={value!r} is refused: it could load a file or run code. Texts are plain words; '
+        'weights of a backbone are given as pretrained=FILE')
+
 def override(
     cfg:Config,
     pairs:dict[str, Any], # dotted key to value
 )->Config: # `cfg`, changed
-    "Set dotted keys; a `ValueError` names the part of a key that the config does not have, or that looks misspelt"
-    for key in pairs:
+    "Set dotted keys; a `ValueError` names a value that is not `harmless`, or the part of a key that the config does not have or that looks misspelt"
+    for key, value in pairs.items():
+        harmless(key, value)
         node, (*path, last) = cfg._cfg_dict, key.split('.')
         for part in path:
             if isinstance(node, builtins.list): node = dict(enumerate(node))
@@ -329,8 +363,8 @@ ROWS = _rows()
 def known_row(name:str)->str:
     "The name of a row; a `ValueError` of one line names the nearest rows"
     if name in ROWS: return name
-    near = difflib.get_close_matches(name, ROWS, 4, 0.4) or [*ROWS][:4]
-    raise ValueError(f'row={name!r} is not known. The nearest are: {", ".join(near)}; pisa.experiments.list() has all')
+    near = difflib.get_close_matches(str(name), ROWS, 4, 0.4)
+    raise ValueError(f'row={name!r} is not known. ' + (f'The nearest are: {", ".join(near)}; ' if near else '') + 'pisa.experiments.list() has all')
 
 def row_experiment(
     name:str, # one of `ROWS`, e.g. 'table3/C-R'
@@ -352,13 +386,14 @@ def row_dataset(
 # %% ../nbs/40_experiments.ipynb
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[tuple[str, str, str], float]: # (detector, backbone, scale) to seconds
-    "The mean time of a training step, of all complete runs of a detector with a backbone at a scale"
+)->dict[tuple[str, str, str, str], float]: # (detector, backbone, scale, data set) to seconds
+    "The mean time of a training step, of all complete runs of a detector with a backbone on a data set at a scale"
     found = defaultdict(builtins.list)
     for file in sorted(runs_dir(runs).glob('*/metrics.json')):
-        r = read_json(file.with_name('run.json'))
-        found[r['detector'], r['backbone'], r['scale']].append(r['seconds']/r['steps'])
-    return {key: sum(times)/len(times) for key, times in found.items()}
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # damaged records tell no time
+            r = read_json(file.with_name('run.json'))
+            found[r['detector'], r['backbone'], r['scale'], r['dataset']].append(r['seconds']/r['steps'])
+    return {key: sum(times)/len(times) for key, times in found.items() if times}
 
 IMAGES = {'coco': 117_266, 'voc': 16_551, 'shapes': 2_000}  # to train on: train2017 without its images of no object, VOC07+12, our default
 
@@ -366,13 +401,15 @@ def list(
     scale:str='mini', # 'mini' or 'paper'
     runs:str|Path|None=None, # folder of all runs, for the cost; the project's if not given
 )->pd.DataFrame: # one row a row of the paper: what it trains, `same_as` an earlier row, steps, hours, and whose time of a step that is
-    "All rows of the paper's tables by name, and what each costs to train once, in hours (of one core at mini scale, of 8 GPUs at paper scale)"
+    """All rows of the paper's tables by name, and what each costs to train once, in hours (of one core at mini scale, of 8 GPUs at paper scale).
+
+    The steps are those of `IMAGES`; a sweep counts the images of the data that it is given."""
     measured, seen, rows = step_seconds(runs), {}, []
     times = {tuple(r[:3]): r.train_time for r in published('table1')[['detector', 'backbone', 'method', 'train_time']].itertuples(index=False)}
     for name in ROWS:
         e = row_experiment(name, scale=scale)
         n = steps(e, IMAGES[e.dataset])
-        time, source = measured.get((e.detector, e.backbone, e.scale)), 'runs'
+        time, source = measured.get((e.detector, e.backbone, e.scale, e.dataset)), 'runs'
         if time is None and scale == 'paper':
             time, source = times.get((e.detector, e.backbone, 'baseline' if e.method == 'baseline' else 'pisa')), 'published'
         changes = e.overrides.replace('model.train_cfg.', '').replace('rcnn.', '')

@@ -75,9 +75,10 @@ def preserve_loss(
     if base is not None:
         base = _at_least_float32(base.detach())
         weight, before = base*weight, base*loss
-    if mask is not None: weight, before, loss = (torch.where(mask, x, 0.) for x in (weight, before, loss))
-    if weight.dtype != loss.dtype: weight, loss = weight.double(), loss.double()
-    weight = weight * (before.sum() / weight.dot(loss)).nan_to_num(1., 1., 1.)
+    after = weight*loss
+    if mask is not None: before, after = torch.where(mask, before, 0.), torch.where(mask, after, 0.)
+    ratio = before.sum() / after.sum()
+    weight = weight * ratio.nan_to_num(1., 1., 1.)
     return weight if mask is None else torch.where(mask, weight, 1. if base is None else base)
 
 # %% ../nbs/11_isr.ipynb

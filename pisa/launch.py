@@ -4,9 +4,10 @@
 
 # %% ../nbs/42_launch.ipynb 3
 from __future__ import annotations
-import codecs, contextlib, ctypes, dataclasses, errno, json, math, os, pickle, random, re, select, shlex, shutil, signal
+import codecs, contextlib, ctypes, dataclasses, errno, io, json, math, os, pickle, random, re, select, shlex, shutil, signal
 import subprocess, sys, tempfile, time, traceback, warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 import numpy as np
 import torch
@@ -19,16 +20,17 @@ from tqdm.std import tqdm
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data sets of others it could not find
 from . import runs as store
 import pisa, pisa.detectors, pisa.evaluate, pisa.speed  # they register heads, COCOAP and MiniOptimWrapper
-from .core import read_json, write_json, write_text
+from .core import read_json, write_bytes, write_json, write_text
 from .data import DataSpec
 from .experiments import Experiment, config, experiment, parse_overrides, positive, recipe
 from .speed import channels_last
 
 # %% auto 0
-__all__ = ['LOOPBACK', 'floats', 'Guard', 'mean_over_processes', 'Recorder', 'Progress', 'rng_state', 'set_rng_state', 'bare',
-           'Checkpoint', 'global_batch', 'devices', 'part_of', 'dangerous', 'find_weights', 'OwnRunner', 'quiet', 'fit',
-           'explained', 'die_with_parent', 'one_line', 'worker', 'failure', 'on_this_node', 'fit_together', 'help_with',
-           'prepare', 'train', 'train_line', 'trained', 'same_classes', 'load_weights', 'evaluate']
+__all__ = ['LOOPBACK', 'WORKER', 'floats', 'Guard', 'mean_over_processes', 'Recorder', 'Progress', 'rng_state', 'set_rng_state',
+           'bare', 'Checkpoint', 'global_batch', 'devices', 'part_of', 'no_pickles', 'dangerous', 'find_weights',
+           'OwnRunner', 'quiet', 'write_bootstrap', 'fit', 'explained', 'die_with_parent', 'one_line', 'worker',
+           'failure', 'on_this_node', 'fit_together', 'help_with', 'prepare', 'train', 'train_line', 'trained',
+           'same_classes', 'load_weights', 'evaluate', 'add_bootstraps']
 
 # %% ../nbs/42_launch.ipynb
 def floats(outputs:dict)->dict[str, float]:
@@ -207,6 +209,17 @@ def part_of(exp:Experiment, processes:int)->Experiment:
         exp, overrides=re.sub(rf'(?<!\S){re.escape(key)}=\S+', f'{key}={global_batch(exp)//processes}', exp.overrides))
 
 # %% ../nbs/42_launch.ipynb
+@contextlib.contextmanager
+def no_pickles()->Iterator[None]:
+    "Have torch read weights only, whatever the caller of `torch.load` asks for"
+    key = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.get(key)
+    os.environ[key] = '1'
+    try: yield
+    finally:
+        if before is None: del os.environ[key]
+        else: os.environ[key] = before
+
 def dangerous(file:str|Path)->ValueError:
     "The refusal of a pickle"
     return ValueError(f'the weights {file} hold other things than weights, which could run code. '
@@ -220,7 +233,8 @@ def find_weights(
     if checkpoint is None: return
     try:
         if Path(checkpoint).is_file(): torch.load(checkpoint, map_location='cpu', weights_only=True)
-        else: CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+        else:
+            with no_pickles(): CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
     except pickle.UnpicklingError: raise dangerous(checkpoint) from None
     except Exception as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -257,6 +271,20 @@ def quiet()->Iterator[None]:
         yield
 
 # %% ../nbs/42_launch.ipynb
+def write_bootstrap(
+    path:Path, # the run's folder
+    detections:list[dict], # COCO results on the validation images
+    gt_json:str|Path, # their annotations in COCO's format
+    images:list[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
+    voc:bool=False, # AP_VOC too
+)->Path: # `bootstrap.npz` in it
+    "Write the APs of a run on draws of its validation images"
+    n, buffer = len(set(images)) if images else len(read_json(gt_json)['images']), io.BytesIO()
+    ap = pisa.evaluate.weighted_ap(detections, gt_json, pisa.evaluate.resamples(n), voc, images=images)
+    np.savez_compressed(buffer, **{k: v.astype(np.float32) for k, v in ap.items()})
+    return write_bytes(path/'bootstrap.npz', buffer.getbuffer())
+
+# %% ../nbs/42_launch.ipynb
 def fit(
     cfg:Config, # of this process
     path:Path, # the run's folder, prepared
@@ -268,14 +296,16 @@ def fit(
     checkpoint = Checkpoint(path, recorder, state)
     together = get_world_size() > 1
     if together: cfg.val_evaluator.collect_device = 'gpu'  # by messages, in place of files in the working folder
-    with quiet():
+    with quiet(), no_pickles():
         runner = OwnRunner(cfg, device, path/'mmengine', path.name, checkpoint=checkpoint,
                            hooks=[Guard(), recorder, checkpoint, Progress(), *([SyncBuffersHook()] if together else [])])
         with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # pycocotools prints that it reads
         runner.train()
     if not is_main_process(): return
     store.save_tensors(path/'weights.pth', {k: v.cpu() for k, v in bare(runner.model).state_dict().items()})
-    write_json(path/'detections.json', runner.val_evaluator.metrics[0].detections)
+    metric = runner.val_evaluator.metrics[0]
+    write_json(path/'detections.json', metric.detections)
+    if metric.annotated: write_bootstrap(path, metric.detections, metric.ann_file, metric.images, metric.voc is not None)
     record = read_json(path/'run.json')
     record['machine']['threads'] = torch.get_num_threads()
     write_json(path/'run.json', record | {'steps': runner.max_iters, 'seconds': checkpoint.seconds()})
@@ -309,19 +339,16 @@ def die_with_parent(
     if os.getppid() != parent: os._exit(1)  # it has ended already
 
 def one_line(e:BaseException)->str:
-    "Type and message of an error"
-    return ' '.join(f'{type(e).__name__}: {e}'.split())
+    "Type and message of an error, the first 300 characters"
+    text = ' '.join(f'{type(e).__name__}: {e}'.split())
+    return text if len(text) <= 300 else text[:299] + '…'
 
 # %% ../nbs/42_launch.ipynb
 def worker(
     request:str, # the file that `fit_together` wrote
     node:int, # the number of this machine
-    caller:int, # id of the process that started `torchrun`
 )->None:
-    "What each process does that `torchrun` has started"
-    die_with_parent(os.getppid())
-    try: os.kill(caller, 0)
-    except ProcessLookupError: os._exit(1)  # it ended while this process began, and `torchrun` with it
+    "What each process does that `torchrun` has started, see `WORKER`; it does not return"
     logs, asked, local = Path(request).parent, read_json(request), int(os.environ['LOCAL_RANK'])
     rank, n = node*asked['processes'] + local, asked['nodes']*asked['processes']
     log = os.open(logs/f'rank{rank}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -332,12 +359,15 @@ def worker(
         spec = DataSpec(**{k: typed(k, v) for k, v in asked['data'].items()})
         path, device = logs.parent, asked['device']
         if device == 'cuda': torch.cuda.set_device(local)
-        torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo', rank=rank, world_size=n,
-                                             store=torch.distributed.FileStore(str(logs/'meet'), n))
+        meet = torch.distributed.FileStore(str(logs/'meet'), n)
+        torch.distributed.init_process_group('nccl' if device == 'cuda' else 'gloo', rank=rank, world_size=n, store=meet)
         if rank == 0: os.dup2(out, 1)  # the progress
         cfg = config(part_of(Experiment(**asked['experiment']), n), spec, n)
         with explained(path): fit(cfg, path, device, store.last_checkpoint(path))
-        torch.distributed.destroy_process_group()
+        if rank == 0: meet.set('written', '')
+        else: meet.wait(['written'], timedelta(days=1))
+        for stream in (sys.stdout, sys.stderr): stream.flush()
+        os._exit(0)  # not by way of what libraries do at the end, which may abort
     except BaseException as e:
         write_json(logs/f'rank{rank}.error', {'time': time.time(), 'error': one_line(e)})
         traceback.print_exc()
@@ -362,6 +392,10 @@ def failure(
     return 'torchrun failed: ' + ('\n'.join(reports).strip().splitlines() or ['it says nothing'])[-1]
 
 # %% ../nbs/42_launch.ipynb
+WORKER = ("import ctypes, os, sys; getattr(ctypes.CDLL(None), 'prctl', print)(1, 9); "  # as in `die_with_parent`
+          "os.kill(int(sys.argv[3]), 0); "  # an error if the caller has ended, and `torchrun` with it
+          "from pisa.launch import worker; worker(sys.argv[1], int(sys.argv[2]))")
+
 def on_this_node(
     path:Path, # the run's folder, with the request
     node:int, # the number of this machine
@@ -377,8 +411,7 @@ def on_this_node(
             env |= {'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK}
         command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={per}',
                    '--rdzv-backend=c10d', '--rdzv-conf=store_type=file', f'--rdzv-endpoint={tmp}/agent',
-                   '--no-python', sys.executable, '-c',
-                   'import sys; from pisa.launch import worker; worker(sys.argv[1], *map(int, sys.argv[2:]))',
+                   '--no-python', sys.executable, '-c', WORKER,
                    str(logs/'request.json'), str(node), str(os.getpid())]
         with open(logs/f'torchrun{node}.log', 'wb') as log:
             p = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
@@ -450,7 +483,8 @@ def prepare(
     path:Path, # the run's folder, held by this process
     record:dict, # what `run.json` will hold
 )->dict|None: # the checkpoint to go on from
-    "Tidy up after a training that was killed, find where to go on, and write `run.json`"
+    "Tidy up after a training that was killed, find where to go on, and write `run.json`; a `ValueError` if there is a link in the folder"
+    store.no_links(path)
     before = store.read_record(path) if (path/'run.json').exists() else {}
     for part in path.rglob('.*.part'): part.unlink()  # half-written when it was killed
     (path/'error.txt').unlink(missing_ok=True)  # why it failed the time before
@@ -474,11 +508,14 @@ def train(
         raise ValueError(f'node={node!r}: the machines are numbered from 0 to {nodes - 1}')
     record = store.describe(exp, spec, n*nodes)
     path = store.folder(record['id'], runs)
-    if not store.is_complete(path):
+    if store.is_complete(path):
+        with_n = store.read_record(path)['machine'].get('processes', 1)
+        if with_n != n*nodes: print(f'run {path.name} is done already; processes that trained it: {with_n}, asked for: {n*nodes}. '
+                                    'A process ranks its own images together: to have it so, delete the run or give another seed')
+    else:
         cfg = config(exp, spec)
         find_weights((cfg.model.backbone.init_cfg or {}).get('checkpoint'))
         with explained(path):
-            path.mkdir(exist_ok=True)
             if node: help_with(path, node)
             else:
                 with store.lock(path):
@@ -497,7 +534,7 @@ def train_line(
     "How to train an experiment through `nbs/train.ipynb`"
     usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
     usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
-    given = {k: v for k, v in dataclasses.asdict(exp).items() if v != usual[k]}
+    given = {k: v for k, v in dataclasses.asdict(exp).items() if v != usual[k] and k != 'pretrained_sha256'}
     if exp.dataset != 'shapes': given['data_root'] = 'FOLDER'
     if runs: given['runs_dir'] = runs
     return 'papermill nbs/train.ipynb out.ipynb ' + ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
@@ -569,10 +606,27 @@ def evaluate(
     cfg = config(exp, dataclasses.replace(spec, has_masks=True, n_train=record['data']['n_train']))
     if not spec.has_masks: cfg.val_evaluator.iou_types = ('bbox',)
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'): cfg.pop(key)
-    with quiet(), tempfile.TemporaryDirectory() as tmp:
+    with quiet(), no_pickles(), tempfile.TemporaryDirectory() as tmp:
         runner = OwnRunner(cfg, 'cuda' if found and gpus else 'cpu', Path(tmp), run, hooks=[Progress()])
         load_weights(runner.model, file)
         with contextlib.redirect_stdout(None): runner.val_loop  # pycocotools prints that it reads
         metrics = runner.val()
     metric = runner.val_evaluator.metrics[0]
     return metrics, metric.detections, metric.images
+
+# %% ../nbs/42_launch.ipynb
+def add_bootstraps(
+    *specs:DataSpec, # what the runs were trained on
+    runs:str|Path|None=None, # folder of all runs; the project's if not given
+)->list[str]: # ids of the runs that have it now
+    "Write `bootstrap.npz` where it is missing, `detections.json` is there and the data is among `specs`"
+    by, done = {s.fingerprint: s for s in specs}, []
+    for r in store.load(runs).itertuples():
+        path, spec = store.folder(r.id, runs), by.get(r.data_fingerprint)
+        if spec is None or 'val_dataloader' in r.overrides or (path/'bootstrap.npz').exists() or not (path/'detections.json').exists(): continue
+        file = write_bootstrap(path, read_json(path/'detections.json'), spec.val_json, voc=r.dataset == 'voc')
+        if abs(store.bootstrap(r.id, runs)['AP'][0] - r.AP) > 1e-3:
+            file.unlink()
+            raise ValueError(f"{path/'detections.json'} does not have the AP of the run's metrics.json: delete it")
+        done.append(r.id)
+    return done

@@ -9,17 +9,20 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+import numpy as np
 import pandas as pd
 import torch
-from .core import read_json, root, runs_dir, write_bytes, write_text
+import pisa
+from .core import one_of, read_json, root, runs_dir, write_bytes, write_text
 from .data import DataSpec
-from .experiments import Experiment
+from .detectors import BACKBONES, DETECTORS
+from .experiments import DATASETS, FORMULATIONS, METHODS, SCALES, Experiment
 from .speed import has_amx
 
 # %% auto 0
-__all__ = ['SCHEMA', 'PACKAGES', 'folder', 'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors',
-           'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'going_on',
-           'is_complete', 'scalars', 'load', 'compare', 'delete']
+__all__ = ['SCHEMA', 'PACKAGES', 'WORDS', 'TYPES', 'ADDED', 'folder', 'no_links', 'git_state', 'versions', 'machine', 'lock',
+           'held', 'checkpoints', 'save_tensors', 'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe',
+           'read_record', 'going_on', 'is_complete', 'scalars', 'bootstrap', 'load', 'compare', 'delete']
 
 # %% ../nbs/41_runs.ipynb
 SCHEMA = 1  # of run.json and of checkpoints
@@ -29,25 +32,31 @@ def folder(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
     "The folder of a run; a `ValueError` for an id that is not a plain name"
-    if not re.fullmatch(r'[A-Za-z0-9][\w.-]*', run):
-        raise ValueError(f'run={run!r} is not the id of a run: letters, digits, ".", "-" and "_" only')
+    if not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
+        raise ValueError(f'run={run[:210]!r} is not the id of a run: up to 200 letters, digits, ".", "-" and "_"')
     path = runs_dir(runs)/run
     if path.is_symlink(): raise ValueError(f'{path} is a link: a run is a folder of its own')
     return path
+
+def no_links(path:Path)->None:
+    "A `ValueError` of one line if there is a link in the folder of a run: what is written there would go elsewhere"
+    for file in path.rglob('*'):
+        if file.is_symlink(): raise ValueError(f'{file} is a link, and a run is trained in a folder of its own only: delete the link')
 
 # %% ../nbs/41_runs.ipynb
 PACKAGES = ('torch', 'torchvision', 'mmdet', 'mmcv', 'mmengine', 'numpy')
 
 def git_state()->dict[str, Any]: # {'revision': 40 hex digits or None, 'dirty': bool or None}
-    "The commit of the project, and whether tracked code was changed since"
+    "The commit of the code that runs, and whether it was changed since, or has modules that git does not know"
+    here = Path(pisa.__file__).resolve().parents[1]
     def git(*args):
-        p = subprocess.run(['git', '-C', str(root()), *args], capture_output=True, text=True)
+        p = subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True)
         return p.stdout.strip() if p.returncode == 0 else None
     try:
-        revision = git('rev-parse', 'HEAD')
-        changes = git('status', '--porcelain', '--untracked-files=no', '--', 'pisa', 'nbs')
-    except FileNotFoundError: revision = changes = None
-    return {'revision': revision, 'dirty': None if changes is None else bool(changes)}
+        if git('rev-parse', '--show-toplevel') != str(here): return {'revision': None, 'dirty': None}
+        changes = git('status', '--porcelain', '--untracked-files=no', '--', 'pisa', 'nbs'), git('ls-files', '--others', '--', 'pisa/*.py')
+        return {'revision': git('rev-parse', 'HEAD'), 'dirty': any(changes)}
+    except FileNotFoundError: return {'revision': None, 'dirty': None}  # no git
 
 def versions()->dict[str, str]:
     "Versions of Python and of the packages that a result depends on"
@@ -75,13 +84,19 @@ def _let_go():
 
 os.register_at_fork(after_in_child=_let_go)
 
+def _same(fd:int, file:Path)->bool:
+    "Whether an open file is still the one of that name"
+    try: return os.path.samestat(os.fstat(fd), os.stat(file))
+    except FileNotFoundError: return False
+
 def _holder(fd:int)->str: return ' '.join(os.pread(fd, 200, 0).decode(errors='replace').split()) or 'another process'
 
 @contextlib.contextmanager
 def lock(
-    path:Path, # the run's folder
+    path:Path, # the run's folder; made if it is not there
 )->Iterator[None]:
     "Hold the folder of a run; a `BlockingIOError` of one line says who else does"
+    path.mkdir(exist_ok=True)
     fd = os.open(path/'.lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     _held.add(fd)
     try:
@@ -93,6 +108,9 @@ def lock(
         except BlockingIOError:
             raise BlockingIOError(errno.EAGAIN, f'run {path.name} is being trained by {_holder(fd)}: '
                                                 'wait for its end, or end it') from None
+        if not _same(fd, path/'.lock'):  # the folder was deleted meanwhile
+            with lock(path): yield
+            return
         os.ftruncate(fd, 0)
         os.pwrite(fd, f'process {os.getpid()} on {platform.node()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n'.encode(), 0)
         yield
@@ -179,14 +197,29 @@ def describe(
     return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), **dataclasses.asdict(exp), 'data': data,
             'git': git_state(), 'versions': versions(), 'machine': machine(processes), 'resumed': 0}
 
+WORDS = {'detector': DETECTORS, 'method': METHODS, 'dataset': DATASETS, 'scale': SCALES, 'backbone': BACKBONES, 'formulation': FORMULATIONS}
+TYPES = {**dict.fromkeys(('id', 'overrides', 'sampler', 'pretrained', 'pretrained_sha256'), str), **dict.fromkeys(('seed', 'schema'), int),
+         **dict.fromkeys(('data', 'git', 'versions', 'machine'), dict)}
+# in fields that older records do not have, what was true then
+ADDED = {'schema': SCHEMA, 'resumed': 0, **{f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}}
+
 def read_record(
     path:Path, # the run's folder
-)->dict[str, Any]: # what `run.json` holds
-    "The record of a run; a `ValueError` of one line if a newer pisa wrote it"
-    record = read_json(path/'run.json')
-    if record.get('schema', 0) > SCHEMA:
-        raise ValueError(f"{path/'run.json'} was written by a newer pisa (schema {record['schema']}, "
-                         f'this one knows {SCHEMA}): update pisa')
+)->dict[str, Any]: # what `run.json` holds, and `ADDED`
+    "The record of a run; a `ValueError` of one line if a newer pisa wrote it, or it is not the record of this run"
+    file, record = path/'run.json', read_json(path/'run.json')
+    if isinstance(record, dict) and type(schema := record.get('schema')) is int and schema > SCHEMA:
+        raise ValueError(f'{file} was written by a newer pisa (schema {schema}, this one knows {SCHEMA}): update pisa')
+    try:
+        record = {**ADDED, **record}
+        for key, kind in TYPES.items():
+            if type(record.get(key)) is not kind: raise TypeError(f'{key} is missing, or no {kind.__name__}')
+        for key, known in WORDS.items(): one_of(key, record.get(key), known)
+        for key in ('fingerprint', 'classes', 'n_train'):
+            if key not in record['data']: raise ValueError(f'data has no {key}')
+        if record['id'] != path.name: raise ValueError(f"it is that of {record['id']!r}")
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{file} is not the record of this run ({e}): restore it, or delete the folder') from None
     return record
 
 # %% ../nbs/41_runs.ipynb
@@ -215,6 +248,15 @@ def scalars(
     if not file.exists(): raise FileNotFoundError(f'run {run!r} has recorded nothing: {file} is not there')
     return pd.read_json(file, lines=True)
 
+def bootstrap(
+    run:str, # the id
+    runs:str|Path|None=None, # folder of all runs; the project's if not given
+)->dict[str, np.ndarray]: # [1 + draws] each, percent: AP, AP50, AP75, perhaps AP_VOC; first of the images as they are; empty: it was not computed
+    "The APs of a run on draws of its validation images, which are the same for all runs on this data"
+    file = folder(run, runs)/'bootstrap.npz'
+    if not file.exists(): return {}
+    with np.load(file, allow_pickle=False) as data: return {k: data[k].astype(float) for k in data.files}
+
 def load(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.DataFrame: # one row a complete run: parameters, data, machine, metrics, `current`
@@ -222,15 +264,15 @@ def load(
     if runs and not Path(runs).expanduser().is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
     rows = []
     for path in sorted(runs_dir(runs).iterdir()):
-        if not is_complete(path): continue
-        record = read_record(path)
-        # fields that older records do not have
-        added = {f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}
-        record = {'resumed': 0, **added, **record}
+        if path.is_symlink() or path.name[0] == '.' or not is_complete(path): continue
+        try: record, metrics = read_record(path), dict(read_json(path/'metrics.json'))
+        except (TypeError, ValueError) as e:
+            warnings.warn(f'{path.name} is left out: {e}')
+            continue
         exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
         current = exp.id(record['data']['fingerprint']) == record['id']  # the id holds the recipe too
         nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
-        rows.append({**record, **nested, 'current': current, **read_json(path/'metrics.json')})
+        rows.append({**record, **nested, 'current': current, **metrics})
     return pd.DataFrame(rows)
 
 # %% ../nbs/41_runs.ipynb
@@ -255,4 +297,8 @@ def delete(
     path = folder(run, runs)
     if not path.is_dir() or path.is_symlink():
         raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.runs.load() lists them')
-    with lock(path): shutil.rmtree(path)
+    try:
+        with lock(path): away = path.rename(path.with_name(f'.{run}.{os.getpid()}'))  # in one step, so nobody finds a part of it
+        shutil.rmtree(away)
+    except BlockingIOError: raise
+    except OSError as e: raise OSError(e.errno, f'run {run} cannot be deleted, {path.parent} cannot be written to: {e.strerror}') from None

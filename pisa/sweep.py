@@ -4,7 +4,7 @@
 
 # %% ../nbs/43_sweep.ipynb 4
 from __future__ import annotations
-import contextlib, fcntl, json, math, os, signal, subprocess, threading, time, traceback
+import contextlib, fcntl, json, math, os, re, shutil, signal, subprocess, threading, time, traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,10 @@ def rows_of(
     "The rows of a table of the paper; a `ValueError` lists the tables, or names the nearest rows"
     if '/' in str(table): return [known_row(table)]
     if str(table).isdigit(): table = f'table{table}'
-    one_of('table', table, ('all', *dict.fromkeys(name.split('/')[0] for name in ROWS)))
+    tables = ('all', *dict.fromkeys(name.split('/')[0] for name in ROWS))
+    if table not in tables and (near := [name for name in ROWS if name.partition('/')[2] == table]):
+        raise ValueError(f"table={table!r} is not known. There is a row {' and a row '.join(near)}")
+    one_of('table', table, tables)
     return [name for name in ROWS if table == 'all' or name.startswith(f'{table}/')]
 
 # %% ../nbs/43_sweep.ipynb
@@ -73,28 +76,29 @@ def plan(
 def state(
     task:Task,
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    own:bool|None=None, # whether our job for it is running now; None: there is no such job
+    own:str|None=None, # of our job for it: 'RUNNING', or why it waits; None: there is no such job
 )->dict[str, Any]: # state, step, loss, AP in percent, minutes, why it failed or who has it
     "What a run's folder says of it; `state` is 'done', 'failed', 'elsewhere', 'running', 'begun' or 'waiting'"
     path = store.folder(task.id, runs)
-    out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='')
+    running = own == 'RUNNING'
+    out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='' if running else own or '')
     if store.is_complete(path):
         AP, seconds = read_json(path/'metrics.json')['AP'], read_json(path/'run.json')['seconds']
         return out | dict(state='done', step=task.steps, AP=AP, minutes=seconds/60)
     with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, or being written at this moment
         last = json.loads((path/'scalars.jsonl').read_text().splitlines()[-1])
-        out |= dict(state='running' if own else 'begun', step=last['step'], loss=last['loss'])
-    if own and store.held(path): out |= dict(state='running')  # before its first line, too
+        out |= dict(state='running' if running else 'begun', step=last['step'], loss=last['loss'])
+    if running and store.held(path): out |= dict(state='running')  # before its first line, too
     with contextlib.suppress(OSError, IndexError):
         out |= dict(state='failed', why=(path/'error.txt').read_text().splitlines()[0])
-    if own is None and (holder := store.held(path)): out |= dict(state='elsewhere', why=f'trained by {holder}')
+    if not running and (holder := store.held(path)): out |= dict(state='elsewhere', why=f'trained by {holder}')
     return out
 
 # %% ../nbs/43_sweep.ipynb
 def overview(
     tasks:list[Task],
     runs:str|Path|None=None,
-    ours:Mapping[str, bool]={}, # ids that we have a job for, and whether it is running now
+    ours:Mapping[str, str]={}, # ids that we have a job for, and 'RUNNING' or why it waits
 )->pd.DataFrame: # one row a task; `state` is 'running' where a job is at it
     "All tasks of a plan and how far they are"
     rows = [{'row': t.row, 'detector': t.exp.detector, 'method': t.exp.method, 'seed': t.exp.seed,
@@ -107,9 +111,9 @@ def cost(
     tasks:list[Task],
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.Series: # minutes of one job, nan where no such detector was trained yet
-    "What each task will take, by the mean time of a step in earlier runs of its detector at its scale"
+    "What each task will take, by the mean time of a step in earlier runs of its detector at its scale on its data set"
     seconds = step_seconds(runs)
-    return pd.Series([t.steps*seconds.get((t.exp.detector, t.exp.backbone, t.exp.scale), math.nan)/60 for t in tasks], dtype=float)
+    return pd.Series([t.steps*seconds.get((t.exp.detector, t.exp.backbone, t.exp.scale, t.exp.dataset), math.nan)/60 for t in tasks], dtype=float)
 
 # %% ../nbs/43_sweep.ipynb
 def end_with(
@@ -134,7 +138,8 @@ class Job:
         caller:str|None=None, # a file that the sweep has locked, to end with it
     )->None:
         path, here = store.folder(exp.id(spec.fingerprint), runs), submitit.JobEnvironment()
-        with open(path/f"job{here.global_rank or ''}.log", 'a') as log:
+        no_link = lambda file, flags: os.open(file, flags | os.O_NOFOLLOW, 0o644)
+        with open(path/f"job{here.global_rank or ''}.log", 'a', opener=no_link) as log:
             for stream in (1, 2): os.dup2(log.fileno(), stream)
         if caller: end_with(caller)
         if visible is not None: os.environ['CUDA_VISIBLE_DEVICES'] = visible
@@ -210,7 +215,7 @@ class Local:
             slot = self.free.pop()
             self.jobs[t.id] = self.executor.submit(Job(), t.exp, t.spec, *self.args, slot, self.watched.name), slot
 
-    def running(self)->dict[str, bool]: return dict.fromkeys(self.jobs, True)
+    def running(self)->dict[str, str]: return dict.fromkeys(self.jobs, 'RUNNING')
 
     def collect(self)->list[tuple[str, submitit.Job]]: # those that came to an end
         over = [(id, job) for id, (job, _) in self.jobs.items() if job.done()]
@@ -218,10 +223,10 @@ class Local:
         return over
 
 # %% ../nbs/43_sweep.ipynb
-def in_queue()->dict[str, str]|None: # job to its state, such as PENDING or RUNNING; None: Slurm does not answer now
+def in_queue()->dict[str, tuple[str, str]]|None: # job to its state, such as PENDING or RUNNING, and why; None: Slurm does not answer now
     "The jobs that Slurm has waiting or running"
-    p = subprocess.run(['squeue', '--me', '-h', '-r', '-o', '%i %T'], capture_output=True, text=True)
-    return dict(line.split() for line in p.stdout.splitlines()) if p.returncode == 0 else None
+    p = subprocess.run(['squeue', '--me', '-h', '-r', '-o', '%i|%T|%r'], capture_output=True, text=True)
+    return {id: tuple(rest) for id, *rest in (line.split('|', 2) for line in p.stdout.splitlines())} if p.returncode == 0 else None
 
 class Slurm:
     "Jobs on a cluster, as `Local`"
@@ -232,8 +237,10 @@ class Slurm:
         threads:int, # of a job, on the CPU
         options:dict, # submitit's parameters of Slurm without their prefix
     ):
-        self.jobs, self.queue, self.args = {}, {}, (str(folder), gpus, threads)
-        self.executor = submitit.AutoExecutor(folder/'.submitit', cluster='slurm')
+        if not shutil.which('sbatch') or not shutil.which('srun'): raise ValueError(
+            "launcher='slurm', but there is no sbatch here: start it on a machine that submits jobs to Slurm, or give launcher='local'")
+        self.jobs, self.queue, self.folder, self.args = {}, {}, folder, (str(folder), gpus, threads)
+        self.executor = submitit.AutoExecutor(folder/'.submitit', cluster='slurm', slurm_max_num_timeout=10_000)  # after each it goes on
         usual = dict(cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000)
         if gpus: usual['gpus_per_node'] = gpus
         try: self.executor.update_parameters(name='pisa', **{f'slurm_{k}': v for k, v in (usual | options).items()})
@@ -247,12 +254,25 @@ class Slurm:
 
     def submit(self, tasks:list[Task])->None:
         if not tasks: return
-        with self.executor.batch(): jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in tasks]
-        self.jobs |= {t.id: job for t, job in zip(tasks, jobs)}
+        queue, new = in_queue() or {}, []
+        for t in tasks:
+            file = store.folder(t.id, self.folder)/'slurm.job'
+            if file.exists() and (id := file.read_text()) in queue: self.jobs[t.id] = submitit.SlurmJob(self.executor.folder, id)
+            else: new.append(t)
+        if not new: return
+        try:
+            with self.executor.batch(): jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in new]
+        except submitit.core.utils.FailedJobError as e:
+            for t in new:
+                with contextlib.suppress(OSError): store.folder(t.id, self.folder).rmdir()  # where nothing is in it
+            raise ValueError('Slurm refuses: ' + '; '.join(re.sub('sbatch: (error: )?', '', line) for line in str(e).splitlines())) from None
+        for t, job in zip(new, jobs):
+            write_text(store.folder(t.id, self.folder)/'slurm.job', job.job_id)
+            self.jobs[t.id] = job
 
-    def running(self)->dict[str, bool]:
-        queue = self.queue or {}
-        return {id: queue.get(job.job_id) == 'RUNNING' for id, job in self.jobs.items()}
+    def running(self)->dict[str, str]:
+        said = {id: (self.queue or {}).get(job.job_id, ('', '')) for id, job in self.jobs.items()}
+        return {id: 'RUNNING' if state in ('RUNNING', 'COMPLETING') else why and f'Slurm: {why}' for id, (state, why) in said.items()}
 
     def collect(self)->list[tuple[str, submitit.Job]]: # those that came to an end
         self.queue = in_queue()
@@ -302,17 +322,19 @@ def sweep(
     gpus, folder, start = gpus_of_a_job(tasks, gpus, local), runs_dir(runs).resolve(), time.time()
     path = {t.id: store.folder(t.id, folder) for t in tasks}
     waiting, seen, before = tasks, None, overview(tasks, folder)
+    own = Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {})
     for t in tasks:
         path[t.id].mkdir(exist_ok=True)
+        if not store.is_complete(path[t.id]): store.no_links(path[t.id])
         (path[t.id]/'error.txt').unlink(missing_ok=True)
-    with Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {}) as own:
+    with own:
         while True:
             waiting = [t for t in waiting if not store.is_complete(path[t.id])]
             ready = [t for t in waiting if not store.held(path[t.id])][:own.room()]
             own.submit(ready)
             waiting = [t for t in waiting if t not in ready]
             table = overview(tasks, folder, own.running())
-            if watch and (now := table[['state', 'step']].values.tolist()) != seen:
+            if watch and (now := table[['state', 'step', 'why']].values.tolist()) != seen:
                 watch(table, in_words(table, before, time.time() - start))
                 seen = now
             if not own.jobs and not waiting: return table

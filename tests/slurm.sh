@@ -2,6 +2,7 @@
 # A one-node Slurm on this machine, for tests. As root, on Debian:
 #   tests/slurm.sh install       slurm-wlm and munge, from Debian's packages
 #   tests/slurm.sh start FOLDER  starts it, with everything that it writes in FOLDER; then: export SLURM_CONF=FOLDER/slurm.conf
+#                                (munge runs as a user of its own, who must be able to enter FOLDER: one under /root will not do)
 #   tests/slurm.sh stop FOLDER
 # Two partitions share the node: jobs of `urgent` preempt those of `normal`, which are queued again.
 set -euo pipefail
@@ -53,6 +54,7 @@ PartitionName=normal Nodes=$name Default=YES PriorityTier=1 MaxTime=INFINITE Sta
 PartitionName=urgent Nodes=$name PriorityTier=10 MaxTime=INFINITE State=UP
 CONF
     chmod 755 "$dir/munge"
+    su -s /bin/sh munge -c "cd '$dir'" 2> /dev/null || { echo "the user munge cannot enter $dir: give a folder that others may enter, as in /tmp"; return 1; }
     su -s /bin/sh munge -c "munged --key-file=$dir/munge/key --socket=$socket --pid-file=$dir/munge/pid --log-file=$dir/munge/log --seed-file=$dir/munge/seed --force" ||
         { cat "$dir/munge/log"; return 1; }
     export SLURM_CONF=$dir/slurm.conf
@@ -79,5 +81,5 @@ stop() {
 case "${1:-}" in
     install) install ;;
     start | stop) "$1" "${2:?a folder}" ;;
-    *) sed -n '2,6p' "$0"; exit 2 ;;
+    *) sed -n '2,7p' "$0"; exit 2 ;;
 esac

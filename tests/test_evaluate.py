@@ -7,7 +7,8 @@ from pycocotools import mask as rle
 from refusal import refused
 from pisa.core import read_json, write_json
 from pisa.data import load
-from pisa.evaluate import COCOAP, VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, to_coco, voc_ap, voc_average, voc_curves, write_results
+from pisa.evaluate import (COCOAP, VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, resamples, to_coco, voc_ap, voc_average, voc_curves, weighted_ap,
+                           write_results)
 
 NAMES = ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L']
 
@@ -407,3 +408,82 @@ def test_mmdet_loads_images_without_annotations(info, spec):
     from mmdet.datasets import CocoDataset
     data = CocoDataset(ann_file=str(info[1]), data_prefix=dict(img=str(spec.val_images)), metainfo=dict(classes=spec.classes), test_mode=True)
     assert len(data) == 40 and data.get_data_info(3)['img_id'] == 4 and data.get_data_info(3)['instances'] == []
+
+
+def _with_crowds(spec, tmp_path, rng):
+    "Annotations with crowd regions, an image and a class without objects, and detections of them"
+    gt = read_json(spec.val_json)
+    dets = _detections(gt, rng)
+    for d in dets: d['score'] = float(rng.rand())  # no ties: in which order copies of tied detections come is nobody's rule
+    for a in gt['annotations']: a['iscrowd'] = int(rng.rand() < .15)
+    gt['annotations'] = [a for a in gt['annotations'] if a['category_id'] != 3 and a['image_id'] != 5]
+    return gt, dets, write_json(tmp_path/'gt.json', gt)
+
+
+def _repeated(gt, dets, weights, file):
+    "The data set that holds image i `weights[i]` times"
+    copies = {i['id']: [1000*k + i['id'] for k in range(w)] for i, w in zip(sorted(gt['images'], key=lambda i: i['id']), weights)}
+    many = lambda rows, key: [dict(r, **{key: c}) for r in rows for c in copies[r[key]]]
+    annotations = [dict(a, id=k + 1) for k, a in enumerate(many(gt['annotations'], 'image_id'))]
+    return many(dets, 'image_id'), write_json(file, dict(gt, images=many(gt['images'], 'id'), annotations=annotations))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_every_image_once_is_coco_and_voc_ap(spec, tmp_path, seed):
+    gt, dets, file = _with_crowds(spec, tmp_path, np.random.RandomState(seed))
+    got, ref = weighted_ap(dets, file, np.ones((1, 40), int), voc=True), coco_ap(dets, file)
+    for name in ('AP', 'AP50', 'AP75'): assert got[name][0] == pytest.approx(ref[name], abs=1e-9)
+    assert got['AP_VOC'][0] == pytest.approx(voc_ap(dets, file)['AP_VOC'], abs=1e-9)
+    assert 5 < got['AP'][0] < 95
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_weights_are_repetitions(spec, tmp_path, seed):
+    "pycocotools, on data in which each image is there as often as its weight says; for VOC our own `voc_ap` on it"
+    rng = np.random.RandomState(seed)
+    gt, dets, file = _with_crowds(spec, tmp_path, rng)
+    weights = np.stack([rng.multinomial(40, np.full(40, 1/40)), rng.randint(0, 4, 40), np.eye(40, dtype=int)[7]*2])
+    got = weighted_ap(dets, file, weights, voc=True)
+    for k, w in enumerate(weights):
+        many, repeated = _repeated(gt, dets, w, tmp_path/f'gt{k}.json')
+        ev = _evaluated(many, repeated, 'bbox', (256, 1024))
+        for i, name in enumerate(('AP', 'AP50', 'AP75')): assert got[name][k] == pytest.approx(100*ev.stats[i], abs=1e-9), (k, name)
+        assert got['AP_VOC'][k] == pytest.approx(voc_ap(many, repeated)['AP_VOC'], abs=1e-9)
+
+
+def test_weighted_of_many_detections_and_some_images(spec, tmp_path):
+    "At most 100 of an image and class count; images that were not looked at are not there"
+    rng = np.random.RandomState(0)
+    gt, dets, file = _with_crowds(spec, tmp_path, rng)
+    dets += [dict(dets[0], bbox=[0., 0., 3., 3.], score=.9 + .0001*i) for i in range(120)]
+    ids = [i['id'] for i in gt['images']][::2]
+    got, ref = weighted_ap(dets, file, np.ones((1, 20), int), images=ids), coco_ap(dets, file, images=ids)
+    assert got['AP'][0] == pytest.approx(ref['AP'], abs=1e-9)
+    assert weighted_ap(dets, file, np.ones((1, 40), int))['AP'][0] == pytest.approx(coco_ap(dets, file)['AP'], abs=1e-9)
+    assert weighted_ap(dets, file, np.ones((1, 40), int), max_dets=300)['AP'][0] == pytest.approx(coco_ap(dets, file, max_dets=300)['AP'], abs=1e-9)
+
+
+def test_weighted_at_the_edges(spec, tmp_path):
+    gt = read_json(spec.val_json)
+    assert weighted_ap([], spec.val_json, np.ones((2, 40), int), voc=True)['AP'].tolist() == [0, 0]
+    empty = write_json(tmp_path/'gt.json', dict(gt, annotations=[]))
+    assert np.isnan(weighted_ap([], empty, np.ones((1, 40), int))['AP']).all()
+    refused(lambda: weighted_ap([], spec.val_json, np.ones((1, 39), int)), 'weights are of 39 images, but there are 40')
+
+
+def test_resamples_are_the_same_for_all():
+    a = resamples(30, 50)
+    assert (a == resamples(30, 50)).all() and (a[0] == 1).all()
+    assert (a.sum(1) == 30).all() and len(np.unique(a[1:], axis=0)) == 50
+    np.testing.assert_array_equal(a, resamples(30, 80)[:51])  # more draws begin with the same ones
+    assert abs(resamples(200, 2000)[1:].var() - 1) < .05  # as with replacement
+
+
+def test_of_objects_that_overlap_alike_the_last_is_taken(tmp_path):
+    "As COCO has it: here that costs the second detection its object"
+    objects = [[0, 0, 10, 10], [2, 0, 10, 10]]
+    file = write_json(tmp_path/'gt.json', dict(images=[dict(id=1)], categories=[dict(id=1)], annotations=[
+        dict(id=k + 1, image_id=1, category_id=1, bbox=b, area=100, iscrowd=0) for k, b in enumerate(objects)]))
+    dets = [dict(image_id=1, category_id=1, bbox=[float(x), 0., 10., 10.], score=s) for x, s in ((1, .9), (4, .8))]
+    got = weighted_ap(dets, file, np.ones((1, 1), int))['AP50'][0]
+    assert got == pytest.approx(coco_ap(dets, file)['AP50'], abs=1e-9) and got < 60

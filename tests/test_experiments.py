@@ -226,3 +226,51 @@ def test_summary_reads_overrides(spec):
     refused(lambda: said(spec, overrides=f'{rcnn}isr.gamma=two'), "isr.gamma must be a number, not 'two'")
     stages = said(spec, detector='cascade_rcnn', sampler='H/H')
     assert stages['ISR'].startswith('gamma=2.0') and 'H for positives, H for negatives' in stages['samples']
+
+
+# ---- overrides may come with a run from elsewhere
+
+@pytest.mark.parametrize('pair', [
+    "val_evaluator={{'_delete_':True,'type':'subprocess.call','args':['touch','{}']}}", 'val_evaluator.type=subprocess.call',
+    "val_dataloader.dataset.pipeline.0={{'_delete_':True,'type':'subprocess.call','args':['touch','x']}}",
+    "model.test_cfg.nms.type=__import__('os').system('exit')", "model.test_cfg.nms.type=exit()", "model.backbone.type=b'subprocess.call'",
+    "model.init_cfg={{'type':'Pretrained','checkpoint':'{}'}}", "model.neck.init_cfg=[{{'type':'Pretrained','checkpoint':'weights'}}]",
+    'model.backbone.pretrained=weights', 'train_dataloader.dataset.proposal_file={}', 'val_evaluator._scope_=antigravity',
+    'default_scope=antigravity', "custom_imports.imports=['antigravity']"])
+def test_overrides_can_name_neither_code_nor_files(spec, tmp_path, pair):
+    refused(lambda: config(spec, 'ssd300', overrides=pair.format(tmp_path / 'file.pkl')), 'it could load a file or run code')
+
+
+def test_overrides_can_name_classes_and_settings(spec):
+    words = "optim_wrapper.optimizer={'_delete_':True,'type':'SGD','lr':0.1} model.bbox_head.loss_bbox.type=GIoULoss val_evaluator.voc='11-point'"
+    cfg = config(spec, 'retinanet', overrides=words)
+    assert (cfg.optim_wrapper.optimizer.type, cfg.model.bbox_head.loss_bbox.type, cfg.val_evaluator.voc) == ('SGD', 'GIoULoss', '11-point')
+
+
+# ---- the same training has the same id
+
+@pytest.mark.parametrize('words,overrides', [
+    (dict(), 'train_cfg.max_epochs=4'), (dict(), 'model.train_cfg.rcnn.isr.gamma=2'), (dict(), 'model.train_cfg.rcnn.isr.gamma=2.0 train_dataloader.batch_size=8'),
+    (dict(detector='retinanet', method='carl', formulation='v2'), 'model.train_cfg.carl.b=0.2'), (dict(scale='paper', dataset='voc'), 'train_cfg.max_epochs=12')])
+def test_a_default_that_is_spelt_out_is_no_other_run(spec, words, overrides):
+    a, b = experiments.experiment(**words), experiments.experiment(**words, overrides=overrides)
+    assert a == b and a.id('data') == b.id('data')
+    said = dataclasses.replace(a, overrides=overrides)  # that it is the default, seen in the config
+    assert plain(experiments.config(said, spec).to_dict()) == plain(experiments.config(a, spec).to_dict())
+
+
+def test_other_values_are_other_runs():
+    ids = [experiments.experiment(**words).id('data') for words in (
+        dict(), dict(overrides='train_cfg.max_epochs=3'), dict(overrides='model.train_cfg.rcnn.isr.gamma=2.5'),
+        dict(formulation='v2'), dict(formulation='v2', overrides='model.train_cfg.rcnn.carl.b=0.1'))]
+    assert len(set(ids)) == len(ids)
+
+
+def test_weights_count_by_their_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    id = lambda file: experiments.experiment(pretrained=str(file)).id('data')
+    for name, content in (('a.pth', b'some'), ('b.pth', b'some'), ('c.pth', b'others')): Path(name).write_bytes(content)
+    first = id('a.pth')
+    assert first == id(tmp_path / 'a.pth') == id('b.pth') and first not in (id('c.pth'), id('none'))
+    Path('a.pth').write_bytes(b'others')
+    assert id('a.pth') == id('c.pth') != first

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -231,3 +233,35 @@ def test_the_other_machine_ends_with_the_first(folder, tmp_path):
     when(lambda: working(0) and working(1), first.kill).join()
     other.join(60)
     assert other.exitcode == 0 and (tmp_path / 'said1').exists() and all_gone()
+
+
+def test_a_process_that_aborts_at_its_end_does_not_end_the_first(folder, spec, tmp_path, monkeypatch):
+    "As libraries did under load, when they took themselves apart while the first process was still writing"
+    (tmp_path / 'sitecustomize.py').write_text("import atexit, os\nif os.environ.get('RANK') == '1': atexit.register(os.abort)\n")
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    tiny = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=4 train_dataloader.batch_size=4 val_dataloader.dataset.indices=4'
+    path = launch.train(experiments.experiment('ssd300', overrides=tiny), spec, folder, gpus=0, processes=2)
+    assert runs.is_complete(path)
+
+
+@needs_proc
+def test_a_process_whose_parent_dies_ends_before_its_imports_are_done(tmp_path):
+    "`torchrun` is killed while a process that it started is importing; here that import lasts a minute"
+    (tmp_path / 'pisa').mkdir()
+    (tmp_path / 'pisa/__init__.py').write_text(f"import time; open({str(tmp_path / 'importing')!r}, 'w').close(); time.sleep(60)")
+    start = f"""import os, subprocess, sys
+p = subprocess.Popen([sys.executable, '-c', {launch.WORKER!r}, 'request', '0', '{os.getpid()}'])
+print(p.pid, flush=True); p.wait()"""
+    env = dict(os.environ, PYTHONPATH=str(tmp_path))
+    with subprocess.Popen([sys.executable, '-c', start], env=env, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        when((tmp_path / 'importing').exists, parent.kill).join()
+    deadline = time.time() + 5
+    while alive(child) and time.time() < deadline: time.sleep(0.05)
+    if left := alive(child): os.kill(child, signal.SIGKILL)
+    assert not left
+
+
+def alive(pid):
+    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError: return False

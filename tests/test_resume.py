@@ -14,6 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
+import pisa
 from pisa import data, experiments, launch, runs
 from pisa.core import read_json
 
@@ -277,3 +278,127 @@ def test_git_keeps_the_record_only():
              'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz']
     p = subprocess.run(['git', 'check-ignore', *(f'runs/an_id/{f}' for f in files)], cwd=ROOT, capture_output=True, text=True)
     assert p.stdout.split() == [f'runs/an_id/{f}' for f in files[:5]]
+
+
+# ---- what a record says can be trusted
+
+def git(folder, *args):
+    return subprocess.run(['git', '-C', folder, '-c', 'user.name=a', '-c', 'user.email=a@b', *args], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def checkout(folder):
+    "A git repository with a module in pisa/, and its commit"
+    (folder / 'pisa').mkdir(parents=True)
+    (folder / 'pisa/__init__.py').write_text(f'# {folder}\n')
+    git(folder, 'init', '-q')
+    git(folder, 'add', '-A')
+    git(folder, 'commit', '-qm', 'one')
+    return git(folder, 'rev-parse', 'HEAD')
+
+
+def test_revision_is_that_of_the_code_wherever_it_is_called(tmp_path, monkeypatch):
+    here, there = checkout(tmp_path / 'here'), checkout(tmp_path / 'there')
+    code = lambda folder: monkeypatch.setattr(pisa, '__file__', str(folder / 'pisa/__init__.py'))
+    monkeypatch.chdir(tmp_path / 'there')
+    code(tmp_path / 'here')
+    assert runs.git_state() == {'revision': here, 'dirty': False} and here != there
+    (tmp_path / 'here/pisa/extra.py').write_text('x = 1')
+    assert runs.git_state()['dirty'] is True  # a module that git does not know
+    (tmp_path / 'here/pisa/extra.py').unlink()
+    (tmp_path / 'here/notes.txt').write_text('')
+    assert runs.git_state()['dirty'] is False
+    (tmp_path / 'here/pisa/__init__.py').write_text('x = 1')
+    assert runs.git_state()['dirty'] is True
+    shutil.copytree(tmp_path / 'here/pisa', tmp_path / 'there/venv/site-packages/pisa')
+    code(tmp_path / 'there/venv/site-packages')  # installed in another project's checkout
+    assert runs.git_state() == {'revision': None, 'dirty': None}
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    "The folder of a run with a made-up result"
+    record = runs.describe(experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16))
+    path = runs.folder(record['id'], tmp_path)
+    path.mkdir()
+    (path / 'run.json').write_text(json.dumps(record))
+    (path / 'metrics.json').write_text('{"AP": 12.5}')
+    return path
+
+
+@pytest.mark.parametrize('change,reason', [
+    (lambda r: [], 'is not the record of this run'), (lambda r: 'x', 'is not the record of this run'), (lambda r: 7, 'is not the record of this run'),
+    (lambda r: r | {'schema': '1'}, 'schema is missing, or no int'), (lambda r: r | {'overrides': 3}, 'overrides is missing, or no str'),
+    (lambda r: r | {'id': 'another'}, "that of 'another'"),
+    (lambda r: r | {'backbone': '../x'}, "backbone='../x' is not known"), (lambda r: r | {'method': []}, 'method=[] is not known'),
+    (lambda r: r | {'data': {}}, 'data has no fingerprint'), (lambda r: r | {'schema': 99}, 'was written by a newer pisa (schema 99'),
+    *((lambda r, key=key: {k: v for k, v in r.items() if k != key}, key) for key in ('machine', 'backbone', 'data', 'id', 'seed', 'git'))])
+def test_a_record_that_is_damaged_or_of_another_run(recorded, change, reason):
+    "It is refused in one line that names the file; the other runs are shown"
+    folder, record = recorded.parent, read_json(recorded / 'run.json')
+    good = runs.folder('good', folder)
+    shutil.copytree(recorded, good)
+    (good / 'run.json').write_text(json.dumps(record | {'id': 'good'}))
+    (recorded / 'run.json').write_text(json.dumps(change(record)))
+    with pytest.raises(ValueError) as e: runs.read_record(recorded)
+    assert str(recorded / 'run.json') in str(e.value) and reason in str(e.value) and '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='run.json'): train(folder)  # though it is complete
+    with pytest.warns(UserWarning, match=f'{recorded.name} is left out: ') as told: assert runs.load(folder).id.tolist() == ['good']
+    assert len(told) == 1 and '\n' not in str(told[0].message)
+    experiments.list(runs=folder)
+
+
+def test_metrics_that_are_damaged(recorded):
+    (recorded / 'metrics.json').write_text('{"AP": ')
+    with pytest.warns(UserWarning, match='metrics.json is not JSON'): assert len(runs.load(recorded.parent)) == 0
+
+
+def test_a_run_that_was_done_by_another_number_of_processes(recorded, capsys):
+    "It is not in the id, so it is said"
+    exp, spec = experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16)
+    assert launch.train(exp, spec, recorded.parent, gpus=0) == recorded and not capsys.readouterr().out
+    assert launch.train(exp, spec, recorded.parent, gpus=0, processes=2) == recorded
+    assert 'is done already; processes that trained it: 1, asked for: 2.' in capsys.readouterr().out
+
+
+# ---- links, and folders that are deleted
+
+@pytest.mark.parametrize('name', ['checkpoints', 'mmengine', 'scalars.jsonl', 'logs'])
+def test_a_run_folder_with_a_link_is_not_trained_in(tmp_path, recorded, name):
+    victim = tmp_path.with_name(tmp_path.name + '-victim')
+    victim.mkdir()
+    for file in ('epoch_1.pth', '.a.part', 'request.json'): (victim / file).write_text('mine')
+    (recorded / 'metrics.json').unlink()
+    (recorded / name).symlink_to(victim / 'epoch_1.pth' if '.' in name else victim)
+    with pytest.raises(ValueError, match=f'{recorded / name} is a link') as e: train(recorded.parent)
+    assert '\n' not in str(e.value) and {f.name: f.read_text() for f in victim.iterdir()} == dict.fromkeys(['epoch_1.pth', '.a.part', 'request.json'], 'mine')
+    runs.delete(recorded.name, recorded.parent)
+    assert not recorded.exists() and len(list(victim.iterdir())) == 3
+
+
+def test_a_run_folder_that_is_a_link_is_no_run(recorded):
+    recorded.rename(recorded.parent.parent / f'{recorded.parent.name}-elsewhere')
+    recorded.symlink_to(recorded.parent.parent / f'{recorded.parent.name}-elsewhere')
+    assert len(runs.load(recorded.parent)) == 0
+
+
+def test_the_lock_of_a_folder_that_was_deleted_meanwhile_is_none(recorded, monkeypatch):
+    "While one waits for the lock, its holder deletes the folder; the one that waited has a lock that excludes others"
+    holder, real = runs.lock(recorded), time.sleep
+    holder.__enter__()
+    def wait(seconds):
+        monkeypatch.setattr(runs.time, 'sleep', real)
+        shutil.rmtree(recorded)
+        holder.__exit__(None, None, None)
+    monkeypatch.setattr(runs.time, 'sleep', wait)
+    with runs.lock(recorded):
+        assert runs.held(recorded).startswith(f'process {os.getpid()} ')
+        with pytest.raises(BlockingIOError): runs.lock(recorded).__enter__()
+    assert runs.held(recorded) is None
+
+
+def test_a_run_on_a_disk_that_cannot_be_written_to_is_not_deleted(recorded):
+    with mounted(recorded.parent, '--bind', recorded.parent):
+        subprocess.run(['mount', '-o', 'remount,ro,bind', recorded.parent], check=True)
+        with pytest.raises(OSError) as e: runs.delete(recorded.name, recorded.parent)
+    assert f'run {recorded.name} cannot be deleted, {recorded.parent} cannot be written to: Read-only file system' in str(e.value)
+    assert len(runs.load(recorded.parent)) == 1

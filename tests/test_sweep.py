@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('mmdet')
+import submitit
 from pisa import data, runs, sweep
 from pisa.core import read_json, write_json
 
@@ -186,3 +187,71 @@ def test_slurm_trains_a_sweep_of_four_with_one_preempted(slurm, spec, tmp_path, 
     assert table.state.tolist() == ['done'] * 4, table.why.tolist()
     assert urgent
     assert max(read_json(runs.folder(t.id, tmp_path) / 'run.json')['resumed'] for t in tasks) >= 1
+
+
+class Enough(Exception): pass
+
+
+def until(condition):
+    "A `watch` that leaves the sweep as soon as a condition of its table holds, and the tables that it was given"
+    seen = []
+    def watch(table, line):
+        seen.append(table)
+        if condition(table): raise Enough
+    return watch, seen
+
+
+def test_a_sweep_that_is_started_again_submits_only_what_slurm_does_not_have(slurm, spec, tmp_path, monkeypatch):
+    "One of three is running, the others are queued behind it; the second sweep waits for the same jobs"
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    tasks = plan(spec, ['table4/baseline', 'table4/isr', 'table4/carl'], overrides=LONGER)
+    go = lambda tasks, watch: sweep.sweep(tasks, 1, tmp_path, launcher='slurm', slurm=dict(partition='normal', time=10), watch=watch, poll=0.3)
+    try:
+        watch, _ = until(lambda table: 'running' in table.state.tolist())
+        with pytest.raises(Enough): go(tasks[:2], watch)
+        first = sweep.in_queue()
+        assert len(first) == 2
+        watch, seen = until(lambda table: sum(map(bool, table.why)) >= 2)
+        with pytest.raises(Enough): go(tasks, watch)
+        second = sweep.in_queue()
+        assert len(second) == 3 and first.keys() < second.keys()  # the third, which is new, alone
+        assert 'Slurm: JobArrayTaskLimit' in seen[-1].why.tolist()
+        job = (runs.folder(tasks[0].id, tmp_path) / 'slurm.job').read_text()
+        submitted = submitit.core.utils.DelayedSubmission.load(submitit.SlurmJob(tmp_path / '.submitit', job).paths.submitted_pickle)
+        assert submitted._timeout_countdown > 100  # so often Slurm may end it at its time limit
+    finally: subprocess.run(['scancel', '--me'])
+    wait_for(lambda: not sweep.in_queue())
+
+
+@pytest.mark.parametrize('options,reason', [(dict(partition='nonsense', time=1), 'nvalid partition'), (dict(time='x'), 'nvalid --time')])
+def test_what_slurm_refuses_is_said_in_one_line(slurm, spec, tmp_path, options, reason):
+    tasks = plan(spec, ['table4/baseline', 'table4/isr'])
+    with pytest.raises(ValueError, match=f'Slurm refuses: .*{reason}') as e: sweep.sweep(tasks, 1, tmp_path, launcher='slurm', slurm=options)
+    assert '\n' not in str(e.value) and not [t.id for t in tasks if (tmp_path / t.id).exists()]
+
+
+def test_why_a_job_waits_is_shown(slurm, spec, tmp_path):
+    "There is one node, and two are asked for"
+    watch, seen = until(lambda table: table.why[0])
+    try:
+        with pytest.raises(Enough):
+            sweep.sweep(plan(spec, ['table4/isr']), 1, tmp_path, launcher='slurm', slurm=dict(partition='normal', time=1, nodes=2), watch=watch, poll=0.3)
+        assert (seen[-1].state[0], seen[-1].why[0]) == ('waiting', 'Slurm: PartitionConfig')
+    finally: subprocess.run(['scancel', '--me'])
+
+
+def test_without_slurm(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ValueError, match="no sbatch here: .* launcher='local'") as e:
+        sweep.sweep(plan(spec, ['table4/isr']), 1, tmp_path / 'runs', launcher='slurm')
+    assert '\n' not in str(e.value) and not list((tmp_path / 'runs').iterdir())
+
+
+def test_a_linked_log_is_not_written_to(spec, tmp_path):
+    victim, task = tmp_path / 'victim', plan(spec, ['table4/isr'])[0]
+    victim.write_text('mine')
+    path = runs.folder(task.id, tmp_path / 'runs')
+    path.mkdir()
+    (path / 'job.log').symlink_to(victim)
+    with pytest.raises(ValueError, match='job.log is a link'): sweep.sweep([task], 1, tmp_path / 'runs')
+    assert victim.read_text() == 'mine'
