@@ -272,7 +272,7 @@ def _cell(part:pd.DataFrame, i:int, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.
     out = f'{mean:.1f}' + (f' ± {half:.1f}' if half == half else '')
     if d != d: return out
     said = f'{round(d, 1) + 0.:+.1f}' + (f' ± {(high - low)/2:.1f}' if high == high else '')
-    return f'{out}\n' + (f'**{said}**' if (low > 0 or high < 0) and half == half else said)  # with one seed alone it says too little
+    return f'{out}\n' + (f'**{said}**' if (low > 0 or high < 0) and get('seeds') > 1 else said)  # one training says too little
 
 # %% ../nbs/60_tables.ipynb
 def shown(
@@ -388,10 +388,10 @@ def verdict(
     high:float=np.inf, # and below this
 )->str: # 'reproduced', 'not reproduced', 'undecided' or 'not run'
     "The rule"
-    if any(f is None for f in found): return 'not run'
-    if all(low < a and b < high for a, b in found): return 'reproduced'
-    if any(b < low or a > high for a, b in found): return 'not reproduced'
-    return 'undecided'
+    there = [f for f in found if f is not None]
+    if any(b < low or a > high for a, b in there): return 'not reproduced'
+    if len(there) < len(found): return 'not run'
+    return 'reproduced' if all(low < a and b < high for a, b in there) else 'undecided'
 
 # %% ../nbs/60_tables.ipynb
 def _cost(cells:pd.DataFrame, pairs:Sequence[tuple[str, str]])->dict|None: # as `difference`, of ratios
@@ -427,7 +427,7 @@ def judge(
         row = claim.pairs[0][0]
         lost = row_experiment(row, scale=scale, seed=0) in runs.attrs.get('diverged', [])
         said = 'not reproduced' if (part.cells.row == row).any() else 'reproduced' if lost else 'not run'
-    elif said.endswith('reproduced') and any(f['over'] == 'images' for f in done): said += ' (one seed)'
+    elif said.endswith('reproduced') and any(f['seeds'] == 1 for f in done): said += ' (one seed)'
     return dict(claim=claim.text, section=claim.section, scale=scale, metric=claim.metric, kind=kind, of=len(claim.pairs), published=_said(claim),
                 **done[_LEAST[kind]([f['difference'] for f in done])], verdict=said)
 
