@@ -48,7 +48,7 @@ def default_sampler(detector:str, method:str, formulation:str='v1')->str|None: #
     return 'R/score_hlr' if formulation == 'v2' and 'isr' in METHODS[method] and detector != 'cascade_rcnn' else 'R/R'
 
 # %% ../nbs/40_experiments.ipynb
-RECIPE = 2  # goes into the ids of runs: raised when the same words come to mean another training
+RECIPE = 4  # goes into the ids of runs: raised when the same words come to mean another training
 
 @dataclass(frozen=True)
 class Experiment:
@@ -97,9 +97,9 @@ def recipe(
     voc, ssd, half = exp.dataset == 'voc', exp.detector == 'ssd300', exp.detector in ('retinanet', 'atss')
     if exp.scale == 'mini':
         side = 128 if exp.dataset == 'shapes' else 256
-        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=12 if voc else 4, warmup=50, warmup_factor=0.001,
+        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=24 if voc else 8, warmup=50, warmup_factor=0.001,
                       steps=(8/12, 11/12),
-                      optimizer=dict(type='OptimWrapper' if exp.detector in TWO_STAGE else 'MiniOptimWrapper', clip_grad=dict(max_norm=10),
+                      optimizer=dict(type='MiniOptimWrapper', clip_grad=dict(max_norm=10),
                                      optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)))
     if ssd: return Recipe(image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None), warmup=500,
                           warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
