@@ -96,8 +96,8 @@ def recipe(
     "The recipe of an experiment, before its overrides"
     voc, ssd, half = exp.dataset == 'voc', exp.detector == 'ssd300', exp.detector in ('retinanet', 'atss')
     if exp.scale == 'mini':
-        side = 128 if exp.dataset == 'shapes' else 256
-        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=24 if voc else 8, warmup=50, warmup_factor=0.001,
+        side, epochs = 128 if exp.dataset == 'shapes' else 256, 6 if exp.detector == 'mask_rcnn' else 8
+        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=3*epochs if voc else epochs, warmup=50, warmup_factor=0.001,
                       steps=(8/12, 11/12),
                       optimizer=dict(type='MiniOptimWrapper', clip_grad=dict(max_norm=10),
                                      optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)))
