@@ -44,7 +44,7 @@ def separable_roi_align(
     x1, y1, x2, y2 = (rois[:, 1:]*scale - 0.5).unbind(1)  # half a pixel: from edges to centres
     counts = torch.bincount(images, minlength=B).tolist()
     x, y = axis_weights(x1, x2, bins, W, ratio).split(counts), axis_weights(y1, y2, bins, H, ratio).split(counts)
-    out = [feats.new_zeros(0, C, bins, bins)]
+    out = [feats[:0, :, :1, :1].expand(-1, -1, bins, bins)]  # without RoIs the result hangs on the map too
     for feat, wx, wy in zip(feats, x, y):
         columns = wx.flatten(0, 1) @ feat.permute(2, 0, 1).reshape(W, C*H)  # [r * S, C * H]
         cells = columns.view(len(wx), bins*C, H) @ wy.transpose(1, 2)       # [r, S * C, S], x before y
@@ -53,7 +53,7 @@ def separable_roi_align(
 
 # %% ../nbs/23_roi_align.ipynb
 class SeparableRoIAlign(nn.Module):
-    "RoIAlign layer: `separable_roi_align` on a CPU, torchvision's elsewhere"
+    "RoIAlign layer: `separable_roi_align` on a CPU where it pays, torchvision's elsewhere"
     def __init__(self,
         output_size:int, # S
         spatial_scale:float, # pixels of the map to a pixel of the image
@@ -64,7 +64,8 @@ class SeparableRoIAlign(nn.Module):
         self.sampling_ratio = sampling_ratio
 
     def forward(self, feats:Tensor, rois:Tensor)->Tensor: # [R, C, S, S]
-        if feats.device.type == 'cpu' and self.sampling_ratio > 0:
+        pays = feats.requires_grad and torch.is_grad_enabled() or max(feats.shape[2:]) <= 16
+        if feats.device.type == 'cpu' and self.sampling_ratio > 0 and pays:
             return separable_roi_align(feats, rois, self.output_size[0], self.spatial_scale, self.sampling_ratio)
         return torchvision.ops.roi_align(feats, rois, self.output_size, self.spatial_scale, self.sampling_ratio, True)
 
@@ -76,5 +77,10 @@ class SeparableRoIExtractor(SingleRoIExtractor):
 
     def forward(self, feats:tuple[Tensor, ...], rois:Tensor, roi_scale_factor:float|None=None)->Tensor: # [R, C, S, S]
         "In float32 also under autocast: rounded to bfloat16, a RoI may be off by a pixel"
+        rois = rois.float()
+        level = self.map_roi_levels(rois, len(feats))
+        if roi_scale_factor is not None: rois = self.roi_rescale(rois, roi_scale_factor)
+        at = [(level == i).nonzero()[:, 0] for i in range(len(feats))]
         with torch.autocast(feats[0].device.type, enabled=False):
-            return super().forward(tuple(level.float() for level in feats), rois.float(), roi_scale_factor)
+            out = torch.cat([layer(feat.float(), rois[i]) for layer, feat, i in zip(self.roi_layers, feats, at)])
+        return out[torch.cat(at).argsort()]

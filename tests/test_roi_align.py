@@ -30,10 +30,24 @@ def test_no_rois():
     assert ra.separable_roi_align(torch.rand(2, 3, 8, 8), torch.zeros(0, 5), 7, 1 / 4).shape == (0, 3, 7, 7)
 
 
-def test_extractor_equals_mmdets():
-    levels = tuple(torch.rand(2, 8, 64 // s, 64 // s) for s in (1, 2, 4))
+@pytest.mark.parametrize('trained', [True, False])  # by products on all levels, or on the smallest alone
+@pytest.mark.parametrize('largest,factor', [(150, None), (150, 1.5), (20, None)])  # 20: all RoIs are on the first level
+def test_extractor_equals_mmdets(trained, largest, factor):
+    levels = tuple(torch.rand(2, 8, 64 // s, 64 // s, requires_grad=trained) for s in (1, 2, 4))
     corner = torch.rand(50, 2) * 200
-    rois = torch.cat([torch.arange(2).repeat_interleave(25)[:, None], corner, corner + 4 + torch.rand(50, 2) * 150], 1)
-    build = lambda kind, **layer: MODELS.build(dict(type=kind, out_channels=8, featmap_strides=[4, 8, 16], roi_layer=dict(output_size=7, sampling_ratio=1, **layer)))
-    ours, theirs = build('SeparableRoIExtractor')(levels, rois), build('SingleRoIExtractor', type='RoIAlign')(levels, rois)
+    rois = torch.cat([torch.arange(2).repeat_interleave(25)[:, None], corner, corner + 4 + torch.rand(50, 2) * largest], 1)
+    build = lambda kind, **layer: MODELS.build(dict(type=kind, out_channels=8, featmap_strides=[4, 8, 16], finest_scale=28,
+                                                    roi_layer=dict(output_size=7, sampling_ratio=1, **layer)))
+    ours, theirs = (e(levels, rois, factor) for e in (build('SeparableRoIExtractor'), build('SingleRoIExtractor', type='RoIAlign')))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    if not trained: return
+    seed = torch.rand_like(ours)
+    for a, b in zip(*(torch.autograd.grad(out, levels, seed) for out in (ours, theirs))):  # of each level, without RoIs too
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_extractor_without_rois():
+    extractor = MODELS.build(dict(type='SeparableRoIExtractor', out_channels=8, featmap_strides=[4, 8], roi_layer=dict(output_size=7, sampling_ratio=1)))
+    levels = tuple(torch.rand(2, 8, n, n, requires_grad=True) for n in (32, 16))
+    out = extractor(levels, torch.zeros(0, 5))
+    assert out.shape == (0, 8, 7, 7) and out.requires_grad
