@@ -254,6 +254,12 @@ class Slurm:
 
     def submit(self, tasks:list[Task])->None:
         if not tasks: return
+        self.executor.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.executor.folder/'lock', 'w') as f:
+            fcntl.flock(f, fcntl.LOCK_EX)  # of two sweeps the second finds what the first has submitted
+            self._submit(tasks)
+
+    def _submit(self, tasks:list[Task])->None:
         queue, new = in_queue() or {}, []
         for t in tasks:
             file = store.folder(t.id, self.folder)/'slurm.job'

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
 
@@ -219,6 +220,19 @@ def test_a_sweep_that_is_started_again_submits_only_what_slurm_does_not_have(slu
         job = (runs.folder(tasks[0].id, tmp_path) / 'slurm.job').read_text()
         submitted = submitit.core.utils.DelayedSubmission.load(submitit.SlurmJob(tmp_path / '.submitit', job).paths.submitted_pickle)
         assert submitted._timeout_countdown > 100  # so often Slurm may end it at its time limit
+    finally: subprocess.run(['scancel', '--me'])
+    wait_for(lambda: not sweep.in_queue())
+
+
+def test_of_two_sweeps_started_together_one_submits(slurm, spec, tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    tasks = plan(spec, ['table4/baseline', 'table4/isr'], overrides=LONGER)
+    two = [sweep.Slurm(tmp_path, 1, 0, 1, dict(partition='normal', time=10)) for _ in range(2)]
+    try:
+        with ThreadPoolExecutor() as pool: list(pool.map(lambda own: own.submit(tasks), two))
+        assert len(sweep.in_queue()) == 2
+        first, second = ({t: job.job_id for t, job in own.jobs.items()} for own in two)
+        assert first == second
     finally: subprocess.run(['scancel', '--me'])
     wait_for(lambda: not sweep.in_queue())
 

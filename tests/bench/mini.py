@@ -34,8 +34,7 @@ def stepper(detector, spec, overrides):
 def bench(detector):
     spec = data.load('shapes')
     steps = {'float32': stepper(detector, spec, SLOW), 'as it is': stepper(detector, spec, '')}
-    short = has_amx() and experiments.recipe(experiments.experiment(detector)).optimizer['type'] == 'MiniOptimWrapper'
-    report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8, bfloat16=short)
+    report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8, bfloat16=has_amx())
 
 
 if __name__ == '__main__':
