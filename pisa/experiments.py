@@ -454,10 +454,10 @@ def summary(
         if s.get('neg') == 'score_hlr': parts['ISR-N'] = 'Score-HLR of the negatives, ' + in_words({**HLR_DEFAULTS, **(s.get('hlr') or {})})
         samples = f'{s.num} RoIs of {train.rpn_proposal.max_per_img} proposals an image: {ways}'
     else: samples = 'all anchors' + (', and of the negatives the three hardest for each positive' if exp.detector == 'ssd300' else '')
-    weights = cfg.model.backbone.init_cfg
+    weights = checkpoint_of(exp.backbone, exp.pretrained)
     version = {'v1': 'v1: ISR on positives, CARL in place of the regression loss',
                'v2': 'v2: ISR on positives' + (' and negatives' if 'ISR-N' in parts else '') + ', CARL added'}[exp.formulation]
-    return {'detector': f'{exp.detector}, backbone {exp.backbone} ' + (f'from {weights.checkpoint}' if weights else 'from scratch') +
+    return {'detector': f'{exp.detector}, backbone {exp.backbone} ' + (f'from {weights}' if weights else 'from scratch') +
                         f', scale {exp.scale}',
             'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),
             **({'formulation': version} if isr or carl else {}),

@@ -22,7 +22,7 @@ from . import runs as store
 import pisa, pisa.detectors, pisa.evaluate, pisa.speed  # they register heads, COCOAP and MiniOptimWrapper
 from .core import read_json, write_bytes, write_json, write_text
 from .data import DataSpec
-from .experiments import Experiment, config, experiment, parse_overrides, positive, recipe
+from .experiments import Experiment, checkpoint_of, config, experiment, parse_overrides, positive, recipe
 from .speed import channels_last
 
 # %% auto 0
@@ -514,7 +514,7 @@ def train(
                                     'A process ranks its own images together: to have it so, delete the run or give another seed')
     else:
         cfg = config(exp, spec)
-        find_weights((cfg.model.backbone.init_cfg or {}).get('checkpoint'))
+        find_weights(checkpoint_of(exp.backbone, exp.pretrained))
         with explained(path):
             if node: help_with(path, node)
             else:

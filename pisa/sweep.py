@@ -16,7 +16,7 @@ import torch
 from . import runs as store
 from .core import one_of, read_json, root, runs_dir, write_text
 from .data import DataSpec, load
-from .experiments import ROWS, Experiment, config, known_row, row_dataset, row_experiment, step_seconds, steps
+from .experiments import ROWS, Experiment, checkpoint_of, config, known_row, row_dataset, row_experiment, step_seconds, steps
 
 # %% auto 0
 __all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'end_with', 'Job', 'gpus_of_a_job', 'slots', 'Local',
@@ -166,8 +166,7 @@ def gpus_of_a_job(
 
     A `ValueError` or `FileNotFoundError` of one line says what cannot be had."""
     from pisa import launch
-    weights = {(config(t.exp, t.spec).model.backbone.init_cfg or {}).get('checkpoint') for t in tasks}
-    for checkpoint in weights: launch.find_weights(checkpoint)
+    for checkpoint in {checkpoint_of(t.exp.backbone, t.exp.pretrained) for t in tasks}: launch.find_weights(checkpoint)
     if not local: return gpus if gpus != 'auto' else 8 if any(t.exp.scale == 'paper' for t in tasks) else 0
     found = [launch.devices(t.exp, gpus) for t in tasks]
     return max((n for device, n in found if device == 'cuda'), default=0)
