@@ -4,13 +4,14 @@
 
 # %% ../nbs/01_explorer.ipynb 3
 from __future__ import annotations
-import functools, html
+import base64, functools, html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import ipywidgets as widgets
 from fastcore.basics import patch
+from IPython.display import HTML, display
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from .core import data_dir, read_json, runs_dir
@@ -167,6 +168,7 @@ def picture(
     table:dict[str, list], # what `measure` gives for them
     chosen:int|None, # the box that is marked
     scale:float, # see `scale_of`
+    press:str='', # JavaScript: what a press on the picture does
 )->str: # SVG, transparent where the scene has an image
     "Objects with thick outlines, boxes coloured by weight, each with its letter and its IoU-HLR"
     left, top, right, bottom = scene.frame
@@ -182,8 +184,9 @@ def picture(
     for i in order: out += _sample(boxes[i], weights[i], i == chosen)
     out += [_text(*_centre(o), name, 'fill="#333" stroke="white" stroke-width="3" paint-order="stroke"') for o, name in zip(objects, names)]
     for i in order: out += _label(places[i], words[i], widths[i], weights[i], i == chosen)
-    return (f'<svg width="{w:.0f}" height="{h:.0f}" viewBox="0 0 {w:.1f} {h:.1f}" font-family="sans-serif" font-size="13" '
-            f'style="display:block;cursor:grab;user-select:none;touch-action:none" onpointerdown="{_PRESS}">{"".join(out)}</svg>')
+    held = f'style="display:block;cursor:grab;user-select:none;touch-action:none" onpointerdown="{press}"' if press else 'style="display:block"'
+    return (f'<svg width="{w:.0f}" height="{h:.0f}" viewBox="0 0 {w:.1f} {h:.1f}" font-family="sans-serif" font-size="13" {held}>'
+            f'{"".join(out)}</svg>')
 
 # %% ../nbs/01_explorer.ipynb
 def rows_of(
@@ -397,7 +400,7 @@ def draw(self:Explorer):
     if self.start is None: self.start = dict(zip(self.letters, rows))
     self.drawing = True
     try:
-        self.svg.value = picture(self.scene, self.letters, self.boxes, table, self.chosen, self.scale)
+        self.svg.value = picture(self.scene, self.letters, self.boxes, table, self.chosen, self.scale, _PRESS)
         self.table.value = table_html(self.letters, rows, self.start, [weight_color(w) for w in table['weight']], self.chosen)
         if self.which_box.options != tuple(self.letters): self.which_box.options = self.letters
         self.which_box.value = None if self.chosen is None else self.letters[self.chosen]
@@ -405,6 +408,26 @@ def draw(self:Explorer):
         if self.chosen is not None:
             for s, v in zip(self.place, self.notches()): s.value = v
     finally: self.drawing = False
+
+# %% ../nbs/01_explorer.ipynb
+_HIDDEN = '<style>.jp-OutputArea-child:has(.pisa-still):has(~ .jp-OutputArea-child .pisa-explorer) {display: none}</style>'
+
+@patch
+def still(self:Explorer)->str: # HTML
+    "The picture and the table as they are now, and where they can be moved"
+    over = 'style="grid-area:1/1"'
+    kind, data = self.background.format, base64.b64encode(self.background.value).decode()
+    below = f'<img {over} src="data:image/{kind};base64,{data}" width="{self.background.width}">' if self.scene.image else ''
+    table = self.measure(self.boxes, self.scene.objects, self.scene.labels, self.gamma.value, self.beta.value)
+    svg = picture(self.scene, self.letters, self.boxes, table, self.chosen, self.scale)
+    return (f'{_HIDDEN}<div class="pisa-still"><p>A still picture: run the notebook in JupyterLab to move the boxes.</p>'
+            f'<div style="display:flex;gap:14px;flex-wrap:wrap;align-items:flex-start">'
+            f'<div style="display:grid">{below}<div {over}>{svg}</div></div>{self.table.value}</div></div>')
+
+@patch
+def _ipython_display_(self:Explorer):
+    if self.scene: display(HTML(self.still()))
+    display(self._repr_mimebundle_(), raw=True)
 
 # %% ../nbs/01_explorer.ipynb
 def runs_with_detections(

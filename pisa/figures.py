@@ -4,7 +4,7 @@
 
 # %% ../nbs/61_figures.ipynb 3
 from __future__ import annotations
-import contextlib, dataclasses, functools, io, shlex
+import contextlib, dataclasses, functools, io, shlex, warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,14 @@ from .core import write_bytes, write_json
 from .data import load, render
 from .experiments import row_experiment
 from .isr import importance_weight, isr_weights
-from .study import FALSE_POSITIVES, IOU, TOP, Study, collect, read, with_ranks
+from .study import FALSE_POSITIVES, IOU, TOP, Study, collect, hits, read, recall_curves, with_ranks
 
 # %% auto 0
-__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'ROWS', 'DETECTOR', 'Drawn', 'look', 'figure', 'save',
-           'Trained', 'where', 'verdict', 'bin_means', 'said', 'figure1', 'figure2', 'figure3', 'three_of_each',
-           'figure4', 'clear_images', 'figure5', 'figure6', 'selected', 'weighted_mean', 'figure7', 'figure8',
-           'figure9', 'run_of', 'draw', 'prepare']
+__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'ROWS', 'DETECTOR', 'INTERVALS', 'LOCAL_RANKS', 'Drawn',
+           'look', 'figure', 'save', 'Trained', 'ids_of', 'where', 'verdict', 'resampled', 'group_means', 'said',
+           'recalls', 'figure1', 'figure2', 'figure3', 'three_of_each', 'of_seeds', 'figure4', 'scores',
+           'score_changes', 'by_local_rank', 'clear_images', 'best_is_highest', 'figure5', 'figure6', 'selected',
+           'weighted_mean', 'figure7', 'figure8', 'figure9', 'runs_of', 'draw', 'prepare']
 
 # %% ../nbs/61_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
@@ -93,6 +94,7 @@ class Trained:
     "A run and what was collected of it"
     record: dict  # what `run.json` holds
     study: Study
+    aps: dict[int, float]  # seed to AP, percent: of this experiment, whether drawn or not
 
     @property
     def id(self)->str: return self.study.run
@@ -105,47 +107,66 @@ class Trained:
             f"run {self.id} was trained on {self.record['data']['name']}, whose images are not here: draw this figure from runs on shapes")
         return render('val', i)[0]
 
+    @functools.cached_property
     def positives(self)->pd.DataFrame: return with_ranks(self.study.samples)
 
-def where(*trained:Trained)->str:
-    "What was trained on what, for a caption"
-    r, s = trained[0].record, trained[0].study
-    return (f"{DETECTOR[r['detector']]} ({r['backbone']}) at {r['scale']} scale, seed {r['seed']}; data: {r['data']['note'].split(';')[0]}. "
-            f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. " + ', '.join(f'`{t.id}`' for t in trained) + '.')
+def ids_of(*rows:list[Trained])->list[str]: return [t.id for row in rows for t in row]
+
+def where(*rows:list[Trained])->str:
+    "What was trained on what, with which APs, for a caption"
+    r, s = rows[0][0].record, rows[0][0].study
+    seeds = [str(t.record['seed']) for t in rows[0]]
+    def of(row): # the drawn runs; where there are other seeds the mean over all, since what is drawn may be a lucky one
+        drawn = ', '.join(f"`{t.id}` {t.aps[t.record['seed']]:.1f}" for t in row)
+        return drawn + (f' (mean of {len(row[0].aps)} seeds {np.mean([*row[0].aps.values()]):.1f})' if len(row[0].aps) > 1 else '')
+    return (f"{DETECTOR[r['detector']]} ({r['backbone']}) at {r['scale']} scale, " +
+            (f'seed {seeds[0]} alone' if len(seeds) == 1 else f"seeds {', '.join(seeds)}") + f"; data: {r['data']['note'].split(';')[0]}. "
+            f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. AP (%): {'; '.join(map(of, rows))}.")
+
+INTERVALS = ('95% intervals over resampled images, the same ones for both detectors; they do not say what another training would give.',
+             '95% intervals over resampled images, the same ones for both detectors; faint: each seed.')  # of one seed, of several
 
 def verdict(
     agrees:bool|None, # None: it cannot be told
 )->str:
     "How a finding stands to the paper's"
-    if agrees is None: return 'which leaves open what the paper says, since the interval includes 0'
+    if agrees is None: return 'which leaves open what the paper says'
     return 'as the paper says' if agrees else 'which contradicts the paper'
 
 # %% ../nbs/61_figures.ipynb
-def bin_means(
-    image:np.ndarray, # [n] place of the image, from 0
-    place:np.ndarray, # [n] bin, from 0
-    value:np.ndarray, # [n]
+def resampled(
     images:int,
-    bins:int,
-    draws:int=1000, # resamplings of the images
-)->tuple[np.ndarray, np.ndarray]: # [bins] means, nan: empty; [draws, bins] the same for resampled images
-    "The mean of each bin, and how it varies with the images"
-    def total(v):
-        out = np.zeros((images, bins))
-        np.add.at(out, (image, place), v)
-        return out
-    sums, counts = total(value.astype(float)), total(np.ones(len(value)))
-    often = np.random.RandomState(0).multinomial(images, np.full(images, 1/images), draws)
-    with np.errstate(invalid='ignore', divide='ignore'): return sums.sum(0)/counts.sum(0), (often @ sums)/(often @ counts)
+    draws:int=1000,
+)->np.ndarray: # [1 + draws, images] how often each image counts; in the first row once
+    "Drawings of images, the same for all detectors"
+    return np.concatenate([np.ones((1, images), int), np.random.RandomState(0).multinomial(images, np.full(images, 1/images), draws)])
+
+def group_means(
+    image:np.ndarray, # [n] place of the image, from 0
+    within:np.ndarray, # [n, k] bool: whether the sample belongs to a group; groups may overlap
+    value:np.ndarray, # [n]
+    often:np.ndarray, # see `resampled`
+)->np.ndarray: # [1 + draws, k] means, nan: empty
+    "The mean of each group, and how it varies with the images"
+    sums, counts = np.zeros((2, often.shape[1], within.shape[1]))
+    np.add.at(sums, image, within*value[:, None])
+    np.add.at(counts, image, within)
+    with np.errstate(invalid='ignore', divide='ignore'): return (often @ sums)/(often @ counts)
 
 # %% ../nbs/61_figures.ipynb
 def said(
-    difference:tuple[float, float, float], # with its interval
-    expected:int, # 1: the paper sees it above 0, -1: below
+    change:np.ndarray, # [seeds, 1 + draws]
+    expected:int|None=None, # 1: the paper sees it above 0, -1: below; None: it says nothing
+    digits:int=3,
 )->str:
-    "A difference, its interval, and how it stands to the paper"
-    mean, low, high = difference
-    return f'{mean:+.3f} ({low:+.3f} to {high:+.3f}), {verdict(None if low <= 0 <= high else mean*expected > 0)}'
+    "A change, its interval, the seeds, and how it stands to the paper: open if the interval includes 0 or the seeds differ in sign"
+    number = lambda v: f'{round(v, digits) + 0.:+.{digits}f}'  # no -0.0
+    whole, each = change.mean(0), change[:, 0]
+    low, high = np.nanpercentile(whole[1:], [2.5, 97.5])
+    words = f'{number(whole[0])} ({number(low)} to {number(high)}' + (f"; by seed {', '.join(map(number, each))}" if len(each) > 1 else '') + ')'
+    if expected is None: return words
+    clear = (low > 0 or high < 0) and len(np.unique(np.sign(each))) == 1
+    return f'{words}, {verdict(bool(whole[0]*expected > 0) if clear else None)}'
 
 # %% ../nbs/61_figures.ipynb
 def _outline(ax, box, color, lw=1.4, **more):
@@ -160,147 +181,172 @@ def _overlaps(boxes:np.ndarray)->np.ndarray: # [G, 4] to [G, G] bool
     a, b = boxes[:, None], boxes[None]
     return (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).min(-1) > 0
 
+def _interval(change:np.ndarray)->np.ndarray: # [seeds, 1 + draws, k] to [2, k]
+    "The 95% interval of the mean over seeds"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # all nan, which is not drawn
+        return np.nanpercentile(change.mean(0)[1:], [2.5, 97.5], 0)
+
 def _alone(objects:pd.DataFrame, gt:int)->bool: # of one image; a row of it
     "Whether no other object's box overlaps that of an object"
     return _overlaps(objects[_corners].to_numpy())[objects.index.get_loc(gt)].sum() == 1
 
 # %% ../nbs/61_figures.ipynb
+def recalls(
+    run:Trained,
+    iou:float, # of a true positive, one of `IOU`
+    draws:int=200,
+)->np.ndarray: # [1 + draws, F] in percent at `FALSE_POSITIVES`
+    "The recall curve of a run, and those on resampled images"
+    found = run.study.detections.reset_index(drop=True).sort_values('score', ascending=False, kind='stable')
+    true = hits(run.study)[found.index][:, [int(np.abs(IOU - iou).argmin())]]
+    objects = np.bincount(run.study.objects.image, minlength=run.study.images)
+    def curve(often):
+        again = np.arange(len(found)).repeat(often[found.image])
+        return 100*recall_curves(found.score.to_numpy()[again], true[again], often @ objects, run.study.images)[0]
+    return np.stack([curve(often) for often in resampled(run.study.images, draws)])
+
 @figure(1, 'table3/R-R', 'table3/H-H', 'table3/C-R')
 def figure1(
-    random:Trained, hard:Trained, prime:Trained, # trained with random samples, with hard mining, with PISA
+    random:list[Trained], hard:list[Trained], prime:list[Trained], # trained with random samples, with hard mining, with PISA
     iou:float=.75, # of a true positive, one of `IOU`
 )->Drawn:
-    "A prime and a hard sample of one object (left); recall over false positives of three trainings (right)"
-    pos = random.positives()
-    best, worst = pos.loc[pos.groupby('gt').iou.idxmax()].set_index('gt'), pos.loc[pos.groupby('gt').loss.idxmax()].set_index('gt')
-    objects = random.study.objects
+    "A prime and a hard sample of one object; recall over false positives of three trainings; how far two of them are above the third"
+    run, pos = random[0], random[0].positives
+    best, worst = (pos.loc[pos.groupby('gt')[k].idxmax()].set_index('gt') for k in ('iou', 'loss'))
+    objects = run.study.objects
     large = objects[np.minimum(objects.x2 - objects.x1, objects.y2 - objects.y1) >= 24].index
     alone = [g for g in best.index.intersection(large) if _alone(objects[objects.image == objects.image[g]], g)]
     gap = (best.iou - worst.iou).loc[alone]
     gt = (worst.loss - best.loss).loc[gap.index[gap >= min(.2, gap.max())]].idxmax()
-    fig, (left, right) = plt.subplots(1, 2, figsize=(COLUMN, 1.9), layout='constrained', width_ratios=[1, 1.35])
-    left.imshow(random.image(int(objects.image[gt])))
+    fig, (left, right, above) = plt.subplots(1, 3, figsize=(PAGE, 2.1), layout='constrained', width_ratios=[.8, 1, 1])
+    left.imshow(run.image(int(objects.image[gt])))
     shown = [('ground truth', objects.loc[gt], 'w', 1), ('prime', best.loc[gt], COLORS['prime'], 2), ('hard', worst.loc[gt], COLORS['hard'], 2)]
     for name, row, color, lw in shown: _outline(left, row[_corners], color, lw, ls='--' if name == 'ground truth' else '-')
     all_boxes = np.array([row[_corners].to_numpy(float) for _, row, *_ in shown])
     (x1, y1), (x2, y2) = all_boxes[:, :2].min(0), all_boxes[:, 2:].max(0)
     half = max(x2 - x1, y2 - y1)/2*1.25
     left.set(xlim=((x1 + x2)/2 - half, (x1 + x2)/2 + half), ylim=((y1 + y2)/2 + half, (y1 + y2)/2 - half), xticks=[], yticks=[])
-    for y, (name, row, color, _) in zip((-.05, -.17), shown[1:]):
-        left.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {row.loss:.1f}', color=color, fontsize=7, ha='center', va='top', transform=left.transAxes)
-    t = int(np.abs(IOU - iou).argmin())
-    curves = {name: run.study.recall[t] for name, run in (('random', random), ('hard', hard), ('prime', prime))}
-    for name, curve in curves.items(): right.plot(FALSE_POSITIVES, 100*curve, color=COLORS[name], label=name, ls=STYLES[name])
-    right.set(xscale='log', xlabel='false positives per image', ylabel=f'recall at IoU {IOU[t]:.2f} (%)', ylim=(0, None))
-    right.legend(title='sampling', loc='upper left', borderpad=0)
-    alike = ~np.isnan(np.array([*curves.values()])).any(0)
-    mean = {name: 100*curve[alike].mean() for name, curve in curves.items()}
-    wins = int(((curves['prime'] > curves['hard']) & (curves['prime'] > curves['random']))[alike].sum())
+    for y, (name, row, color, _) in zip((-.04, -.14), shown[1:]):
+        left.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {abs(row.loss):.1f}', color=color, ha='center', va='top', transform=left.transAxes)
+    curves = {k: np.stack([recalls(t, iou) for t in runs]) for k, runs in (('random', random), ('hard', hard), ('prime', prime))}
+    for name, of in curves.items(): right.plot(FALSE_POSITIVES, of[:, 0].mean(0), color=COLORS[name], label=name, ls=STYLES[name])
+    right.set(xscale='log', xlabel='false positives per image', ylabel=f'recall at IoU {iou:.2f} (%)', ylim=(0, None))
+    right.legend(title='sampling', loc='lower right')
+    for name in ('hard', 'prime'):
+        gain = curves[name] - curves['random']
+        above.plot(FALSE_POSITIVES, gain[:, 0].mean(0), color=COLORS[name], ls=STYLES[name])
+        above.fill_between(FALSE_POSITIVES, *_interval(gain), color=COLORS[name], alpha=.2, lw=0)
+        if len(gain) > 1: above.plot(FALSE_POSITIVES, gain[:, 0].T, color=COLORS[name], ls=STYLES[name], lw=.6, alpha=.5)
+    above.axhline(0, color=COLORS['random'], ls=STYLES['random'])
+    above.set(xscale='log', xlabel='false positives per image', ylabel='recall above random (points)')
+    mean = {k: c.mean(-1) for k, c in curves.items()}  # [seeds, 1 + draws]
     return Drawn(fig,
         f'Left: samples of one object in a validation image, the one of the highest IoU after regression (prime) and the one of the highest '
-        f'classification loss (hard); of the objects of 24 px or more that no other overlaps, the one where their losses differ most among those '
-        f'where their IoUs differ by 0.2 or more. Dashed: ground truth. Right: '
-        f'recall over false positives per image (FROC, the detector\'s kind of ROC), detections of all classes by score, at IoU {IOU[t]:.2f}; '
-        f'the runs differ in how RoIs are sampled (Table 3: {", ".join(ROWS[1])}). ' + where(random, hard, prime),
-        f"Prime sampling is above both others at {wins} of {alike.sum()} points of the curve; mean recall over them: prime {mean['prime']:.1f}%, "
-        f"hard {mean['hard']:.1f}%, random {mean['random']:.1f}%. So attention to prime samples is "
-        f"{'better' if mean['prime'] > mean['hard'] else 'not better'} than hard mining here, "
-        f"{verdict(mean['prime'] > max(mean['hard'], mean['random']))}.",
-        [random.id, hard.id, prime.id], {'iou': float(IOU[t]), 'object': int(gt), 'image': int(objects.image[gt])})
+        f'classification loss (hard), by the baseline with seed {run.record["seed"]}; of the objects of 24 px or more that no other overlaps, the '
+        f'one where their losses differ most among those where their IoUs differ by 0.2 or more. Dashed: ground truth. Middle: recall over false '
+        f"positives per image (FROC, the detector's kind of ROC), detections of all classes by score, at IoU {iou:.2f}; the runs differ in how RoIs "
+        f'are sampled (Table 3: {", ".join(r.removeprefix("table3/").replace("-", "/") for r in ROWS[1])}). Right: recall less that of random '
+        f'sampling. {INTERVALS[len(random) > 1]} ' + where(random, hard, prime),
+        f"Mean recall over the curve ({len(FALSE_POSITIVES)} points): " + ', '.join(f'{k} {m[:, 0].mean():.1f}%' for k, m in mean.items()) +
+        '. In points, '
+        f"prime less hard: {said(mean['prime'] - mean['hard'], 1, 1)}; prime less random: "
+        f"{said(mean['prime'] - mean['random'], 1, 1)}; "
+        f"hard less random: {said(mean['hard'] - mean['random'], digits=1)}.",
+        ids_of(random, hard, prime), {'iou': iou, 'object': int(gt), 'image': int(objects.image[gt])})
 
 # %% ../nbs/61_figures.ipynb
 @figure(2, 'table3/R-R')
 def figure2(
-    baseline:Trained,
+    baseline:list[Trained],
     ious:tuple[float, ...]=(.5, .75, .9), # of `IOU`
 )->Drawn:
     "Precision over recall at several IoU thresholds, with scores as they are and raised"
-    s, names = baseline.study, ('baseline', *(f'top-{n} raised' for n in TOP))
+    names = ('baseline', *(f'top-{n} raised' for n in TOP))
     at = [int(np.abs(IOU - iou).argmin()) for iou in ious]
+    precision = np.mean([t.study.precision for t in baseline], 0)
     fig, ax = plt.subplots(figsize=(COLUMN, 2.6), layout='constrained')
     colors, styles = [_palette[i] for i in (2, 0, 3)], ('-', '--', ':')
-    for curves, style in zip(s.precision, styles):
+    for curves, style in zip(precision, styles):
         for t, color in zip(at, colors): ax.plot(np.linspace(0, 1, 101), curves[t], color=color, ls=style)
     ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
     handles = [Line2D([], [], color='.2', ls=style, label=name) for name, style in zip(names, styles)]
     handles += [Line2D([], [], color=color, lw=3, label=f'IoU {IOU[t]:.2f}') for t, color in zip(at, colors)]
     fig.legend(handles=handles, loc='outside upper center', ncol=2, columnspacing=3)
-    ap, fell = 100*s.precision.mean(2), 100*(1 - s.loss_sum[1:]/s.loss_sum[0])
+    ap = 100*precision.mean(2)
+    fell = [100*(1 - t.study.loss_sum[1]/t.study.loss_sum[0]) for t in baseline]
+    raised = [', '.join(f'{t.study.raised_by[k]:.2f}' for t in baseline) for k in (1, 2)]
+    share = [100*np.mean([(t.positives.image_rank < n).mean() for t in baseline]) for n in TOP]
     wins, every = int((ap[1] > ap[2]).sum()), '; '.join(f'AP{100*IOU[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in at)
-    pos = baseline.positives()
-    share = [100*(pos.image_rank < n).mean() for n in TOP]
     return Drawn(fig,
-        f'Precision and recall (mean over classes) at three IoU thresholds: the baseline (solid), and the same detector with the '
-        f'logit of the own class raised for the first {TOP[0]} (dashed, by {s.raised_by[1]:.2f}) or {TOP[1]} (dotted, by {s.raised_by[2]:.2f}) '
-        f'samples of each image by IoU-HLR, '
-        f'so that the classification loss summed over all proposals falls by {fell[0]:.1f}% and {fell[1]:.1f}%. These are {share[0]:.0f}% and '
-        f'{share[1]:.0f}% of the '
-        f'{len(pos)} positive samples. The detections follow from the raised scores, by score threshold and NMS. ' + where(baseline),
+        f'Precision and recall (mean over classes) at three IoU thresholds: the baseline (solid), and the same detector with the logit of the own '
+        f'class raised for the first {TOP[0]} (dashed, by {raised[0]}) or {TOP[1]} (dotted, by {raised[1]}) samples of each image by IoU-HLR, so '
+        f'that the classification loss summed over all proposals falls by {", ".join(f"{f:.1f}" for f in fell)}%, for both alike. These are '
+        f'{share[0]:.0f}% and {share[1]:.0f}% of the positive samples. The detections follow from the raised scores, by score threshold and NMS. The '
+        f'samples are picked by their true IoU, as no detector can: an oracle. ' + where(baseline),
         f'Baseline / top-{TOP[0]} / top-{TOP[1]}: {every}. With the same budget, raising the top-{TOP[0]} samples gives a higher AP than raising the '
         f'top-{TOP[1]} at {wins} of {len(IOU)} IoU thresholds, {verdict(wins == len(IOU))}.',
-        [baseline.id], {'ious': [float(IOU[t]) for t in at], 'top': list(TOP), 'budget_percent': [round(float(f), 3) for f in fell]})
+        ids_of(baseline), {'ious': [float(IOU[t]) for t in at], 'top': list(TOP), 'budget_percent': [round(float(f), 3) for f in fell]})
 
 # %% ../nbs/61_figures.ipynb
 def _telling_image(
     run:Trained,
     n:int, # samples of an object
-)->int: # place in the validation split
-    "The first image of three objects of 16 px or more with `n` samples each, whose order differs between local ranks; else of three, or two"
-    pos = run.positives()
+)->tuple[int, int]: # place in the validation split, class
+    """The first image with three objects of a class and `n` samples each, whose order differs between local ranks, whose IoUs differ in
+    three digits and whose sides are above 16 px; else with the most of these, the first counting most"""
     def suits(own):
         top = own[own.local_rank < n]
-        counts = top.groupby('gt').size()
         orders = {tuple(g.sort_values('image_rank')['gt']) for _, g in top.groupby('local_rank')}
-        return (len(counts) == 3 and (counts == n).all() and len(orders) > 1 and (own.x2 - own.x1).min() > 16, len(counts) == 3, len(counts) > 1)
-    found = {image: suits(own) for image, own in pos.groupby('image')}
-    return max(found, key=lambda i: (found[i], -i))
+        return (top['gt'].nunique() == 3 and len(top) == 3*n, len(orders) > 1, top.iou.round(3).is_unique, (top.x2 - top.x1).min() > 16,
+                top['gt'].nunique() == 2)
+    found = {at: suits(own) for at, own in run.positives.groupby(['image', 'label'])}
+    return max(found, key=lambda at: (found[at], -at[0]))
 
 @figure(3, 'table3/R-R')
 def figure3(
-    run:Trained,
+    baseline:list[Trained], # the first of them is looked at
     n:int=4, # samples of each object
 )->Drawn:
     "The local ranks of the samples in an image, then the hierarchical ones"
-    image = _telling_image(run, n)
-    pos = run.positives()
-    pos = pos[(pos.image == image) & (pos.local_rank < n)]
+    run = baseline[0]
+    image, label = _telling_image(run, n)
+    every = run.positives.query('image == @image and label == @label')
+    pos = every.assign(hlr=every.image_rank.rank().astype(int) - 1)[every.local_rank < n]
     color = dict(zip(sorted(pos['gt'].unique()), (_palette[i] for i in (0, 1, 2, 4, 8, 9))))
+    letter = dict(zip(color, 'ABCDEF'))
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout='constrained', width_ratios=[.8, 1, 1])
     axes[0].imshow(run.image(image))
     axes[0].set(xticks=[], yticks=[], title=f'{n} best samples of each object')
     for s in pos.sort_values('local_rank', ascending=False).itertuples():
         _outline(axes[0], (s.x1, s.y1, s.x2, s.y2), color[s.gt], 1.6 - .35*s.local_rank)
-        if s.local_rank == 0: axes[0].text((s.x1 + s.x2)/2, (s.y1 + s.y2)/2, chr(65 + [*color].index(s.gt)), color='w', ha='center', va='center',
-                                              fontweight='bold', bbox=dict(boxstyle='round,pad=.15', fc=color[s.gt], ec='none'))
-    pos = pos.assign(place=pos.groupby('local_rank').image_rank.rank().astype(int) - 1)
+        if s.local_rank == 0: axes[0].text((s.x1 + s.x2)/2, (s.y1 + s.y2)/2, letter[s.gt], color='w', ha='center', va='center',
+                                           fontweight='bold', bbox=dict(boxstyle='round,pad=.15', fc=color[s.gt], ec='none'))
+    pos = pos.assign(place=pos.groupby('local_rank').hlr.rank().astype(int) - 1)
     rows = {g: i for i, g in enumerate(color)}
     steps = [('step 1: rank around each object', pos['gt'].map(rows), pos.local_rank),
-             ('step 2: rank across objects (IoU-HLR)', pos.place, pos.image_rank)]
+             ('step 2: rank across objects (IoU-HLR)', pos.place, pos.hlr)]
     for ax, (title, row, rank) in zip(axes[1:], steps):
         for y, r, s in zip(row, rank, pos.itertuples()):
             ax.add_patch(Rectangle((s.local_rank - .46, y - .44), .92, .88, color=color[s.gt], alpha=.25, lw=0))
             ax.text(s.local_rank - .02, y - .1, f'{r}', ha='center', va='center', fontsize=11, fontweight='bold', color='.1')
-            ax.text(s.local_rank, y + .29, f'IoU {s.iou:.2f}', ha='center', va='center', fontsize=6, color='.2')
+            ax.text(s.local_rank, y + .29, f'{letter[s.gt]} · {s.iou:.3f}', ha='center', va='center', fontsize=7, color='.2')
         ax.set(xlim=(-.55, n - .45), ylim=(len(rows) - .5, -.55), xticks=range(n), yticks=[], xlabel='local rank', title=title)
         ax.grid(False)
         ax.spines[:].set_visible(False)
-    axes[1].set_yticks(range(len(rows)), [f'object {chr(65 + i)}' for i in range(len(rows))])
+    axes[1].set_yticks(range(len(rows)), [f'object {x}' for x in letter.values()])
     for g, i in rows.items(): axes[1].get_yticklabels()[i].set_color(tuple(.8*c for c in color[g]))
-    by_hlr, by_iou = (pos.sort_values(k, ascending=up, kind='stable') for k, up in (('image_rank', True), ('iou', False)))
+    by_hlr, by_iou = (pos.sort_values(k, ascending=up, kind='stable') for k, up in (('hlr', True), ('iou', False)))
     pairs = int(np.triu(by_hlr.iou.to_numpy()[:, None] < by_hlr.iou.to_numpy(), 1).sum())  # a later one has the higher IoU
     first = [t.head(len(rows))['gt'].nunique() for t in (by_hlr, by_iou)]
-    every = run.positives().query('image == @image')
     return Drawn(fig,
-        f'Validation image {image} with {len(rows)} objects. Of its {len(every)} positive samples the {len(pos)} with a local rank below {n}, as '
-        f'they '
-        'stand after regression. Samples are put in order of IoU around each object (step 1), then, all that share a local rank, across objects '
-        '(step 2); the number of '
-        'a tile is its rank, 0 the best. ' + where(run),
-        f'By IoU-HLR the first {len(rows)} samples belong to {first[0]} objects, by IoU alone to {first[1]}; in {pairs} of the '
-        f'{len(pos)*(len(pos) - 1)//2} pairs '
-        f'of samples the one with the lower IoU has the better IoU-HLR. Every object has its best sample among the first {len(rows)}, '
-        f'{verdict(first[0] == len(rows))}.',
-        [run.id], {'image': int(image), 'samples_of_an_object': n})
+        f'Validation image {image} and its {len(rows)} objects of one class. Of their {len(every)} positive samples the {len(pos)} with a local rank '
+        f'below {n}, as they stand after regression, by the baseline with seed {run.record["seed"]}. Samples are put in order of IoU around each '
+        'object (step 1), then, all that share a local rank, across objects (step 2); in a tile are its rank, 0 the best, its object '
+        'and its IoU. Samples with the same IoU would keep the order of the proposals. ' + where([run]),
+        f'By IoU-HLR the first {len(rows)} samples belong to {first[0]} objects, as they must, by IoU alone to {first[1]}; in {pairs} of the '
+        f'{len(pos)*(len(pos) - 1)//2} pairs of samples the one with the lower IoU has the better IoU-HLR.',
+        [run.id], {'image': int(image), 'class': int(label), 'samples_of_an_object': n})
 
 # %% ../nbs/61_figures.ipynb
 def three_of_each(
@@ -313,14 +359,22 @@ def three_of_each(
     return {'random': mixed.groupby('image').head(n), 'hard': pos.sort_values('loss', ascending=False, kind='stable').groupby('image').head(n),
             'prime': pos[pos.image_rank < n]}
 
+def of_seeds(
+    runs:list[Trained],
+    choose:Callable[[pd.DataFrame], dict[str, pd.DataFrame]], # from the positives of one
+)->dict[str, pd.DataFrame]:
+    "What is chosen of each run, joined"
+    parts = [choose(t.positives) for t in runs]
+    return {k: pd.concat([p[k] for p in parts]) for k in parts[0]}
+
 @figure(4, 'table3/R-R')
 def figure4(
-    baseline:Trained,
+    baseline:list[Trained],
     n:int=3, # samples of each image
     most:float=8., # end of the loss axis
 )->Drawn:
     "IoU and classification loss of random, hard and prime samples, with the distributions of each"
-    kinds = three_of_each(baseline.positives(), n)
+    kinds = of_seeds(baseline, lambda pos: three_of_each(pos, n))
     points = pd.concat([k.assign(kind=name) for name, k in kinds.items()])
     grid = sns.JointGrid(height=COLUMN, ratio=4, space=.1, marginal_ticks=False)
     grid.figure.set_size_inches(COLUMN, 3.1)
@@ -337,21 +391,48 @@ def figure4(
     grid.figure.subplots_adjust(left=.12, right=.99, bottom=.13, top=.99)
     mean, spread = points.groupby('kind')[['iou', 'loss']].mean(), points.groupby('kind').iou.std()
     holds = {'higher IoUs': mean.iou['prime'] > mean.iou.drop('prime').max(), 'lower losses': mean.loss['prime'] < mean.loss.drop('prime').min(),
-             'less scattered IoUs': spread['prime'] < spread['hard']}
-    s = baseline.study.samples
-    top = s[s.image < baseline.study.negatives].sort_values('loss', ascending=False).groupby('image').head(n)
+             'less scattered IoUs': spread['prime'] < spread.drop('prime').min()}
+    seen = baseline[0].study.negatives
+    top = pd.concat(s[s.image < seen].sort_values('loss', ascending=False).groupby('image').head(n) for s in (t.study.samples for t in baseline))
     yes, no = ([k for k, v in holds.items() if bool(v) == wanted] for wanted in (True, False))
     return Drawn(grid.figure,
         f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: {n} of each image by chance '
-        f'(random), the {n} of the '
-        f'highest loss (hard), the first {n} by IoU-HLR (prime); {", ".join(f"{len(k)} {name}" for name, k in kinds.items())}. Large dots are means. '
-        + where(baseline),
+        f'(random), the {n} of the highest loss (hard), the first {n} by IoU-HLR (prime); '
+        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}. Large dots are means. ' + where(baseline),
         'Mean IoU and loss: ' + ', '.join(f'{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}' for k in kinds) + '. Prime samples have ' +
         (f'{" and ".join(yes)} than the others, as the paper says' if yes else '') + ('; ' if yes and no else '') +
         (f'not {" or ".join(no)}, which contradicts the paper' if no else '') +
-        f'. (Of the {n} highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are negatives, in the first {baseline.study.negatives} '
-        f'images, whose negatives are kept.)',
-        [baseline.id], {'of_each_image': n, 'loss_axis_to': most, 'seed_of_random': 0})
+        f'. (Of the {n} highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are negatives, in the first {seen} images, whose negatives are '
+        'kept.)',
+        ids_of(baseline), {'of_each_image': n, 'loss_axis_to': most, 'seed_of_random': 0})
+
+# %% ../nbs/61_figures.ipynb
+def scores(
+    run:Trained,
+    within:Callable[[pd.DataFrame], np.ndarray], # from positives to [n, k] bool, see `group_means`
+)->np.ndarray: # [1 + draws, k]
+    "Mean scores of groups of positives"
+    pos = run.positives
+    return group_means(pos.image.to_numpy(int), within(pos), pos.score.to_numpy(), resampled(run.study.images))
+
+def score_changes(
+    baseline:list[Trained], other:list[Trained],
+    within:Callable[[pd.DataFrame], np.ndarray], # see `scores`
+)->np.ndarray: # [seeds, 1 + draws, k]
+    "How mean scores of groups of positives change from one detector to the other"
+    return np.stack([scores(b, within) - scores(a, within) for a, b in zip(baseline, other)])
+
+LOCAL_RANKS = [*map(str, range(8)), '8+']  # those from 8 on are drawn together, as they are of few objects
+
+def by_local_rank(pos:pd.DataFrame)->np.ndarray: # [n, 9] bool
+    return np.minimum(pos.local_rank, 8).to_numpy()[:, None] == np.arange(9)
+
+def _draw_changes(ax:plt.Axes, x:np.ndarray, change:np.ndarray): # [k]; [seeds, 1 + draws, k]
+    "Changes with their intervals, those of each seed faint"
+    mean = change[:, 0].mean(0)
+    ax.axhline(0, color='.3', lw=.8)
+    if len(change) > 1: ax.plot(x, change[:, 0].T, color=COLORS['prime'], lw=.7, alpha=.4)
+    ax.errorbar(x, mean, np.abs(_interval(change) - mean), fmt='o', ms=3, lw=1, color=COLORS['prime'])
 
 # %% ../nbs/61_figures.ipynb
 def _detections(
@@ -359,7 +440,7 @@ def _detections(
     threshold:float, # of scores
 )->pd.DataFrame: # with `gt` and `local_rank`; -1: of no object, or of another class than its object
     "The detections, with what they were as samples"
-    found, pos = run.study.detections, run.positives()
+    found, pos = run.study.detections, run.positives
     found = found[found.score >= threshold]
     own = pos.reindex(found['sample'])
     right = (own.label.to_numpy() == found.label.to_numpy())
@@ -381,20 +462,30 @@ def clear_images(
         if len(out) == n: break
     return out
 
+def best_is_highest(
+    run:Trained,
+)->np.ndarray: # [1 + draws, 1] percent, see `group_means`
+    "Of how many objects the best placed sample is the one that is scored highest"
+    top = run.positives.sort_values('score', ascending=False, kind='stable').drop_duplicates('gt')
+    return group_means(top.image.to_numpy(int), np.ones((len(top), 1), bool), 100*(top.local_rank == 0).to_numpy(), resampled(run.study.images))
+
 @figure(5, 'table3/R-R', 'table3/C-R')
 def figure5(
-    baseline:Trained, pisa:Trained,
+    baseline:list[Trained], pisa:list[Trained],
     threshold:float=.3, # scores below are left out
-    n:int=4, # images
+    n:int=3, # images
 )->Drawn:
-    "Detections of baseline and PISA with the local rank and the score of each"
-    runs = {'baseline': baseline, 'PISA': pisa}
+    "Detections of baseline and PISA with the local rank and the score of each; how the scores of all samples change by local rank"
+    runs = {'baseline': baseline[0], 'PISA': pisa[0]}
     images, others = clear_images([*runs.values()], threshold, n), dict.fromkeys(runs, 0)
-    fig, axes = plt.subplots(2, max(len(images), 1), figsize=(PAGE, 3.75), layout='constrained', squeeze=False)
-    for (name, run), row in zip(runs.items(), axes):
-        row[0].set_ylabel(name, fontsize=9)
+    fig = plt.figure(figsize=(PAGE, 3.75), layout='constrained')
+    axes = fig.subplot_mosaic([[f'{name} {i}' for i in range(max(len(images), 1))] + ['change'] for name in runs],
+                              width_ratios=[1]*max(len(images), 1) + [1.15])
+    for name, run in runs.items():
+        axes[f'{name} 0'].set_ylabel(name, fontsize=9)
         found, objects = _detections(run, threshold), run.study.objects
-        for ax, image in zip(row, images):
+        for i, image in enumerate(images):
+            ax = axes[f'{name} {i}']
             ax.imshow(run.image(image))
             ax.set(xticks=[], yticks=[])
             for o in objects[objects.image == image].itertuples(): _outline(ax, (o.x1, o.y1, o.x2, o.y2), 'w', .8, ls='--')
@@ -405,28 +496,29 @@ def figure5(
                 color = COLORS['prime' if d.local_rank == 0 else 'hard']
                 _outline(ax, (d.x1, d.y1, d.x2, d.y2), color, 1.6)
                 above = d.y1 > 12
-                ax.text(min(max(d.x1 - .5, 0), 95), d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w',
+                ax.text(min(max(d.x1 - .5, 0), 92), d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w',
                         va='bottom' if above else 'top', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
     handles = [Line2D([], [], color=COLORS[k], lw=3, label=label)
                for k, label in (('prime', 'local rank 0, the best placed sample'), ('hard', 'another local rank'))]
     fig.legend(handles=[*handles, Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')], loc='outside lower center', ncol=3)
-    def first(run): # scores of the best placed samples, and how often they are scored highest, in all images
-        pos = run.positives()
-        return pos[pos.local_rank == 0].score.mean(), 100*(pos.loc[pos.groupby('gt').score.idxmax()].local_rank == 0).mean()
-    (a, p), (b, q) = first(baseline), first(pisa)
-    (_, some), (_, other) = (bin_means(pos.image.to_numpy(int), np.zeros(len(pos), int), pos.score.to_numpy(), run.study.images, 1)
-                             for run in runs.values() for pos in [run.positives().query('local_rank == 0')])
-    change = b - a, *np.nanpercentile(other - some, [2.5, 97.5])
+    change = score_changes(baseline, pisa, lambda pos: np.c_[by_local_rank(pos), pos.local_rank == 0, pos.local_rank > 0])
+    _draw_changes(axes['change'], np.arange(9), change[..., :9])
+    axes['change'].set(xticks=np.arange(9), xlabel='local rank', title='mean score, PISA − baseline')
+    axes['change'].set_xticklabels(LOCAL_RANKS)
+    axes['change'].grid(axis='x', visible=False)
+    first, rest = change[..., 9], change[..., 10]
+    share = [np.stack([best_is_highest(t)[:, 0] for t in some]) for some in (baseline, pisa)]
     return Drawn(fig,
-        f'Detections with a score of {threshold:g} or more, of each object the one of the highest score: local rank of the sample (0 is the best '
-        f'placed of its object) | score. '
-        f'Not drawn are {" and ".join(f"{n} others by {name}" for name, n in others.items())}, of no object, of another class, or of an object '
-        f'that is drawn. The first {len(images)} '
-        f'validation images of two to four objects that lie well apart, are 14 px or larger and are all found by both: '
-        f'{", ".join(map(str, images))}. ' + where(baseline, pisa),
-        f'Over all {baseline.study.images} images the samples of local rank 0 score {a:.3f} on average in the baseline and {b:.3f} with PISA: '
-        f'{said(change, 1)}. The best placed sample of an object is also the one scored highest in {p:.0f}% of the objects, with PISA in {q:.0f}%.',
-        [baseline.id, pisa.id], {'threshold': threshold, 'images': images})
+        f'Left: detections with a score of {threshold:g} or more, of each object the one of the highest score: local rank of the sample (0 is the '
+        f'best placed of its object) | score. Not drawn are {" and ".join(f"{n} by {name}" for name, n in others.items())}, of no object, of another '
+        f'class, or of an object that is drawn. The first {len(images)} validation images of two to four objects that lie well apart, are 14 px or '
+        f'larger and are all found by both, with seed {baseline[0].record["seed"]}: {", ".join(map(str, images))}. Right: change of the mean score '
+        f'of all positive samples from the baseline to PISA, by local rank. {INTERVALS[len(baseline) > 1]} ' + where(baseline, pisa),
+        f'The images are too few to tell. Over all {baseline[0].study.images}, the mean score of samples of local rank 0 changes by '
+        f'{said(first, 1)}; that of all others by {said(rest)}. The first change less the second: {said(first - rest, 1)}. The best placed '
+        f'sample is scored highest in {share[0][:, 0].mean():.1f}% of the objects by the baseline and in {share[1][:, 0].mean():.1f}% by PISA; in '
+        f'points, {said(share[1] - share[0], 1, 1)}.',
+        ids_of(baseline, pisa), {'threshold': threshold, 'images': images})
 
 # %% ../nbs/61_figures.ipynb
 @figure(6)
@@ -451,14 +543,12 @@ def figure6()->Drawn:
     least = all(np.isclose(y[0], b**d, atol=2e-3) for curves in (isr, carl) for d, b, y in curves)
     steeper = half(isr, 2., 0.) < half(isr, 1., 0.) < half(isr, .5, 0.) and half(carl, 2., 0.) < half(carl, 1., 0.) < half(carl, .5, 0.)
     return Drawn(fig,
-        r'Top: the weight $w = ((1 - \beta)u + \beta)^\gamma$ of ISR (Eq. 2) over the importance; '
-        r'bottom: the awareness $v = ((1 - b)p + b)^k$ of CARL (Eq. 4) over the '
-        'probability of the own class, for the settings of Table 5 (v1). Left the degree varies, right the bias. Computed from the functions that '
-        'train, no samples.',
+        'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance; bottom: the awareness v = ((1 − b)p + b)^k of CARL (Eq. 4) '
+        'over the probability of the own class, for the settings of Table 5 (v1). Left the degree varies, right the bias. Computed from the '
+        'functions that train, no samples.',
         f'At half the importance ISR weighs a sample with {half(isr, .5, 0.):.2f}, {half(isr, 1., 0.):.2f}, {half(isr, 2., 0.):.2f} for a degree '
-        f'of 0.5, 1, 2: the degree {"sets" if steeper else "does not set"} '
-        f'the steepness, and the bias {"sets" if least else "does not set"} the smallest value (here bias to the power of the degree), '
-        f'{verdict(steeper and least)}.',
+        f'of 0.5, 1, 2: the degree {"sets" if steeper else "does not set"} the steepness, and the bias {"sets" if least else "does not set"} the '
+        f'smallest value (here bias to the power of the degree), {verdict(steeper and least)}.',
         [], {'isr': [(g, b) for g, b, _ in isr], 'carl': [(k, b) for k, b, _ in carl]})
 
 # %% ../nbs/61_figures.ipynb
@@ -481,158 +571,146 @@ def weighted_mean(table:pd.DataFrame, column:str)->float: return float(np.averag
 
 @figure(7, 'table3/R-R')
 def figure7(
-    baseline:Trained,
+    baseline:list[Trained],
     budget:int=16, # positives of an image
-    most:float=6., # end of the loss axis; what is above counts in the last bin
+    least:float=1e-3, most:float=10., # ends of the loss axis; what lies beyond counts in the first and the last bin
 )->Drawn:
     "Distributions of IoU and loss under random sampling, hard mining and ISR"
-    kinds = selected(baseline.positives(), budget)
+    kinds = of_seeds(baseline, lambda pos: selected(pos, budget))
     label = {'random': 'random', 'hard': 'hard mining', 'prime': 'ISR'}
-    fig, axes = plt.subplots(2, 1, figsize=(COLUMN, 3.5), layout='constrained')
-    bins = {'iou': np.linspace(.5, 1, 21), 'loss': np.linspace(0, most, 25)}
+    fig, axes = plt.subplots(1, 2, figsize=(COLUMN, 2.1), layout='constrained', sharey=True)
+    bins = {'iou': np.linspace(.5, 1, 11), 'loss': np.geomspace(least, most, 13)}
     for ax, column, xlabel in zip(axes, bins, ('IoU after regression', 'classification loss (nats)')):
         edges = bins[column]
         for name, k in kinds.items():
             share = np.histogram(k[column].clip(edges[0], edges[-1]), edges, weights=k.weight)[0]/k.weight.sum()
             ax.stairs(100*share, edges, color=COLORS[name], lw=1.4, ls=STYLES[name], label=label[name])
             if name == 'prime': ax.stairs(100*share, edges, color=COLORS[name], fill=True, alpha=.15)
-        ax.set(xlabel=xlabel, ylabel='share of weight (%)', xlim=edges[[0, -1]])
+        ax.set(xlabel=xlabel, xlim=edges[[0, -1]])
+    axes[0].set_ylabel('share of weight (%)')
+    axes[1].set_xscale('log')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncol=3)
     iou, loss = ({k: weighted_mean(t, c) for k, t in kinds.items()} for c in ('iou', 'loss'))
     hard, easy = iou['hard'] < iou['random'] and loss['hard'] > loss['random'], iou['prime'] > iou['random'] and loss['prime'] < loss['random']
     return Drawn(fig,
-        f'Positive samples that each strategy would train on, with at most {budget} of an image: by chance, by the highest loss (H*), and by '
-        f'chance with the weights of ISR '
-        f'(gamma 2, beta 0; mini-batches of 8 images). Share of the summed weights in each bin; the first and the last bin hold what lies beyond. '
-        f'{", ".join(f"{len(t)} {label[k]}" for k, t in kinds.items())}, of one detector, the baseline. ' + where(baseline),
+        f'Positive samples that each strategy would train on, with at most {budget} of an image: by chance, by the highest loss (H*), and by chance '
+        f'with the weights of ISR (gamma 2, beta 0; mini-batches of 8 images). Share of the summed weights in each bin, losses on a logarithmic '
+        f'axis; the first and the last bin hold what lies beyond. {", ".join(f"{len(t)} {label[k]}" for k, t in kinds.items())}, of one detector, '
+        f'the baseline. ' + where(baseline),
         'Weighted means of IoU and loss: ' + ', '.join(f'{label[k]} {iou[k]:.3f} and {loss[k]:.2f}' for k in kinds) +
         f'. Hard mining {"prefers" if hard else "does not prefer"} low IoUs and high losses, {verdict(hard)}; ISR '
         f'{"prefers" if easy else "does not prefer"} high IoUs and low losses, {verdict(easy)}.',
-        [baseline.id], {'budget': budget, 'batch': 8, 'gamma': 2., 'beta': 0., 'loss_axis_to': most, 'seed_of_random': 0})
+        ids_of(baseline), {'budget': budget, 'batch': 8, 'gamma': 2., 'beta': 0., 'loss_axis': [least, most], 'seed_of_random': 0})
 
 # %% ../nbs/61_figures.ipynb
 def _compare(
-    runs:dict[str, Trained], # the baseline first
-    place:Callable[[pd.DataFrame], np.ndarray], # of positives, their bin
-    edges:np.ndarray, # of the bins
+    runs:dict[str, list[Trained]], # the baseline first
+    bins:Callable[[pd.DataFrame], np.ndarray], # from positives to [n, k] bool
+    x:np.ndarray, # [k] where a bin is drawn
     xlabel:str,
-    groups:dict[str, np.ndarray], # two names, each with the bins that are taken together in the text
-)->tuple[mpl.figure.Figure, dict[str, tuple], dict[str, int]]: # of each group, and between both, the change with its interval; samples of each run
+)->mpl.figure.Figure:
     "Mean scores in bins of two detectors, and the difference of the second from the first"
-    found, each, n, sizes = [], [], len(edges) - 1, {}
-    fig, (ax, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[2, 1])
-    middle = (edges[1:] + edges[:-1])/2
-    for (name, run), kind in zip(runs.items(), ('random', 'prime')):
-        pos = run.positives()
-        args = pos.image.to_numpy(int), place(pos), pos.score.to_numpy(), run.study.images
-        mean, draws = bin_means(*args, n)
-        lo, hi = np.nanpercentile(draws, [2.5, 97.5], 0)
-        ax.plot(middle, mean, color=COLORS[kind], marker='o' if kind == 'prime' else 's', ms=2.5, ls='-' if kind == 'prime' else '--', label=name)
-        ax.fill_between(middle, lo, hi, color=COLORS[kind], alpha=.2, lw=0)
-        found.append((mean, draws))
-        merged = [bin_means(args[0][m], np.zeros(m.sum(), int), args[2][m], args[3], 1) for m in (np.isin(args[1], some) for some in groups.values())]
-        each.append([(float(a[0]), b[:, 0]) for a, b in merged])
-        sizes[name] = len(pos)
-    change, draws = found[1][0] - found[0][0], found[1][1] - found[0][1]
-    below.axhline(0, color='.3', lw=.8)
-    below.errorbar(middle, change, np.abs(np.nanpercentile(draws, [2.5, 97.5], 0) - change), fmt='o', ms=2.5, lw=.8, color=COLORS['prime'])
+    fig, (ax, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[3, 2])
+    for (name, some), kind, marker in zip(runs.items(), ('random', 'prime'), 'so'):
+        mean = np.stack([scores(t, bins) for t in some])
+        ax.plot(x, mean[:, 0].mean(0), color=COLORS[kind], marker=marker, ms=3, ls=STYLES['prime' if kind == 'prime' else 'hard'], label=name)
+        ax.fill_between(x, *_interval(mean), color=COLORS[kind], alpha=.2, lw=0)
+    _draw_changes(below, x, score_changes(*runs.values(), bins))
     ax.set(ylabel='mean score')
-    ax.legend(title=None)
+    ax.legend()
     below.set(xlabel=xlabel, ylabel='change')
-    change = {g: (b[0] - a[0], b[1] - a[1]) for g, a, b in zip(groups, *each)}
-    one, two = groups
-    change[f'{one} - {two}'] = tuple(a - b for a, b in zip(change[one], change[two]))
-    return fig, {g: (mean, *np.nanpercentile(draws, [2.5, 97.5])) for g, (mean, draws) in change.items()}, sizes
+    fig.align_ylabels()
+    return fig
+
+def _counted(**runs:list[Trained])->str: return ' and '.join(f'{sum(len(t.positives) for t in some)} samples of {k}' for k, some in runs.items())
 
 # %% ../nbs/61_figures.ipynb
-def _relative_rank(pos:pd.DataFrame)->np.ndarray: # from 0, the best, to below 1
-    return (pos['rank']/pos.groupby('label')['rank'].transform('size')).to_numpy()
-
 @figure(8, 'table3/R-R', 'table4/isr')
 def figure8(
-    baseline:Trained, isr:Trained,
-    bins:int=20,
+    baseline:list[Trained], isr:list[Trained],
+    low:int=4, # what the text takes as low ranks: local ranks from here on, about half of the samples
 )->Drawn:
-    "Mean score by IoU-HLR, baseline against ISR"
-    edges, k = np.linspace(0, 100, bins + 1), max(bins//5, 1)
-    fig, diff, sizes = _compare({'baseline': baseline, 'ISR': isr}, lambda pos: (_relative_rank(pos)*bins).astype(int), edges,
-                                'IoU-HLR, in percent of the samples of the class', {'top': np.arange(k), 'rest': np.arange(bins - k, bins)})
-    fig.axes[0].set_xlim(0, 100)
+    "Mean score by local rank, baseline against ISR"
+    fig = _compare({'baseline': baseline, 'ISR': isr}, by_local_rank, np.arange(9), 'IoU-HLR, by local rank (0 is the best)')
+    fig.axes[1].set_xticks(np.arange(9), LOCAL_RANKS)
+    top, rest = np.moveaxis(score_changes(baseline, isr, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank >= low]), -1, 0)
     return Drawn(fig,
-        f'Top: mean score (probability of the own class) of positive samples in {bins} groups of their IoU-HLR, ranked within their class over all '
-        f'images (0 is the best); '
-        f'the teeth are local ranks, along each of which the IoU falls. Bottom: ISR minus baseline. 95% intervals, from resampled images. '
-        f'' + ' and '.join(f'{n} samples of {name}' for name, n in sizes.items()) + '. ' + where(baseline, isr),
-        f'With ISR the mean score of the first fifth of the ranks changes by {said(diff["top"], 1)}. That of the last fifth changes by '
-        f'{said(diff["rest"], -1)}. '
-        '(The paper sees it raised and lowered.)',
-        [baseline.id, isr.id], {'bins': bins})
+        f'Top: mean score (probability of the own class) of positive samples by their local rank, the coarse steps of IoU-HLR; 8+ are all from 8 on. '
+        f'Bottom: ISR minus baseline. {INTERVALS[len(isr) > 1]} {_counted(baseline=baseline, ISR=isr)}. ' + where(baseline, isr),
+        f'With ISR the mean score of local rank 0 changes by {said(top, 1)}; that of local ranks from {low} on by {said(rest, -1)}. (The paper sees '
+        f'the scores of the first ranks raised and those of the last lowered.) The first change less the second: {said(top - rest, 1)}.',
+        ids_of(baseline, isr), {'low': low})
 
 # %% ../nbs/61_figures.ipynb
 @figure(9, 'table3/R-R', 'table4/carl')
 def figure9(
-    baseline:Trained, carl:Trained,
+    baseline:list[Trained], carl:list[Trained],
     lowest:float=.5, # samples below are in the first bin
     bins:int=10,
     low:float=.7, high:float=.8, # what the text takes as low and as high IoUs
 )->Drawn:
     "Mean score by IoU, baseline against CARL"
     edges = np.linspace(lowest, 1, bins + 1)
-    middle = (edges[1:] + edges[:-1])/2
-    fig, diff, sizes = _compare({'baseline': baseline, 'CARL': carl}, lambda pos: np.clip(np.digitize(pos.iou, edges) - 1, 0, bins - 1), edges,
-                                'IoU after regression', {'low': np.flatnonzero(middle < low), 'high': np.flatnonzero(middle > high)})
+    place = lambda pos: np.clip(np.digitize(pos.iou, edges) - 1, 0, bins - 1)[:, None] == np.arange(bins)
+    fig = _compare({'baseline': baseline, 'CARL': carl}, place, (edges[1:] + edges[:-1])/2, 'IoU after regression')
     fig.axes[0].set_xlim(lowest, 1)
+    below, above = np.moveaxis(score_changes(baseline, carl, lambda pos: np.c_[pos.iou < low, pos.iou > high]), -1, 0)
     return Drawn(fig,
-        f'Top: mean score (probability of the own class) of positive samples by their IoU after regression; bottom: CARL minus baseline. 95% '
-        f'intervals, from resampled '
-        f'images. ' + ' and '.join(f'{n} samples of {name}' for name, n in sizes.items()) + '. ' + where(baseline, carl),
-        f'With CARL the mean score of samples with an IoU below {low:g} changes by {said(diff["low"], -1)}. It changes by {diff["high"][0]:+.3f} '
-        f'above {high:g}; from this the change '
-        f'below {low:g} differs by {said(diff["low - high"], -1)}. (The paper sees the scores of low IoU suppressed, and more than others.)',
-        [baseline.id, carl.id], {'bins': bins, 'lowest': lowest, 'low': low, 'high': high})
+        f'Top: mean score (probability of the own class) of positive samples by their IoU after regression; those below {lowest:g} are in the first '
+        f'bin. Bottom: CARL minus baseline. {INTERVALS[len(carl) > 1]} {_counted(baseline=baseline, CARL=carl)}. ' + where(baseline, carl),
+        f'With CARL the mean score of samples with an IoU below {low:g} changes by {said(below, -1)}; that of those above {high:g} by {said(above)}. '
+        f'The first change less the second: {said(below - above, -1)}. (The paper sees the scores of low IoUs suppressed, and more than others.)',
+        ids_of(baseline, carl), {'bins': bins, 'lowest': lowest, 'low': low, 'high': high})
 
 # %% ../nbs/61_figures.ipynb
-def run_of(
+def runs_of(
     row:str, # e.g. 'table3/R-R'
     everything:pd.DataFrame, # see `pisa.runs.load`
-    seed:int,
-)->str|None: # the id; None: there is no such run
-    "The current run of a row at mini scale"
-    asked = dataclasses.asdict(row_experiment(row, scale='mini', seed=seed))
-    if not len(everything): return None
-    same = everything[(everything[[*asked]] == pd.Series(asked)).all(axis=1) & everything.current]
-    return None if same.empty else same.sort_values('data_n_train').id.iloc[-1]
+)->dict[int, str]: # seed to id
+    "The current runs of a row at mini scale; of those on different data, the ones on most images"
+    asked = dataclasses.asdict(row_experiment(row, scale='mini'))
+    del asked['seed']
+    if not len(everything): return {}
+    same = everything[(everything[[*asked]] == pd.Series(asked)).all(axis=1) & everything.current].sort_values('data_n_train')
+    same = same[same.data_fingerprint == same.data_fingerprint.iloc[-1]] if len(same) else same
+    return dict(sorted(zip(same.seed.tolist(), same.id)))
 
 def draw(
     number:int, # of the figure, 1 to 9
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    seed:int=1, # of the runs
+    seed:int|None=None, # of the runs; all seeds that are there if not given
 )->Drawn|None: # None: runs are missing, which is printed in one line
     "Draw a figure of the paper from the runs at mini scale"
     if number not in FIGURES: raise ValueError(f'number={number!r} is no figure of the paper: give 1 to {max(FIGURES)}')
     everything = store.load(runs) if ROWS[number] else None
-    ids = {row: run_of(row, everything, seed) for row in ROWS[number]}
-    untrained = [row for row, id in ids.items() if id is None]
-    unseen = [id for id in ids.values() if id and not (store.folder(id, runs)/'samples.npz').exists()]
-    if untrained or unseen:
-        words = [f'{k}={v!r}' for k, v in (('runs', str(runs) if runs else None), ('seed', seed)) if v not in (None, {'seed': 1}.get(k))]
+    ids = {row: runs_of(row, everything) for row in ROWS[number]}
+    seen = lambda id: (store.folder(id, runs)/'samples.npz').exists()
+    seeds = sorted(set.intersection(*({s for s, id in own.items() if seen(id) and seed in (None, s)} for own in ids.values()))) if ids else []
+    if ids and not seeds:
+        seed = 1 if seed is None else seed
+        untrained = [row for row, own in ids.items() if seed not in own]
+        unseen = [own[seed] for own in ids.values() if seed in own and not seen(own[seed])]
         folder = f' -p runs_dir {shlex.quote(str(runs))}' if runs else ''
         train = [f'papermill nbs/train.ipynb runs/train.ipynb -p experiment "{row}" -p scale mini -p seed {seed}{folder}' for row in untrained]
-        collecting = f'python -c "from pisa import figures; figures.prepare({", ".join(words)})"'
+        collecting = f'python -c "from pisa import figures; figures.prepare({f"runs={str(runs)!r}" if runs else ""})"'
         what = [f'a run of {row} with seed {seed}' for row in untrained] + [f'samples.npz of {id}' for id in unseen]
         print(f'Figure {number} needs {", ".join(what)}: {" && ".join([*train, collecting])}')
         return None
-    return FIGURES[number](*(Trained(store.read_record(store.folder(id, runs)), read(id, runs)) for id in ids.values()))
+    ap = everything.set_index('id').AP if ids else {}
+    def trained(own, seed):
+        id = own[seed]
+        return Trained(store.read_record(store.folder(id, runs)), read(id, runs), {s: float(ap[i]) for s, i in own.items()})
+    return FIGURES[number](*([trained(own, seed) for seed in seeds] for own in ids.values()))
 
 def prepare(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    seed:int=1, # of the runs
     anew:bool=False, # those too that are there
 )->None:
     "Collect the samples of all trained runs that figures need (half a minute each), and say what is not trained"
     everything = store.load(runs)
     for row in dict.fromkeys(row for rows in ROWS.values() for row in rows):
-        id = run_of(row, everything, seed)
-        if id is None: print(f'{row}: not trained with seed {seed}')
-        elif (path := store.folder(id, runs)/'samples.npz').exists() and not anew: print(f'{row}: {path} is there')
-        else: print(f'{row}: {collect(id, load(row_experiment(row, scale="mini").dataset), runs)} is written')
+        ids = runs_of(row, everything)
+        if not ids: print(f'{row}: not trained')
+        for id in ids.values():
+            if (path := store.folder(id, runs)/'samples.npz').exists() and not anew: print(f'{row}: {path} is there')
+            else: print(f'{row}: {collect(id, load(row_experiment(row, scale="mini").dataset), runs)} is written')

@@ -29,7 +29,7 @@ from .samplers import class_loss, own_class, probabilities
 # %% auto 0
 __all__ = ['TOP', 'IOU', 'FALSE_POSITIVES', 'FIELDS', 'OBJECTS', 'FOUND', 'CURVES', 'samples_of', 'detections_of', 'image_rank',
            'raised', 'amount_for', 'true_positives', 'recall_curves', 'look_at', 'tables', 'curves', 'collect', 'Study',
-           'read', 'with_ranks']
+           'read', 'hits', 'with_ranks']
 
 # %% ../nbs/50_study.ipynb
 @torch.no_grad()
@@ -138,27 +138,24 @@ def true_positives(
 
 def recall_curves(
     score:np.ndarray, # [D] of all images
-    true:np.ndarray, # [D, T] bool
+    true:np.ndarray, # [D, T] bool; at any number of thresholds
     objects:int, # in all images
     images:int,
-)->np.ndarray: # [T, F] from 0 to 1 at `FALSE_POSITIVES`; nan: beyond the last detection
+)->np.ndarray: # [T, F] from 0 to 1 at `FALSE_POSITIVES`; beyond the last detection that of all
     "Recall of all classes together over false positives per image"
     true = true[np.argsort(-score, kind='stable')]
-    out = np.full((len(IOU), len(FALSE_POSITIVES)), np.nan)
-    for t, hit in enumerate(true.T):
-        false, allowed = (~hit).cumsum(), FALSE_POSITIVES*images
-        last = np.searchsorted(false, allowed, side='right')  # detections that may be passed
-        recall = np.append(0, hit.cumsum())[last]/max(objects, 1)
-        out[t] = np.where(allowed <= (false[-1] if len(false) else 0), recall, np.nan)
-    return out
+    allowed, out = FALSE_POSITIVES*images, []
+    for hit in true.T:
+        last = np.searchsorted((~hit).cumsum(), allowed, side='right')  # detections that may be passed
+        out.append(np.append(0, hit.cumsum())[last]/max(objects, 1))
+    return np.stack(out)
 
 # %% ../nbs/50_study.ipynb
 FIELDS = {'image': np.int16, 'gt': np.int32, 'label': np.int16, 'iou_before': np.float16, 'iou': np.float16,
           'score': np.float16, 'object_score': np.float16, 'loss': np.float16, 'box': np.float16}
 OBJECTS = {'gt_image': np.int16, 'gt_label': np.int16, 'gt_box': np.float32}
 FOUND = {'found_image': np.int16, 'found_label': np.int16, 'found_score': np.float16, 'found_box': np.float16, 'found_sample': np.int32}
-CURVES = {'images': np.int32, 'negatives': np.int32, 'precision': np.float16, 'raised_by': np.float64, 'loss_sum': np.float64,
-          'recall': np.float16}
+CURVES = {'images': np.int32, 'negatives': np.int32, 'precision': np.float16, 'raised_by': np.float64, 'loss_sum': np.float64}
 
 def look_at(
     model:nn.Module, # Faster or Mask R-CNN, in evaluation mode
@@ -206,7 +203,7 @@ def curves(
     found:list[tuple[Tensor, Tensor, Tensor]], # of each image what `detections_of` gives
     category:list[int], # [C] COCO's id of each class
 )->dict[str, np.ndarray]: # `CURVES` but for `images` and `negatives`
-    "Precision with scores as they are and raised, and recall over false positives"
+    "Precision with scores as they are and raised"
     loss_cls, each = model.roi_head.bbox_head.loss_cls, [len(s['gt']) for s in seen]
     logit, label = (torch.cat([s[k] for s in seen]) for k in ('logit', 'label'))
     rank = torch.cat([image_rank(s['iou'], s['gt']) for s in seen])
@@ -224,9 +221,7 @@ def curves(
         z = raised(logit, label, rank < top, raised_by[-1])
         loss_sum.append(class_loss(z, label, loss_cls).double().sum().item())
         precision_of.append(precision([detections_of(model, part, s['boxes']) for part, s in zip(z.split(each), seen)]))
-    true = [true_positives(dets, labels, s['gt_box']*s['zoom'], s['gt_label']) for s, (dets, labels, _) in zip(seen, found)]
-    recall = recall_curves(torch.cat([dets[:, 4] for dets, *_ in found]).numpy(), np.concatenate(true), sum(len(s['gt_label']) for s in seen), len(seen))
-    return {'precision': np.stack(precision_of), 'raised_by': np.array(raised_by), 'loss_sum': np.array(loss_sum), 'recall': recall}
+    return {'precision': np.stack(precision_of), 'raised_by': np.array(raised_by), 'loss_sum': np.array(loss_sum)}
 
 # %% ../nbs/50_study.ipynb
 def collect(
@@ -271,7 +266,6 @@ class Study:
     precision: np.ndarray    # [V, T, R]
     raised_by: np.ndarray    # [V]
     loss_sum: np.ndarray     # [V]
-    recall: np.ndarray       # [T, F]
 
 def read(
     run:str, # the id
@@ -291,6 +285,23 @@ def read(
         return pd.DataFrame({k.removeprefix(prefix): arrays[k] for k in names if k != f'{prefix}box'} | corners)
     return Study(run, table(FIELDS, ''), table(OBJECTS, 'gt_'), table(FOUND, 'found_'),
                  **{k: int(arrays[k]) if k in ('images', 'negatives') else arrays[k] for k in CURVES})
+
+# %% ../nbs/50_study.ipynb
+_corners = ['x1', 'y1', 'x2', 'y2']
+
+def hits(
+    study:Study,
+)->np.ndarray: # [D, T] bool, at each of `IOU`, in the order of `study.detections`
+    "Which detections are true positives"
+    tensor = lambda table, columns, kind: torch.tensor(table[columns].to_numpy(kind))
+    objects, out = dict(tuple(study.objects.groupby('image'))), np.zeros((len(study.detections), len(IOU)), bool)
+    for image, at in study.detections.groupby('image').indices.items():
+        at = at[np.argsort(-study.detections.score.to_numpy()[at], kind='stable')]
+        if image not in objects: continue
+        found, own = study.detections.iloc[at], objects[image]
+        out[at] = true_positives(tensor(found, [*_corners, 'score'], np.float32), tensor(found, 'label', np.int64),
+                                 tensor(own, _corners, np.float32), tensor(own, 'label', np.int64))
+    return out
 
 # %% ../nbs/50_study.ipynb
 def with_ranks(

@@ -4,23 +4,25 @@
 
 # %% ../nbs/60_tables.ipynb 3
 from __future__ import annotations
-import dataclasses, re
+import dataclasses, math, re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from scipy.stats import t as student
 from . import runs as store
-from .core import figures_dir, one_of, root, runs_dir, write_json, write_text
+from .core import figures_dir, one_of, read_json, root, runs_dir, write_json, write_text
 from .experiments import ROWS, SCALES, Experiment, row_experiment
 from .paper import published
 
 # %% auto 0
-__all__ = ['LABELS', 'TABLES', 'LEVEL', 'HEADINGS', 'COLUMNS', 'MARGIN', 'CHEAP', 'CLAIMS', 'VERDICTS', 'Row', 'Table', 'known',
-           'read', 'Part', 'select', 'values', 'seed_noise', 'interval', 'difference', 'table', 'shown', 'styled',
-           'Claim', 'claim', 'verdict', 'judge', 'claims', 'sentence', 'sentences', 'cost', 'caption', 'latex',
-           'markdown', 'record', 'write', 'show']
+__all__ = ['LABELS', 'TABLES', 'LEVEL', 'HEADINGS', 'COLUMNS', 'MARGIN', 'CHEAP', 'CLAIMS', 'VERDICTS', 'WHERE', 'RULE', 'Row',
+           'Table', 'known', 'read', 'Part', 'select', 'values', 'seed_noise', 'interval', 'shared', 'difference',
+           'needed', 'table', 'shown', 'styled', 'Claim', 'claim', 'verdict', 'compares', 'judge', 'claims', 'verdicts',
+           'all_claims', 'overview', 'forest', 'cost', 'caption', 'latex', 'markdown', 'record', 'write', 'show']
 
 # %% ../nbs/60_tables.ipynb
 @dataclass(frozen=True)
@@ -90,13 +92,24 @@ def known(table:int|str)->Table:
     return TABLES[table]
 
 # %% ../nbs/60_tables.ipynb
+def _step(file:Path)->dict[str, float]: # name of a row of Table 1 to a ratio
+    "Time of a training step with PISA over that without, as measured by `tests/bench/step.py`"
+    found = read_json(file)['tables'] if file.exists() else []
+    ratio = {t['title'].split(':')[0]: r['step_ratio'] for t in found for r in t['rows'] if r.get('method') == 'pisa' and 'step_ratio' in r}
+    row = {n.split('/')[1].split('-')[0]: n for n in reversed(ROWS) if n.startswith('table1/') and n.endswith('-pisa')}  # its first backbone
+    return {row[d]: r for d, r in ratio.items() if d in row}
+
+# %% ../nbs/60_tables.ipynb
 def read(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.DataFrame: # `pisa.runs.load`, with `experiment` (of seed 0), `draws` (see `pisa.runs.bootstrap`) and `train_time` (s a step)
-    "The current runs, which tables are made of; `attrs['diverged']`: experiments that a sweep saw end with a loss that is no number"
-    table = store.load(runs)
+    """The current runs, which tables are made of.
+
+    `attrs`: `diverged`, experiments that a sweep saw end with a loss that is no number; `earlier`, how many runs of earlier settings are left
+    out; `step`, rows to the time of a training step over the baseline's, from `bench/step.json` if it is there"""
+    table, earlier = store.load(runs), 0
     if len(table):
-        table = table[table.current].reset_index(drop=True)
+        earlier, table = int((~table.current).sum()), table[table.current].reset_index(drop=True)
         fields = [f.name for f in dataclasses.fields(Experiment)]
         table['experiment'] = [Experiment(**r | {'seed': 0}) for r in table[fields].to_dict('records')]
         table['draws'] = [store.bootstrap(id, runs) for id in table.id]
@@ -109,7 +122,7 @@ def read(
         try: record = store.read_record(file.parent)
         except ValueError: continue  # `load` has warned of those that count
         lost.append(Experiment(**{f.name: record.get(f.name, f.default) for f in dataclasses.fields(Experiment)} | {'seed': 0}))
-    table.attrs = {'diverged': lost}
+    table.attrs = {'diverged': lost, 'earlier': earlier, 'step': _step(runs_dir(runs)/'bench/step.json')}
     return table
 
 # %% ../nbs/60_tables.ipynb
@@ -155,6 +168,8 @@ def values(
     first, *rest = metric.split('-')
     return cells[first].astype(float) - sum(cells[m].astype(float) for m in rest)
 
+def _t(df:int)->float: return float(student.ppf((1 + LEVEL)/2, df)) if df else np.nan  # its quantile
+
 # %% ../nbs/60_tables.ipynb
 def seed_noise(
     runs:pd.DataFrame, # of one data set, see `Part`
@@ -176,37 +191,53 @@ def seed_noise(
 def interval(
     mean:float, # what was measured
     half:float, # half-width of the interval over seeds; nan: there is none
-    draws:np.ndarray|None, # [W] what would have been measured on other images; None: not known
-)->tuple[float, float]: # low, high; nan where nothing is known of chance
-    "A 95% interval over seeds and images, or over the one of them that is known"
-    if np.isnan(half) and draws is None: return np.nan, np.nan
+    draws:np.ndarray|None, # [W] what would have been measured on other images; None: not known, and taken for nothing
+)->tuple[float, float]: # low, high; nan where nothing is known of seeds
+    "A 95% interval over seeds and images"
     tails = np.zeros(2) if draws is None else np.quantile(draws - draws.mean(), [(1 - LEVEL)/2, (1 + LEVEL)/2])
-    reach = np.hypot(np.nan_to_num(half), tails)
+    reach = np.hypot(half, tails)
     return float(mean - reach[1]), float(mean + reach[0])
 
 # %% ../nbs/60_tables.ipynb
+def shared(cells:pd.DataFrame, row:str, base:str)->list[int]:
+    "The seeds that a row and its baseline were both trained with"
+    seeds = lambda r: set(cells.seed[cells.row == r])
+    return sorted(seeds(row) & seeds(base)) if row != base else []
+
 def difference(
     part:Part, # see `select`
-    row:str,
-    base:str, # the row that it is compared with
+    pairs:Sequence[tuple[str, str]], # rows and their baselines; of several, the mean difference
     metric:str='AP', # see `values`
-)->dict|None: # difference, low, high, seeds (how many pairs), over: what the interval is over, 'seeds and images' or less; None: no pair
-    "A row minus another, in pairs of runs of the same seed"
-    two = [part.cells[part.cells.row == r].set_index('seed') for r in (row, base)]
-    seeds = two[0].index.intersection(two[1].index)
-    if not len(seeds) or row == base: return None
-    a, b = (runs.loc[seeds] for runs in two)
-    d = values(a, metric) - values(b, metric)
-    if d.isna().any(): return None
+)->dict|None: # difference, low, high, pairs (of runs); over_seeds, over_images: the half-widths of each; None: not run
+    "Rows minus their baselines, in pairs of runs of the same seed, with the 95% interval over seeds and images"
+    weight, n = {}, 0
+    for row, base in pairs:
+        seeds = shared(part.cells, row, base)
+        if not seeds: return None
+        n += len(seeds)
+        for key, sign in [((r, s), sign) for r, sign in ((row, 1), (base, -1)) for s in seeds]:
+            weight[key] = weight.get(key, 0) + sign/len(seeds)/len(pairs)
+    if not n: return None
+    own, w = part.cells.set_index(['row', 'seed']).loc[list(weight)], np.array(list(weight.values()))
+    mean = float(w@values(own, metric))
+    if math.isnan(mean): return None
     sd, df = part.noise(metric, paired=True)
-    half = float(student.ppf((1 + LEVEL)/2, df)*sd*np.sqrt(2/len(seeds))) if df else np.nan
-    names, draws = metric.split('-'), None
-    if all(n in x for x in [*a.draws, *b.draws] for n in names):
-        of = lambda x: x[names[0]] - sum(x[n] for n in names[1:])
-        draws = np.mean([of(x)[1:] - of(y)[1:] for x, y in zip(a.draws, b.draws)], 0)
-    low, high = interval(d.mean(), half, draws)
-    over = ' and '.join(name for name, there in (('seeds', df), ('images', draws is not None)) if there)
-    return dict(difference=float(d.mean()), low=low, high=high, seeds=len(seeds), over=over)
+    half, (first, *rest), draws = _t(df)*sd*np.sqrt(w@w), metric.split('-'), None
+    if all(m in d for d in own.draws for m in (first, *rest)):
+        draws = w@np.stack([(d[first] - sum(d[m] for m in rest))[1:] for d in own.draws])
+    low, high = interval(mean, half, draws)
+    around = interval(0, 0, draws)
+    return dict(difference=mean, low=low, high=high, pairs=n, over_seeds=float(half), over_images=(around[1] - around[0])/2)
+
+# %% ../nbs/60_tables.ipynb
+def needed(
+    found:dict|None, # see `difference`
+    size:float, # of the effect, in percent
+)->float: # pairs of runs; nan: chance is not known; inf: the choice of the images hides it, whatever the seeds
+    "How many pairs of runs the interval needs, to be narrower than an effect to each side"
+    if found is None or math.isnan(found['over_seeds']): return np.nan
+    room = size**2 - found['over_images']**2
+    return float(max(1, math.ceil(found['pairs']*found['over_seeds']**2/room))) if room > 0 else np.inf
 
 # %% ../nbs/60_tables.ipynb
 def _ratio(cells:pd.DataFrame, row:str, base:str)->np.ndarray: # one number a pair
@@ -221,15 +252,17 @@ def _mean_ratio(ratio:np.ndarray)->float: return float(np.exp(np.log(ratio).mean
 # %% ../nbs/60_tables.ipynb
 def _ours(row:Row, part:Part)->dict: # column to number
     "What our runs say of one row"
-    own = part.cells[part.cells.row == row.name]
+    own, seeds = part.cells[part.cells.row == row.name], shared(part.cells, row.name, row.base)
+    if seeds: own = own[own.seed.isin(seeds)]
     out = {'seeds': len(own), 'runs': ' '.join(own.id)}
     for m in row.numbers.index:
         v = values(own, m).dropna() if m in own else ()
         if not len(v): continue
         sd, df = part.noise(m, paired=False)
-        out |= {m: v.mean(), f'±{m}': student.ppf((1 + LEVEL)/2, df)*sd/len(v)**.5 if df else np.nan}
+        out |= {m: v.mean(), f'±{m}': _t(df)*sd/len(v)**.5}
         if m == 'train_time' and row.name != row.base: out['time_ratio'] = _mean_ratio(_ratio(part.cells, row.name, row.base))
-        elif d := difference(part, row.name, row.base, m): out |= {f'Δ{m}': d['difference'], f'Δ{m} low': d['low'], f'Δ{m} high': d['high']}
+        elif d := difference(part, [(row.name, row.base)], m):
+            out |= {f'Δ{m}': d['difference'], f'Δ{m} low': d['low'], f'Δ{m} high': d['high']}
     return out
 
 # %% ../nbs/60_tables.ipynb
@@ -240,39 +273,43 @@ def table(
     "A table of the paper beside our runs, a row each; NaN, and 0 seeds, where nothing was run"
     rows, out = known(number).rows, []
     parts, paper = {scale: select(number, runs, scale) for scale in SCALES}, {r.name: r.numbers for r in rows}
-    metrics = [m for m in rows[0].numbers.index if m != 'train_time']
+    metrics, step = [m for m in rows[0].numbers.index if m != 'train_time'], runs.attrs.get('step', {})
+    time = ['train_time', 'time_ratio'] if 'train_time' in rows[0].numbers else []
     for r in rows:
         own, base = paper[r.name], paper[r.base]
-        cell = {('published', m): own[m] for m in own.index}
+        cell = {('published', m): own[m] for m in own.index} | {('bench', 'time_ratio'): step.get(r.name, np.nan)}
         if r.name != r.base: cell |= {('published', f'Δ{m}'): own[m] - base[m] for m in metrics}
-        if r.name != r.base and 'train_time' in own: cell['published', 'time_ratio'] = own.train_time/base.train_time
+        if r.name != r.base and time: cell['published', 'time_ratio'] = own.train_time/base.train_time
         for scale, part in parts.items(): cell |= {(scale, k): v for k, v in _ours(r, part).items()}
         out.append(cell)
-    time = ['train_time', 'time_ratio'] if 'train_time' in rows[0].numbers else []
-    columns = [('published', c) for c in [*time, *metrics, *(f'Δ{m}' for m in metrics)]]
+    columns = [('published', c) for c in [*time, *metrics, *(f'Δ{m}' for m in metrics)]] + [('bench', 'time_ratio')]*bool(time)
     forms = '{}', '±{}', 'Δ{}', 'Δ{} low', 'Δ{} high'
-    columns += [(s, c) for s in SCALES for c in ['seeds', *time, *(form.format(m) for form in forms for m in metrics), 'runs']]
+    cells = lambda scale: ['seeds', *(time if scale == 'paper' else ()), *(f.format(m) for f in forms for m in metrics), 'runs']
+    columns += [(s, c) for s in SCALES for c in cells(s)]
     index = pd.MultiIndex.from_tuples([tuple(r.keys.values()) for r in rows], names=list(rows[0].keys))
     df = pd.DataFrame([{c: cell.get(c, np.nan) for c in columns} for cell in out], index=index)
     df.columns = pd.MultiIndex.from_tuples(columns)
     lost = runs.attrs.get('diverged', [])
-    df.attrs = dict(number=number, rows=list(paper),
+    df.attrs = dict(number=number, rows=list(paper), bases=[list(paper).index(r.base) for r in rows],
                     diverged=[(s, r.name) for s in SCALES for r in rows if row_experiment(r.name, scale=s, seed=0) in lost])
     return df
 
 # %% ../nbs/60_tables.ipynb
-HEADINGS = {'published': 'published', 'mini': 'ours, mini scale', 'paper': 'ours, paper scale'}
-COLUMNS = {'train_time': 's a step', 'AP_VOC': 'AP (VOC)'}
+HEADINGS = {'published': 'published', 'bench': 'ours, full size', 'mini': 'ours, mini scale', 'paper': 'ours, paper scale'}
+COLUMNS = {'train_time': 's a step', 'time_ratio': 'step', 'AP_VOC': 'AP (VOC)'}
 
-def _cell(part:pd.DataFrame, i:int, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
+def _signed(v:float)->str: return f'{round(v, 1) + 0.:+.1f}'  # no -0.0
+
+def _cell(part:pd.DataFrame, i:int, base:int, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
     "A mean, and below it a difference"
-    get = lambda c: part[c].iloc[i] if c in part else np.nan
+    get = lambda c, i=i: part[c].iloc[i] if c in part else np.nan
     mean, half, d, low, high = (get(c) for c in (metric, f'±{metric}', f'Δ{metric}', f'Δ{metric} low', f'Δ{metric} high'))
     if mean != mean: return '–' if 'seeds' not in part else ''
     out = f'{mean:.1f}' + (f' ± {half:.1f}' if half == half else '')
     if d != d: return out
-    said = f'{round(d, 1) + 0.:+.1f}' + (f' ± {(high - low)/2:.1f}' if high == high else '')
-    return f'{out}\n' + (f'**{said}**' if (low > 0 or high < 0) and get('seeds') > 1 else said)  # one training says too little
+    said = _signed(d) + (f' ± {(high - low)/2:.1f}' if high == high else '')
+    if (low > 0 or high < 0) and get('seeds') > 1: said = f'**{said}**'  # one training says too little
+    return f'{out}\n{said}' + (f' from {mean - d:.1f}' if abs(mean - d - get(metric, base)) > .05 else '')
 
 # %% ../nbs/60_tables.ipynb
 def shown(
@@ -280,19 +317,24 @@ def shown(
 )->pd.DataFrame: # of strings, in two lines where there is a difference
     "A table as it is read: mean ± 95% over seeds, below it the difference from the baseline ± 95% over seeds and images"
     metrics, out = known(df.attrs['number']).shown, {}
+    ratio = lambda part: ['' if x != x else f'×{x:.3f}' for x in part.time_ratio]
     for scale, heading in HEADINGS.items():
-        part, n = df[scale], len(df)
+        if scale not in df: continue
+        part, ours = df[scale], scale in SCALES
         missing = ['diverged' if (scale, r) in df.attrs['diverged'] else 'not run' for r in df.attrs['rows']]
-        if scale != 'published' and not part.seeds.sum(): out[heading, ''] = missing
+        if scale == 'bench':
+            if part.time_ratio.notna().any(): out[heading, COLUMNS['time_ratio']] = ratio(part)
+        elif ours and not part.seeds.sum():
+            if scale == 'mini' or 'diverged' in missing: out[heading, ''] = missing  # the paper's scale only if there are such runs
         else:
-            if scale != 'published': out[heading, 'seeds'] = [f'{k:.0f}' if k else word for k, word in zip(part.seeds, missing)]
+            if ours: out[heading, 'seeds'] = [f'{k:.0f}' if k else word for k, word in zip(part.seeds, missing)]
             if 'train_time' in part: out[heading, COLUMNS['train_time']] = [
-                '' if t != t else f'{t:.3f}' + (f'\n×{x:.3f}' if x == x else '') for t, x in zip(part.train_time, part.time_ratio)]
-            for m in metrics: out[heading, COLUMNS.get(m, m)] = [_cell(part, i, m) for i in range(n)]
+                '' if t != t else f'{t:.3f}' + (f'\n{x}' if x else '') for t, x in zip(part.train_time, ratio(part))]
+            for m in metrics: out[heading, COLUMNS.get(m, m)] = [_cell(part, i, b, m) for i, b in enumerate(df.attrs['bases'])]
     return pd.DataFrame(out, index=df.index)
 
 # %% ../nbs/60_tables.ipynb
-def _html(text:str)->str: return re.sub(r'\*\*(.*)\*\*', r'<b>\1</b>', text).replace('\n', '<br>')
+def _html(text:str)->str: return re.sub(r'\*\*(.*?)\*\*', r'<b>\1</b>', text).replace('\n', '<br>')
 
 def styled(
     df:pd.DataFrame, # see `table`
@@ -304,8 +346,8 @@ def styled(
     return text.map(_html).style.set_table_styles([
         {'selector': 'td, th', 'props': 'padding: 3px 5px; text-align: right; vertical-align: top'},
         {'selector': 'td, th.row_heading', 'props': 'white-space: nowrap'},
-        {'selector': 'th.col_heading.level0', 'props': 'text-align: center'}, {'selector': 'th.index_name', 'props': 'text-align: left'},
-        {'selector': 'th.row_heading', 'props': 'text-align: left; font-weight: normal'}, *lines])
+        {'selector': 'th.col_heading.level0', 'props': 'text-align: center'},
+        {'selector': 'th.index_name', 'props': 'text-align: left'}, {'selector': 'th.row_heading', 'props': 'text-align: left; font-weight: normal'}, *lines])
 
 # %% ../nbs/60_tables.ipynb
 MARGIN, CHEAP = 1., 1.1  # AP that counts as no difference; ratio of times up to which a cost is small
@@ -315,12 +357,10 @@ class Claim:
     "Something that the paper says of its table"
     table: int|str
     text: str  # in our words
-    pairs: tuple[tuple[str, str], ...]  # rows (row, base), each compared
+    pairs: tuple[tuple[str, str], ...]  # rows (row, base), each compared; none: it has no row, so it is never run
     metric: str = 'AP'   # see `values`
-    kind: str = 'above'  # 'above', 'below': row over base; 'same': within `MARGIN`; 'cheap': time of a step up to `CHEAP` times; 'diverges'
-
-    @property
-    def section(self)->str: return 'Section 5.2 (v1)' if self.table in (1, 2, 3) else 'Section 5.3 (v1)'
+    kind: str = 'above'  # 'above', 'below' (0); 'same', 'no gain' (within, below `MARGIN`); 'cheap' (time up to `CHEAP` times); 'diverges'
+    mean: bool = False   # of the mean difference of those pairs that were run, two at least
 
 def claim(
     table:int|str,
@@ -328,27 +368,28 @@ def claim(
     rows:str, # 'C-R > R-R, C-R > H*-R': the rows that are compared, by their names without `table3/`
     metric:str='AP',
     kind:str='above',
+    mean:bool=False,
 )->Claim:
     "A claim from the names of rows"
     name = lambda n: n if '/' in n else f'{"text" if table == "gradient" else f"table{table}"}/{n}'
-    return Claim(table, text, tuple(tuple(name(n) for n in pair.split(' > ')) for pair in rows.split(', ')), metric, kind)
+    pairs = tuple(tuple(name(n) for n in pair.split(' > ')) for pair in rows.split(', ') if pair)
+    return Claim(table, text, pairs, metric, kind, mean)
 
 # %% ../nbs/60_tables.ipynb
 def _of_detectors()->list[Claim]:
-    out, compared = [], {}
+    out = []
     for n in (1, 2):
-        for r in TABLES[n].rows:
-            if r.name == r.base: continue
-            who, rows = f"{r.keys['detector']}, {r.keys['backbone']}", f'{r.name} > {r.base}'
-            compared.setdefault(n, []).append(rows)
-            if n == 1: out += [
-                claim(1, f'{who}: PISA has the higher AP', rows),
-                claim(1, f'{who}: PISA has the higher AP75', rows, 'AP75'),
-                claim(1, f'{who}: the gain is larger at AP75 than at AP50', rows, 'AP75-AP50')]
-            else: out += [
-                claim(2, f"{who}: PISA has the higher AP by COCO's measure", rows),
-                claim(2, f"{who}: the gain is larger by COCO's measure than by VOC's", rows, 'AP-AP_VOC')]
-    return out + [claim(1, 'PISA adds little to the time of a training step', ', '.join(compared[1]), 'train_time', 'cheap')]
+        rows = [r for r in TABLES[n].rows if r.name != r.base]
+        all_ = ', '.join(f'{r.name} > {r.base}' for r in rows)
+        by = '' if n == 1 else ", by COCO's measure"
+        out += [claim(n, f"{r.keys['detector']}, {r.keys['backbone']}: PISA raises AP{by}", f'{r.name} > {r.base}') for r in rows]
+        mean = lambda text, *words: claim(n, f'on average over the detectors, {text}', all_, *words, mean=True)
+        out.append(mean(f'PISA raises AP{by} †'))
+        if n == 1: out += [mean('the gain is larger at AP75 than at AP50 †', 'AP75-AP50'),
+                           claim(1, 'the cost in training time is negligible (at most 10%)', all_, 'train_time', 'cheap')]
+        else: out += [mean("the gain is very limited by VOC's measure", 'AP_VOC', 'same'),
+                      mean("the gain is larger by COCO's measure than by VOC's", 'AP-AP_VOC')]
+    return out
 
 # %% ../nbs/60_tables.ipynb
 _ISR, _CARL = ([r.name for r in TABLES[5].rows if part in r.name] for part in ('table5/gamma', 'table5/k'))
@@ -359,25 +400,30 @@ CLAIMS = _of_detectors() + [
     claim(3, 'negatives mined: prime positives (C/H*) are better than random ones (R/H*)', 'C-H* > R-H*'),
     claim(3, 'negatives mined: prime positives (C/H*) are better than hard ones (H*/H*)', 'C-H* > H*-H*'),
     claim(3, 'PISA (C/R) is better than OHEM (H/H)', 'C-R > H-H'),
-    claim(3, 'mining positives does harm (H*/R below R/R)', 'H*-R > R-R', kind='below'),
+    claim(3, 'mining positives does harm, negatives at random (H*/R below R/R)', 'H*-R > R-R', kind='below'),
+    claim(3, 'mining positives does harm, negatives mined (H*/H* below R/H*)', 'H*-H* > R-H*', kind='below'),
     claim(3, 'mining negatives helps (R/H* above R/R)', 'R-H* > R-R'),
-    claim(3, 'the gain of prime positives (C/R over R/R) is larger at AP75 than at AP50', 'C-R > R-R', 'AP75-AP50'),
-    claim(3, 'at AP50 prime positives (C/R) lose a little to random ones (R/R)', 'C-R > R-R', 'AP50', 'below'),
+    claim(3, 'the gain is larger at AP75 than at AP50, negatives at random (C/R over R/R)', 'C-R > R-R', 'AP75-AP50'),
+    claim(3, 'the gain is larger at AP75 than at AP50, negatives mined (C/H* over R/H*)', 'C-H* > R-H*', 'AP75-AP50'),
+    claim(3, 'AP50 is slightly lower, negatives at random (C/R below R/R)', 'C-R > R-R', 'AP50', 'below'),
+    claim(3, 'AP50 is slightly lower, negatives mined (C/H* below R/H*)', 'C-H* > R-H*', 'AP50', 'below'),
+    claim(3, 'training on the top samples alone lowers AP much (Section 4; no table has it)', ''),
     claim(4, 'ISR alone raises AP', 'isr > baseline'),
     claim(4, 'CARL alone raises AP', 'carl > baseline'),
-    claim(4, 'both together are better than either alone', 'isr-carl > isr, isr-carl > carl'),
+    claim(4, 'both together raise AP', 'isr-carl > baseline'),
+    claim(4, 'both together are better than either alone †', 'isr-carl > isr, isr-carl > carl'),
     claim('gradient', 'CARL is better with the gradient into the scores than without', 'carl-gradient > carl-detach'),
     claim('gradient', 'without it there is still a minor gain', 'carl-detach > table4/baseline'),
-    claim(5, 'ISR raises AP with every γ and β that was tried', _against(_ISR, _OF4)),
+    claim(5, 'ISR raises AP with every γ and β that was tried †', _against(_ISR, _OF4)),
     claim(5, 'γ = 2, β = 0 is the best of them', ', '.join(f'gamma2-beta0 > {r}' for r in _ISR if r != 'table5/gamma2-beta0')),
-    claim(5, 'CARL raises AP with every k and b that could be trained', _against([r for r in _CARL if r != 'table5/k2-b0'], _OF4)),
+    claim(5, 'CARL raises AP with every k and b that could be trained †', _against([r for r in _CARL if r != 'table5/k2-b0'], _OF4)),
     claim(5, 'CARL hardly depends on b (k = 1; b = 0.1, 0.2, 0.3)', 'k1-b0.2 > k1-b0.1, k1-b0.3 > k1-b0.1, k1-b0.3 > k1-b0.2', kind='same'),
     claim(5, 'CARL with k = 2, b = 0 diverges', f'k2-b0 > {_OF4}', kind='diverges'),
-    claim(6, 'PISA raises AP where each image is ranked apart', 'images1 > baseline'),
+    claim(6, 'PISA raises AP where each image is ranked apart †', 'images1 > baseline'),
     claim(6, 'ranking eight images together is a little better than each apart', 'images8 > images1'),
     claim(7, 'IoU-HLR is better than the IoU alone', 'IoU-HLR > IoU'),
     claim(7, 'the IoU after regression is better than the one before (IoU*)', 'IoU > IoU*'),
-    claim(7, 'ranking by the loss does not help (below the baseline)', f'loss > {_OF4}', kind='below'),
+    claim(7, 'ranking by the loss brings no gain', f'loss > {_OF4}', kind='no gain'),
     claim(7, 'any IoU is better than the loss', 'IoU* > loss, IoU > loss, IoU-HLR > loss'),
 ]
 
@@ -390,7 +436,7 @@ def verdict(
     "The rule"
     there = [f for f in found if f is not None]
     if any(b < low or a > high for a, b in there): return 'not reproduced'
-    if len(there) < len(found): return 'not run'
+    if len(there) < len(found) or not found: return 'not run'
     return 'reproduced' if all(low < a and b < high for a, b in there) else 'undecided'
 
 # %% ../nbs/60_tables.ipynb
@@ -398,82 +444,166 @@ def _cost(cells:pd.DataFrame, pairs:Sequence[tuple[str, str]])->dict|None: # as 
     "Time of a step, PISA over baseline: the mean over all pairs of runs, with its t interval"
     ratio = np.concatenate([_ratio(cells, *pair) for pair in pairs]) if len(cells) else np.zeros(0)
     if not (n := len(ratio)): return None
-    half = student.ppf((1 + LEVEL)/2, n - 1)*np.log(ratio).std(ddof=1)/n**.5 if n > 1 else np.nan
+    half = _t(n - 1)*np.log(ratio).std(ddof=1)/n**.5 if n > 1 else np.nan
     low, high = np.exp(interval(np.log(_mean_ratio(ratio)), half, None)).tolist()
-    return dict(difference=_mean_ratio(ratio), low=low, high=high, seeds=n, over='pairs of runs' if n > 1 else '')
+    return dict(difference=_mean_ratio(ratio), low=low, high=high, pairs=n, over_seeds=np.nan, over_images=np.nan)
 
 # %% ../nbs/60_tables.ipynb
-_BOUNDS = {'above': (0, np.inf), 'below': (-np.inf, 0), 'same': (-MARGIN, MARGIN), 'cheap': (-np.inf, CHEAP), 'diverges': (np.nan, np.nan)}
-_LEAST = {'above': np.argmin, 'below': np.argmax, 'same': lambda d: np.argmax(np.abs(d)), 'cheap': np.argmax, 'diverges': np.argmin}
+_BOUNDS = {'above': (0, np.inf), 'below': (-np.inf, 0), 'same': (-MARGIN, MARGIN), 'no gain': (-np.inf, MARGIN), 'cheap': (-np.inf, CHEAP),
+           'diverges': (np.nan, np.nan)}
+_LEAST = dict.fromkeys(_BOUNDS, np.argmax) | {'above': np.argmin, 'same': lambda d: np.argmax(np.abs(d))}
 
-def _said(claim:Claim)->float: # nan: a cell that is lost
-    "What the paper's own numbers say of a claim"
+def _published(claim:Claim, pairs:Sequence[tuple[str, str]])->float: # nan: a cell that is lost
+    "What the paper's own numbers say, on average over pairs"
     of, (first, *rest) = {r.name: r.numbers for r in TABLES[claim.table].rows}, claim.metric.split('-')
     number = lambda row: of[row][first] - sum(of[row][n] for n in rest)
-    found = [number(a)/number(b) if claim.kind == 'cheap' else number(a) - number(b) for a, b in claim.pairs]
-    return float(found[_LEAST[claim.kind](found)])
+    return float(np.mean([number(a)/number(b) if claim.kind == 'cheap' else number(a) - number(b) for a, b in pairs]))
 
+_FIRST = {row_experiment(n, seed=0): n for n in reversed(ROWS)}  # tables share rows: the first name of each
+
+def compares(
+    claim:Claim,
+)->str: # the same for claims that compare the same trainings by the same metric
+    "What a claim compares"
+    names = sorted(' - '.join(_FIRST[row_experiment(n, seed=0)] for n in pair) for pair in claim.pairs)
+    return f'{claim.metric} {claim.kind}: {", ".join(names) or claim.text}'
+
+# %% ../nbs/60_tables.ipynb
 def judge(
     claim:Claim,
     runs:pd.DataFrame, # see `read`
     scale:str, # 'mini' or 'paper'
-)->dict: # claim, section, scale, metric, kind, of (how many differences), published, difference, low, high, seeds, over, verdict
+)->dict: # the columns of `claims`
     "One claim by the runs of one scale"
-    part, kind = select(claim.table, runs, scale), claim.kind
-    found = [_cost(part.cells, claim.pairs)] if kind == 'cheap' else [difference(part, a, b, claim.metric) for a, b in claim.pairs]
+    part, kind, groups = select(claim.table, runs, scale), claim.kind, [[p] for p in claim.pairs]
+    if claim.mean:
+        run = [p for p in claim.pairs if shared(part.cells, *p)]
+        groups = [run if len(run) > 1 else claim.pairs]
+    found = [_cost(part.cells, claim.pairs)] if kind == 'cheap' else [difference(part, g, claim.metric) for g in groups]
+    least, paper = _LEAST[kind], [_published(claim, g) for g in groups] or [np.nan]
+    many = [needed(f, abs(p) if kind in ('above', 'below') else MARGIN) for f, p in zip(found, paper)]
     said = verdict([f and (f['low'], f['high']) for f in found], *_BOUNDS[kind])
-    done = [f for f in found if f] or [dict(difference=np.nan, low=np.nan, high=np.nan, seeds=0, over='')]
+    done = [f for f in found if f] or [dict(difference=np.nan, low=np.nan, high=np.nan, pairs=0)]
     if kind == 'diverges':
         row = claim.pairs[0][0]
         lost = row_experiment(row, scale=scale, seed=0) in runs.attrs.get('diverged', [])
         said = 'not reproduced' if (part.cells.row == row).any() else 'reproduced' if lost else 'not run'
-    elif said.endswith('reproduced') and any(f['seeds'] == 1 for f in done): said += ' (one seed)'
-    return dict(claim=claim.text, section=claim.section, scale=scale, metric=claim.metric, kind=kind, of=len(claim.pairs), published=_said(claim),
-                **done[_LEAST[kind]([f['difference'] for f in done])], verdict=said)
+    elif said.endswith('reproduced') and any(f['pairs'] == 1 for f in done): said += ' (one seed)'
+    elif said == 'undecided' and kind != 'cheap' and not all(n <= f['pairs'] for n, f in zip(many, found)): said = 'out of reach'
+    shown = {k: v for k, v in done[least([f['difference'] for f in done])].items() if not k.startswith('over_')}
+    return dict(claim=claim.text, compares=compares(claim), scale=scale, metric=claim.metric, kind=kind, of=len(groups),
+                run=sum(map(bool, found)), published=paper[least(paper)], **shown, needed=max(many, default=np.nan), verdict=said)
 
 def claims(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read`
-)->pd.DataFrame: # a row a claim and scale, columns as in `judge`; the paper's scale only if there are such runs
-    "What the paper says of a table, and whether our runs bear it out"
+)->pd.DataFrame: # a row a claim and scale (the paper's only if there are such runs)
+    """What the paper says of a table, and whether our runs bear it out.
+
+    Columns: claim, compares, scale, metric, kind; of (how many differences), run (how many of them); of the least favourable: published,
+    difference, low, high (percent), pairs of runs; needed: pairs, see `needed`; verdict"""
     known(number)
     scales = [s for s in SCALES if s == 'mini' or len(select(number, runs, s).cells)]
-    return pd.DataFrame([judge(c, runs, s) for s in scales for c in CLAIMS if c.table == number])
+    own = [c for c in CLAIMS if c.table == number]
+    return pd.DataFrame([judge(c, runs, s) for s in scales for c in own if (s, c.kind) != ('mini', 'cheap')])
 
 # %% ../nbs/60_tables.ipynb
-VERDICTS = 'reproduced', 'reproduced (one seed)', 'not reproduced', 'not reproduced (one seed)', 'undecided', 'not run'
+VERDICTS = 'reproduced', 'reproduced (one seed)', 'not reproduced', 'not reproduced (one seed)', 'undecided', 'out of reach', 'not run'
+WHERE = {n: 'Section 5.2 (v1)' if n in (1, 2, 3) else 'Section 5.3 (v1)' for n in TABLES}
 
 def _plain(text:str)->str: return text.replace('*', r'\*')  # no markup
 
-def sentence(
-    c:pd.Series, # a row of `claims`
-)->str: # Markdown
-    "A claim and what became of it, in a sentence"
-    out = f'**{c.verdict}**: {_plain(c.claim)}, {c.section}. '
-    if c.kind == 'diverges': return out + (f'It came to its end in {c.seeds} runs, ΔAP {c.difference:+.1f}.' if c.seeds else '')
-    cheap = c.kind == 'cheap'
-    what = 'ratio' if cheap else ' − '.join(f'Δ{n}' for n in c.metric.replace('_VOC', ' (VOC)').split('-'))
-    if c.of > 1: what += ' (published: the largest; here: the mean)' if cheap else f' (of {c.of} differences the least favourable)'
-    published, here, low, high = (f'{v:.3f}' if cheap else f'{v:+.1f}' for v in (c.published, c.difference, c.low, c.high))
-    chance = f'95%: {low} to {high} over {c.over}' if c.over else 'nothing is known of chance'
-    count = f'{c.seeds} {"pair" if cheap else "seed"}{"s" if c.seeds > 1 else ""}'
-    return f'{out}{what}: published {published}, here {here} ({chance}; {count}).'
+def _markdown(head:Sequence[str], rows:Sequence[Sequence[str]], left:int)->str: # the first `left` columns to the left
+    return '\n'.join(f"| {' | '.join(line)} |" for line in [head, ['---']*left + ['---:']*(len(head) - left), *rows])
 
-def sentences(
+def _words(c:pd.Series)->list[str]: # a row of `claims`
+    "A claim, what it is about, both numbers, the pairs of runs that there are and that are needed, the verdict"
+    cheap, diverges = c.kind == 'cheap', c.kind == 'diverges'
+    number = lambda v: '–' if v != v else f'×{v:.3f}' if cheap else _signed(v)
+    half = f' ± {(c.high - c.low)/2:.{3 if cheap else 1}f}' if c.low == c.low else ''
+    some = f'{c.run} of {c.of} run' if 0 < c.run < c.of else f'least of {c.of}'
+    text = _plain(c.claim) + (f' ({some})' if c.of > 1 and not cheap else '')
+    what = 'time' if cheap else ' − '.join(f'Δ{n}' for n in c.metric.replace('_VOC', ' (VOC)').split('-'))
+    many = '' if c.needed != c.needed or diverges else '> 99' if c.needed > 99 else f'{c.needed:.0f}'
+    return [text, what, 'diverges' if diverges else number(c.published), number(c.difference) + half if c.pairs else '',
+            f'{c.pairs}' if c.pairs else '', many, f'**{c.verdict}**' if c.verdict.startswith(('rep', 'not rep')) else c.verdict]
+
+def verdicts(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read`
-)->str: # Markdown, a list
-    "All claims of a table in sentences, the paper's scale last"
-    out = []
+)->str: # Markdown
+    "All claims of a table with what became of them, a Markdown table a scale"
+    out, whole = [], lambda words: [words[0], *(w.replace(' ', '\N{NO-BREAK SPACE}') for w in words[1:])]
     for scale, part in claims(number, runs).groupby('scale', sort=False):
-        waiting = part.verdict == 'not run'
-        counts = part.verdict.value_counts()
-        tally = ', '.join(f'{counts[v]} {v}' for v in VERDICTS if v in counts)
-        out += [f'**Claims of the paper, at {scale} scale**: of {len(part)}, {tally}.', '']
-        out += [f'- {sentence(c)}' for _, c in part[~waiting].iterrows()]
-        if waiting.any(): out.append(f"- **not run**: {_plain('; '.join(part.claim[waiting]))}.")
-        out.append('')
-    return '\n'.join(out).strip()
+        tally = part.verdict.value_counts().reindex(VERDICTS, fill_value=0)
+        counts = ', '.join(f'{n} {v}' for v, n in tally.items() if n)
+        out += [f'**Claims of {WHERE[number]}, at {scale} scale**: of {len(part)}, {counts}.']
+        head = ['claim', '', 'published', 'ours', 'pairs', 'needed', 'verdict']
+        out.append(_markdown(head, [whole(_words(c)) for _, c in part.iterrows()], left=2))
+    return '\n\n'.join(out)
+
+# %% ../nbs/60_tables.ipynb
+def all_claims(
+    runs:pd.DataFrame, # see `read`
+)->pd.DataFrame: # `claims` of all tables, with `table`: 'Table 1', or 'Section 5.3'
+    "What became of all claims"
+    return pd.concat([claims(n, runs).assign(table=f'Table {n}' if n != 'gradient' else 'Section 5.3') for n in TABLES], ignore_index=True)
+
+def overview(
+    judged:pd.DataFrame, # see `all_claims`
+)->str: # Markdown
+    "The claims counted, by table and verdict; how many are different comparisons; and what chance would do"
+    out = []
+    for scale, part in judged.groupby('scale', sort=False):
+        once = part.drop_duplicates('compares')
+        count = pd.crosstab(part.table, part.verdict).reindex(index=part.table.unique(), columns=VERDICTS, fill_value=0)
+        count.loc['**all**'] = count.sum()
+        count.loc['**counted once**'] = once.verdict.value_counts().reindex(VERDICTS, fill_value=0)
+        n = int((once.low.notna() & once.kind.isin(['above', 'below'])).sum())
+        chance = (f'Were there nothing in any of the {n} that have an interval and claim a direction, about {n*(1 - LEVEL)/2:.1f} would be '
+                  'reproduced by chance, and as many not reproduced.') if n else 'No interval is known yet.'
+        out += [_markdown([f'{scale} scale', *VERDICTS], [[i, *map(str, r)] for i, r in zip(count.index, count.to_numpy())], left=1),
+                f'{len(part)} claims make {len(once)} different comparisons. {chance}']
+    return '\n\n'.join(out)
+
+# %% ../nbs/60_tables.ipynb
+_blue, _red = (sns.color_palette('colorblind')[i] for i in (0, 3))
+_COLORS = {'reproduced': _blue, 'not reproduced': _red, 'undecided': '.25', 'out of reach': '.65'}
+
+def forest(
+    judged:pd.DataFrame, # see `all_claims`
+)->plt.Figure|None: # None: nothing was run
+    "Our differences with their intervals, and the paper's, of all claims that were run"
+    there = judged.verdict.ne('not run') & judged.kind.isin(['above', 'below', 'same', 'no gain'])
+    some = judged[there].drop_duplicates(['scale', 'compares'])
+    if not len(some): return None
+    rows, n, also = some.drop_duplicates('compares'), some.scale.nunique(), judged.groupby('compares').table.unique()
+    heads = ~rows.table.duplicated().to_numpy()
+    y = pd.Series(np.arange(len(rows)) + 1.3*heads.cumsum(), index=rows.compares)
+    fig, axes = plt.subplots(1, n, figsize=(5.2 + 4.8*n, 1.1 + .24*y.iloc[-1]), sharey=True, squeeze=False, layout='constrained')
+    for ax, (scale, part) in zip(axes[0], some.groupby('scale', sort=False)):
+        sign, said = np.where(part.kind == 'below', -1, 1), part.verdict.str.removesuffix(' (one seed)').to_numpy()
+        columns = y[part.compares], sign*part.difference, sign*part.published, (part.high - part.low)/2
+        at, d, paper, half = (v.to_numpy() for v in columns)
+        far = np.abs([d, paper]).max()
+        right = 1.1*max(far, 1, min(np.nan_to_num(abs(d) + half).max(), 2*far))
+        ax.axvline(0, color='.3', lw=1, zorder=0)
+        for kind, left in (('same', -MARGIN), ('no gain', -right)):
+            ax.barh(at[part.kind.to_numpy() == kind], MARGIN - left, left=left, height=.9, color='.9', zorder=0)
+        for name, color in _COLORS.items():
+            i = said == name
+            ax.errorbar(d[i], at[i], xerr=half[i], fmt='o', ms=5, color=color, lw=1.8, label=f'ours: {name}')
+        ax.plot(paper, at - .3, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
+        ax.set(xlim=(-right, right), xlabel='difference in AP; right of 0: as claimed', title=f'{scale} scale')
+        ax.spines[['top', 'right', 'left']].set_visible(False)
+        ax.tick_params(axis='y', length=0)
+    numbers = [', '.join(t.removeprefix('Table ') for t in also[c][1:]) for c in rows.compares]
+    words = [t.removesuffix(' †') + (f' (least of {k})' if k > 1 else '') + (f" (and Table{'s'*(',' in a)} {a})" if a else '')
+             for t, k, a in zip(rows.claim, rows.of, numbers)]
+    axes[0, 0].set(yticks=[*y, *(y[heads] - 1)], yticklabels=[*words, *rows.table[heads]], ylim=(y.iloc[-1] + .8, 0))
+    for label in axes[0, 0].get_yticklabels()[len(rows):]: label.set_fontweight('bold')
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=5, frameon=False)
+    return fig
 
 # %% ../nbs/60_tables.ipynb
 def cost(
@@ -486,20 +616,50 @@ def cost(
     return ' and '.join(f'{h:.1f} {name}' for name, h in parts.items() if h)
 
 # %% ../nbs/60_tables.ipynb
+RULE = """*How to read the tables*
+
+- A mean is over the seeds that the baseline has too; after ± stands half of its 95% interval over seeds, on these images.
+- Below it is the difference from the baseline, in pairs of runs of the same seed; after ± half of its 95% interval over seeds and images; after
+  "from" the baseline's mean in these seeds, where it has others too. Bold: zero is outside of the interval, and there is more than one pair.
+- The noise of seeds is estimated from the runs of all tables on this data together.
+
+*Verdicts*
+
+- **reproduced**: the interval lies on the claimed side of zero; **not reproduced**: on the other; "(one seed)": there is one pair, judged by the
+  noise of other rows. No difference, and no gain, mean less than 1 AP.
+- *undecided*: neither. *Out of reach*: neither, but with so few pairs an effect as large as the paper's would mostly not have been seen either,
+  or chance is not known at all, since nothing was trained with two seeds.
+- *needed*: pairs from which on an effect as large as the paper's would be seen at least every other time (> 99: the choice of the validation
+  images hides it).
+- "least of 6": all six differences are claimed, and the one is shown that speaks least for it. †: read off a table, not said in the text."""
+
+def _chance(number:int|str, part:Part)->str:
+    "How far trainings differ by chance, and how large the paper's differences are"
+    (sd, df), (paired, paired_df) = (part.noise('AP', p) for p in (False, True))
+    found = pd.DataFrame([f for r in known(number).rows if (f := difference(part, [(r.name, r.base)]))])
+    ap = {r.name: r.numbers.AP for r in known(number).rows}
+    sizes = [abs(r.numbers.AP - ap[r.base]) for r in known(number).rows if r.name != r.base]
+    paper = f"The paper's differences from the baseline are {np.nanmin(sizes):.1f} to {np.nanmax(sizes):.1f} AP"
+    if not paired_df: return ('Nothing was trained with two seeds: chance is not known, and no difference is judged.' + (
+        f' The choice of the images alone makes ±{found.over_images.median():.1f}.' if len(found) else '') + f' {paper}.')
+    wide = ((found.high - found.low)/2).groupby(found.pairs).median() if len(found) else {}
+    seen = ', '.join(f"±{h:.1f} with {n} pair{'s' if n > 1 else ''} of runs" for n, h in wide.items()) if len(wide) else ''
+    return (f'AP varies over seeds by a standard deviation of {sd:.1f} ({df} degrees of freedom), a paired difference by '
+            f'{paired*2**.5:.1f} ({paired_df}). '
+            + (f'So the interval of a difference is about {seen}; smaller effects are mostly not seen. ' if seen else '') + f'{paper}.')
+
+# %% ../nbs/60_tables.ipynb
 def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
-    "What our runs of a table were trained on, how often, and at what cost"
+    "What our runs of a table were trained on, how often, and at what cost; '' if there are none at the paper's scale"
     part, t = select(number, runs, scale), known(number)
     cells = part.cells
-    if not len(cells): return f'*Ours, {scale} scale*: no run.'
+    if not len(cells): return f'*Ours, {scale} scale*: no run.' if scale == 'mini' else ''
     r, per = cells.iloc[0], cells.groupby('row').seed.nunique()
     networks = {row_experiment(x, scale='paper').backbone: row_experiment(x, scale=scale).backbone for x in cells.row.unique()}
     stands = ', '.join(_label(big) if own == big else f'{own} for {_label(big)}' for big, own in networks.items())
     seeds = '–'.join(str(n) for n in sorted({per.min(), per.max()}))
-    out = [f'*Ours, {scale} scale*: {len(per)} of {len(t.rows)} rows, trained on {int(r.data_n_train)} images of {r.data_name} and evaluated '
-           f'on {int(r.data_n_val)} ({r.data_note}). Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs, {cost(cells)}.']
-    sd, df = part.noise('AP', paired=False)
-    out.append(f'AP varies over seeds by a standard deviation of {sd:.1f} ({df} degrees of freedom).' if df else
-               'Nothing was trained with two seeds: the intervals are over images alone, and nothing is bold.')
+    out = [f'*Ours, {scale} scale*: {len(per)} of {len(t.rows)} rows. Data: {r.data_note.partition(";")[0]}. '
+           f'Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs, {cost(cells)}.', _chance(number, part)]
     if part.left: out.append(f'Left out: {part.left} on other data.')
     if n := sum(not d for d in cells.draws): out.append(f'{n} have no `bootstrap.npz`; their intervals are over seeds alone.')
     return ' '.join(out)
@@ -508,21 +668,27 @@ def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
 def caption(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read`
-)->str: # Markdown
-    "What a table shows: the data, networks, seeds and cost of our runs, and what the signs mean"
+)->str: # Markdown; what is common to all tables is in `RULE`
+    "What a table shows: the data, networks, seeds and cost of our runs"
     names = {5: ('table5_isr', 'table5_carl'), 'gradient': ('carl_gradient',)}.get(number, (f'table{number}',))
     where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'COCO, probably'}.get(number, 'COCO val, judging by the baseline')
     notes = [_plain(n).replace('train_time', '*s a step*') for name in names if (n := published(name).attrs['note'])]
+    if number == 3:
+        ap = {r.name: r.numbers.AP for r in known(3).rows}
+        gain = ap['table3/C-R'] - ap['table3/H-H']
+        notes.append(f"the abstract's gain over OHEM, more than 1, is that of a larger backbone; here C/R is {gain:.1f} above H/H")
+    if number == 7:
+        two = [published('table4').iloc[1], published('table7').iloc[3]]
+        notes.append(f"the row IoU-HLR is Table 4's ISR, yet AP75 is {two[1].AP75:.1f} here and {two[0].AP75:.1f} there: "
+                     'compare within a table')
     out = [f"**{'Section 5.3' if number == 'gradient' else f'Table {number}'} (v1). {known(number).title}.** APs in percent.",
-           '; '.join([f'*Published*: on {where}', *notes]) + '.', *(_of_ours(number, runs, scale) for scale in SCALES),
-           'After ±: half of a 95% interval; of a mean over seeds, on these images; of the difference from the baseline, which stands below the '
-           'mean, over seeds and images, in pairs of the same seed. Bold: the interval of the difference lies on one side of zero. The noise of seeds is '
-           'estimated from the runs of all tables on this data together.']
-    if number == 1: out.append(
-        'Ours are evaluated on validation images, not on test-dev. *s a step*: the time of the whole training and its evaluation, by its steps; '
-        "below it the ratio to the baseline's, in pairs of the same seed on the same machine with as many threads. What else the machine did is in both; "
-        '`nbs/bench.ipynb` measures with care.')
-    return '\n\n'.join(out)
+           '; '.join([f'*Published*: on {where}', *notes]) + '.', *(_of_ours(number, runs, scale) for scale in SCALES)]
+    if number == 1: out.append('Ours are evaluated on validation images, not on test-dev.' + (
+        " *Step*: the time of a training step with PISA over that without, with the paper's networks and image sizes but on a CPU, from "
+        "`runs/bench/step.json`: the losses, in which the two differ, are timed in turn, and related to a whole step."
+        if runs.attrs.get('step') else ''))
+    if n := runs.attrs.get('earlier'): out.append(f'Not counted: {n} of earlier settings.')
+    return '\n\n'.join(filter(None, out))
 
 # %% ../nbs/60_tables.ipynb
 _TEX = {'_': r'\_', '%': r'\%', '&': r'\&', '#': r'\#', '±': r'$\pm$', 'Δ': r'$\Delta$', 'γ': r'$\gamma$', 'β': r'$\beta$', '✓': r'\checkmark',
@@ -532,8 +698,8 @@ def _tex(text:str)->str: return ''.join(_TEX.get(c, c) for c in text)
 
 def _tex_cell(text:str)->str: # of `shown`
     "A cell for LaTeX: signs, bold letters, two lines"
-    lines = [re.sub('[+-]', r'$\g<0>$', _tex(line.strip('*'))) for line in text.split('\n')]
-    if '**' in text: lines[-1] = rf'\textbf{{{lines[-1]}}}'
+    tex = lambda part: _tex(re.sub('[+-]', r'$\g<0>$', part))
+    lines = [''.join(rf'\textbf{{{tex(p)}}}' if i%2 else tex(p) for i, p in enumerate(line.split('**'))) for line in text.split('\n')]
     return lines[0] if len(lines) == 1 else rf'\makecell[r]{{{lines[0]}\\ {lines[1]}}}'
 
 def latex(
@@ -555,8 +721,7 @@ def markdown(
     "A table in Markdown, headings in one line"
     text = shown(df).map(_html)
     head = [*text.index.names, *(f'{b}<br>({a})' if b else a for a, b in text.columns)]
-    rows = [[*map(_plain, i), *r] for i, r in zip(text.index, text.values.tolist())]
-    return '\n'.join(f"| {' | '.join(line)} |" for line in [head, ['---']*text.index.nlevels + ['---:']*text.shape[1], *rows])
+    return _markdown(head, [[*map(_plain, i), *r] for i, r in zip(text.index, text.values.tolist())], left=text.index.nlevels)
 
 # %% ../nbs/60_tables.ipynb
 def record(
@@ -584,7 +749,7 @@ def write(
     file = Path(out or figures_dir())/('table4_gradient' if number == 'gradient' else f'table{number}')
     ids = [f"- {_plain(', '.join(i))}, {scale} scale: {', '.join(f'`{r}`' for r in row[scale]['runs'])}"
            for i, row in zip(df.index, kept['rows'].values()) for scale in SCALES if row[scale]['runs']]
-    text = '\n\n'.join([markdown(df), caption(number, runs), sentences(number, runs), '**Runs**', '\n'.join(ids) or 'None.'])
+    text = '\n\n'.join([markdown(df), caption(number, runs), verdicts(number, runs), RULE, '**Runs**', '\n'.join(ids) or 'None.'])
     flat = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4)
     return [write_text(file.with_suffix('.md'), text + '\n'), write_text(file.with_suffix('.csv'), flat.to_csv()),
             write_text(file.with_suffix('.tex'), latex(df)), write_json(file.with_suffix('.json'), kept)]
@@ -596,4 +761,4 @@ def show(
 )->None:
     "Table, caption and claims"
     from IPython.display import Markdown, display
-    display(styled(table(number, runs)), Markdown(caption(number, runs)), Markdown(sentences(number, runs)))
+    display(styled(table(number, runs)), Markdown(caption(number, runs)), Markdown(verdicts(number, runs)))

@@ -178,6 +178,13 @@ def test_what_the_notebook_says_to_try(toy):
     assert {l for l in before if shown(toy)[l][5] != before[l][5]} == {'d', 'e'}
 
 
+def test_the_still_picture_is_that_of_the_explorer(toy):
+    toy.place[0].value = 3.
+    still = toy.still()
+    assert re.findall('<(?:rect|text).*?>', still) == re.findall('<(?:rect|text).*?>', toy.svg.value) and toy.table.value in still
+    assert 'onpointerdown' not in still and 'onpointerdown' in toy.svg.value
+
+
 def test_labels_do_not_cover_each_other_where_there_is_room():
     boxes = [(50 + i, 50 + i, 150 + i, 150 + i) for i in range(6)]
     places = label_places(boxes, [40] * 6, 19, [], (300, 300))
@@ -247,6 +254,7 @@ def test_errors_are_one_line(run, notebook, monkeypatch, tmp_path):
     monkeypatch.undo()
     e.which_image.value = 5
     assert e.message.value == '' and e.svg.value != before
+    assert base64.b64encode(e.background.value).decode() in e.still()  # below the boxes
 
 
 def test_a_scene_that_fails_first_leaves_dead_controls(notebook):
@@ -461,6 +469,14 @@ def test_an_image_of_a_run(page, notebook, screenshot):
     was, now = (f'{overlap(b, OBJECTS[0]):.2f}' for b in (boxes[0], moved[0]))
     wait(lambda: page.js("document.querySelector('.pisa-explorer tr[data-box=a]').cells[2].textContent") == f'{was} → {now}', 10, 'the IoU did not change')
     assert read(page) == (ranks(scene, moved),) * 2
+
+
+def test_the_still_picture_is_shown_where_the_explorer_is_not(page, screenshot):
+    height = lambda: page.js("document.querySelector('.pisa-still').getBoundingClientRect().height")
+    assert height() == 0
+    page.js("(window.shown = document.querySelector('.pisa-explorer')).classList.remove('pisa-explorer')")
+    try: assert height() > 300
+    finally: page.js("shown.classList.add('pisa-explorer')")
 
 
 @pytest.mark.parametrize('width', [1500, 1000])

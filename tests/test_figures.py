@@ -1,4 +1,5 @@
 "Figures: what they compute, by loops; what they say, on samples whose answer is known; what they do without runs"
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -30,22 +31,25 @@ def positives(rng, images=12, objects=3, each=6, classes=2):
 
 
 def trained(name, score, images=40, seed=0):
-    "A run whose scores are a function of the IoU (and of chance), 0.5 to 1"
+    "Runs of two seeds whose scores are a function of the IoU (and of chance), 0.5 to 1"
+    return [of_seed(f'{name}{s}', score, images, s) for s in (seed, seed + 1)]
+
+
+def of_seed(name, score, images, seed):
     rng = np.random.RandomState(seed)
     pos = positives(rng, images)
     iou = 0.5 + pos.iou / 2
     p = np.clip(score(iou.to_numpy(), pos.local_rank.to_numpy(), rng.rand(len(pos))), 0.01, 0.99)
-    side, at = 40., np.zeros(len(pos))
-    samples = pos.assign(iou=iou, iou_before=iou, score=p, object_score=p, loss=-np.log(p), x1=at, y1=at, x2=at + side, y2=at + side)
     objects = pd.DataFrame({'image': np.arange(images * 3) // 3, 'label': np.arange(images * 3) % 2})
     objects['x1'], objects['y1'] = 44. * (objects.index % 3), 10.
     objects['x2'], objects['y2'] = objects.x1 + 30, objects.y1 + 30
+    own = objects.loc[pos['gt']].reset_index(drop=True)  # a box cut off at the right to the share `iou`
+    samples = pos.assign(iou=iou, iou_before=iou, score=p, object_score=p, loss=-np.log(p), x1=own.x1, y1=own.y1, x2=own.x1 + 30 * iou, y2=own.y2)
     found = samples.loc[samples.groupby('gt').score.idxmax()]
     curve = np.linspace(1, 0, 101)
     study = Study(name, samples.drop(columns=['rank', 'local_rank', 'image_rank']), objects, found.assign(sample=found.index), images, 0,
-                  precision=np.stack([np.tile(curve ** k, (10, 1)) for k in (2, 0.5, 1)]), raised_by=np.array([0, 5., 0.5]), loss_sum=np.array([20., 18, 18]),
-                  recall=np.tile(np.linspace(0.1, p.mean(), len(FALSE_POSITIVES)), (10, 1)))
-    return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=0, data=dict(name='shapes', note='made up')), study)
+                  precision=np.stack([np.tile(curve ** k, (10, 1)) for k in (2, 0.5, 1)]), raised_by=np.array([0, 5., 0.5]), loss_sum=np.array([20., 18, 18]))
+    return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=seed, data=dict(name='shapes', note='made up')), study, {0: 30., 1: 20.})
 
 
 FLAT = trained('flat', lambda iou, rank, chance: 0.4 + 0.2 * chance)
@@ -92,49 +96,89 @@ def test_hard_ones_by_loops():
         assert set(hard[hard.image == image].index) == set(own.nlargest(5, 'loss').index)
 
 
-def test_bin_means_and_their_intervals():
+def test_group_means_and_their_intervals():
     rng = np.random.RandomState(4)
     image, place = rng.randint(0, 50, 4000), rng.randint(0, 3, 4000)
     value = rng.randn(50)[image] + 0.1 * rng.randn(4000)  # images differ, samples of one image hardly
-    mean, draws = figures.bin_means(image, place, value, 50, 4)
-    np.testing.assert_allclose(mean[:3], [value[place == b].mean() for b in range(3)])
-    assert np.isnan(mean[3])
+    often = figures.resampled(50)
+    means = figures.group_means(image, np.c_[place[:, None] == np.arange(4), place < 2], value, often)
+    np.testing.assert_allclose(means[0, :3], [value[place == b].mean() for b in range(3)])
+    assert np.isnan(means[:, 3]).all() and means[0, 4] == pytest.approx(value[place < 2].mean())  # an empty one, and one that overlaps others
+    again = np.concatenate([np.flatnonzero((image == i) & (place == 1)) for i in range(50) for _ in range(often[7, i])])
+    assert means[7, 1] == pytest.approx(value[again].mean())
     by_image = pd.Series(value).groupby(image).mean().std() / 50 ** 0.5
-    assert draws[:, 0].std() == pytest.approx(by_image, rel=0.25)  # not that of 4000 samples that know nothing of each other
+    assert means[1:, 0].std() == pytest.approx(by_image, rel=0.25)  # not that of 4000 samples that know nothing of each other
 
 
-def test_relative_rank_is_within_the_class():
-    pos = positives(np.random.RandomState(5), classes=3)
-    at = figures._relative_rank(pos)
-    for label in range(3):
-        own = np.sort(at[pos.label == label])
-        np.testing.assert_allclose(own, np.arange(len(own)) / len(own))
+def test_changes_by_loops():
+    "Of each seed, and their mean in the words"
+    change = figures.score_changes(FLAT, STEEP, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank > 0])
+    by_hand = [[b.positives.query(q).score.mean() - a.positives.query(q).score.mean() for q in ('local_rank == 0', 'local_rank > 0')] for a, b in zip(FLAT, STEEP)]
+    np.testing.assert_allclose(change[:, 0], by_hand)
+    assert f'of local rank 0 changes by {np.mean(by_hand, 0)[0]:+.3f} (' in figures.figure5(FLAT, STEEP).finding
+
+
+def test_recall_by_loops():
+    run, iou = STEEP[0], 0.75
+    curves = figures.recalls(run, iou, draws=3)
+    often = figures.resampled(run.study.images, 3)
+    found = run.study.detections.sort_values('score', ascending=False)
+    good = (found['sample'].map(run.study.samples.iou) >= iou).tolist()  # one detection of each object, and objects lie apart
+    for curve, weight in zip(curves, often):
+        objects = sum(weight[i] for i in run.study.objects.image)
+        for allowed, recall in zip(FALSE_POSITIVES, curve):
+            true = false = 0
+            for image, hit in zip(found.image, good):
+                for _ in range(weight[image]):
+                    if not hit and false + 1 > allowed * run.study.images: break
+                    true, false = true + hit, false + (not hit)
+                else: continue
+                break
+            assert recall == pytest.approx(100 * true / objects)
+
+
+def test_best_is_highest_by_loops():
+    for run in (*FLAT, *STEEP):
+        best = [own.score.idxmax() == own.iou.idxmax() for _, own in run.positives.groupby('gt')]
+        assert figures.best_is_highest(run)[0, 0] == pytest.approx(100 * np.mean(best))
+
+
+def test_seeds_that_differ_leave_it_open():
+    change = np.array([[0.4, 0.39, 0.41], [-0.1, -0.11, -0.09]])
+    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), which leaves open what the paper says')
+    assert figures.said(abs(change), 1).endswith(AGREES) and figures.said(abs(change), -1).endswith(NOT)
+
+
+def test_the_caption_says_which_seeds_and_how_they_compare():
+    caption = figures.where(FLAT[:1], STEEP[:1])
+    assert 'seed 0 alone' in caption and caption.endswith('AP (%): `flat0` 30.0 (mean of 2 seeds 25.0); `steep0` 30.0 (mean of 2 seeds 25.0).')
+    assert 'seeds 0, 1' in figures.where(FLAT) and '`flat0` 30.0, `flat1` 20.0 (mean of 2 seeds 25.0)' in figures.where(FLAT)
 
 
 AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which leaves open'
 
 
 @pytest.mark.parametrize('number, of, words', [
-    (1, (FLAT, FLAT, STEEP), NOT), (1, (STEEP, STEEP, FLAT), AGREES), (2, (FLAT,), AGREES),
-    (7, (STEEP,), AGREES), (8, (FLAT, STEEP), AGREES), (8, (STEEP, FLAT), NOT), (8, (FLAT, FLAT), OPEN), (9, (FLAT, STEEP), AGREES), (9, (STEEP, FLAT), NOT)])
+    (1, (FLAT, FLAT, STEEP), AGREES), (1, (STEEP, STEEP, FLAT), NOT), (2, (FLAT,), AGREES),
+    (7, (STEEP,), AGREES), (5, (FLAT, STEEP), AGREES), (5, (STEEP, FLAT), NOT), (8, (FLAT, STEEP), AGREES), (8, (STEEP, FLAT), NOT),
+    (8, (FLAT, FLAT), OPEN), (9, (FLAT, STEEP), AGREES), (9, (STEEP, FLAT), NOT)])
 def test_says_what_the_samples_say(number, of, words):
     drawn = figures.FIGURES[number](*of)
     assert words in drawn.finding
     assert not any(w in drawn.finding for w in {AGREES, NOT, OPEN} - {words})
-    assert drawn.runs == [t.id for t in of] and all(f'`{id}`' in drawn.caption for id in drawn.runs)
+    assert drawn.runs == [t.id for runs in of for t in runs] and all(f'`{id}`' in drawn.caption for id in drawn.runs)
 
 
 def test_figure_2_sees_the_other_order():
-    s = FLAT.study
-    swapped = figures.Trained(FLAT.record, Study(**{**s.__dict__, 'precision': s.precision[[0, 2, 1]]}))
+    swapped = [dataclasses.replace(t, study=dataclasses.replace(t.study, precision=t.study.precision[[0, 2, 1]])) for t in FLAT]
     assert 'at 0 of 10 IoU thresholds, which contradicts the paper' in figures.figure2(swapped).finding
 
 
 def test_means_of_figure_4_are_in_its_words():
     drawn = figures.figure4(FLAT)
-    kinds = figures.three_of_each(FLAT.positives())
-    for name, k in kinds.items(): assert f'{name} {k.iou.mean():.2f} and {k.loss.mean():.2f}' in drawn.finding
-    assert '120 prime' in drawn.caption
+    kinds = [figures.three_of_each(t.positives) for t in FLAT]
+    for name in kinds[0]: assert '{} {:.2f} and {:.2f}'.format(name, *pd.concat([k[name] for k in kinds])[['iou', 'loss']].mean()) in drawn.finding
+    assert '240 prime' in drawn.caption
     assert 'Prime samples have higher IoUs and lower losses' in figures.figure4(STEEP).finding
 
 
@@ -146,6 +190,25 @@ def test_missing_runs_are_one_line(tmp_path, capsys):
         assert said.count('\n') == 1 and said.startswith(f'Figure {number} needs ')
         for row in rows: assert f'a run of {row} with seed 1' in said and f'-p experiment "{row}"' in said
         assert f"figures.prepare(runs='{tmp_path}')" in said
+
+
+def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
+    "Baseline with seeds 1, 2 and 3, ISR with 1 and 2; of seed 2 of ISR there are no samples"
+    of = {'table3/R-R': {1: 'b1', 2: 'b2', 3: 'b3'}, 'table4/isr': {1: 'i1', 2: 'i2'}}
+    aps = {'b1': 30., 'b2': 20., 'b3': 10., 'i1': 40., 'i2': 50.}
+    monkeypatch.setattr(figures, 'runs_of', lambda row, everything: of[row])
+    monkeypatch.setattr(figures.store, 'load', lambda runs: pd.DataFrame({'id': aps.keys(), 'AP': aps.values()}))
+    monkeypatch.setattr(figures.store, 'folder', lambda id, runs: tmp_path / id)
+    monkeypatch.setattr(figures.store, 'read_record', lambda path: FLAT[0].record | {'seed': int(path.name[1])})
+    monkeypatch.setattr(figures, 'read', lambda id, runs: dataclasses.replace((FLAT if id[0] == 'b' else STEEP)[0].study, run=id))
+    for id in ('b1', 'b2', 'b3', 'i1'):
+        (tmp_path / id).mkdir()
+        (tmp_path / id / 'samples.npz').touch()
+    drawn = figures.draw(8)
+    assert drawn.runs == ['b1', 'i1'] and '`b1` 30.0 (mean of 3 seeds 20.0); `i1` 40.0 (mean of 2 seeds 45.0)' in drawn.caption
+    assert figures.draw(4).runs == ['b1', 'b2', 'b3'] and figures.draw(4, seed=2).runs == ['b2']
+    assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
+    assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')
 
 
 def test_the_line_of_the_projects_own_runs(monkeypatch, tmp_path, capsys):
@@ -161,7 +224,7 @@ def test_files(tmp_path):
     assert png.startswith(b'\x89PNG') and pdf.startswith(b'%PDF')
     assert b'/Type3' not in pdf and b'/FontFile2' in pdf  # TrueType: text stays text
     words = json.loads(words)
-    assert words['runs'] == ['flat'] and words['parameters']['of_each_image'] == 3
+    assert words['runs'] == ['flat0', 'flat1'] and words['parameters']['of_each_image'] == 3
     assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
 
 
@@ -172,7 +235,7 @@ def test_parameters_of_a_notebook(notebook):
     values = {}
     exec(''.join(cell['source']), values)
     del values['__builtins__']
-    assert values == dict(runs='', out='', seed=1)
+    assert values == dict(runs='', out='', seed=None)
     assert not any(c.get('outputs') for c in cells)
     number = re.search(r'\d', notebook.stem)[0]
     assert f'figures.draw({number}, runs, seed)' in ''.join(''.join(c['source']) for c in cells)
@@ -195,9 +258,10 @@ def test_notebook_without_runs(number, tmp_path):
 @pytest.mark.parametrize('number', [n for n, rows in figures.ROWS.items() if rows])
 def test_from_the_projects_runs(number, tmp_path):
     everything = runs.load(ROOT / 'runs')
-    ids = [figures.run_of(row, everything, 1) for row in figures.ROWS[number]]
-    if any(id is None or not (ROOT / 'runs' / id / 'samples.npz').exists() for id in ids): pytest.skip('runs/ has not all runs of this figure')
+    ids = [figures.runs_of(row, everything) for row in figures.ROWS[number]]
+    seeds = set.intersection(*({s for s, id in own.items() if (ROOT / 'runs' / id / 'samples.npz').exists()} for own in ids))
+    if not seeds: pytest.skip('runs/ has not all runs of this figure')
     drawn = figures.draw(number, ROOT / 'runs')
-    assert drawn.runs == ids
+    assert set(drawn.runs) <= {own[s] for own in ids for s in seeds} and (number == 3 or len(drawn.runs) == len(ids) * len(seeds))
     assert 'nan' not in drawn.caption + drawn.finding
     for path in figures.save(drawn, 'fig', tmp_path): assert path.stat().st_size > 200
