@@ -92,7 +92,7 @@ def write_json(path:str|Path, obj)->Path: # `path`
 def read_json(path:str|Path): # what the file holds
     "Read a JSON file; a `ValueError` that names the file if it does not parse"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{path} is not JSON ({e}): restore it or delete it') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path} is not JSON ({e}): restore it or delete it') from None
 
 # %% ../nbs/00_core.ipynb
 def seed_everything(

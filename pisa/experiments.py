@@ -9,8 +9,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+import mmdet.registry, mmengine.registry
 import pandas as pd
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.registry import Registry
 from .core import one_of, read_json, runs_dir
 from .data import DataSpec
 from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, backbones, model
@@ -21,8 +24,9 @@ from .two_stage import prime_config
 # %% auto 0
 __all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'LOADED', 'ROWS', 'TERMS', 'prime_settings',
            'default_sampler', 'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values',
-           'checkpoint_of', 'parse_overrides', 'dataloader', 'detector', 'config', 'steps', 'schedule', 'positive',
-           'harmless', 'override', 'known_row', 'row_experiment', 'row_dataset', 'in_words', 'summary']
+           'checkpoint_of', 'parse_overrides', 'dataloader', 'detector', 'config', 'steps', 'schedule',
+           'ranked_together', 'positive', 'registered', 'harmless', 'override', 'known_row', 'row_experiment',
+           'row_dataset', 'in_words', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -245,9 +249,8 @@ def config(
     epochs = positive(given, 'train_cfg.max_epochs', r.epochs)
     batch = positive(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process
     total = steps(exp, spec.n_train, batch*processes)
-    scope = given.get('model.train_cfg.rcnn.isr.scope', given.get('model.train_cfg.isr.scope'))
-    if type(scope) is int and scope > batch:
-        raise ValueError(f'isr.scope={scope} images are to be ranked together, but a process has {batch}: use fewer processes, or a larger batch')
+    if (together := ranked_together(exp)) > batch: raise ValueError(
+        f'isr.scope={together} images are to be ranked together, but a process has {batch}: use fewer processes, or a larger batch')
     cfg = Config(dict(
         default_scope='mmdet', custom_imports=dict(imports=['pisa.detectors', 'pisa.evaluate', 'pisa.speed'], allow_failed_imports=False),
         model=detector(exp, spec),
@@ -284,6 +287,12 @@ def schedule(
     warmup = [dict(type='LinearLR', start_factor=r.warmup_factor, by_epoch=False, begin=0, end=min(r.warmup, total))] if r.warmup else []
     return [*warmup, dict(type='MultiStepLR', begin=0, gamma=0.1, **when)]
 
+def ranked_together(exp:Experiment)->int:
+    "How many images a process must have, since ISR ranks so many together; 1 if it takes what there is"
+    given = parse_overrides(exp.overrides)
+    scope = given.get('model.train_cfg.rcnn.isr.scope', given.get('model.train_cfg.isr.scope'))
+    return scope if type(scope) is int else 1
+
 def positive(
     given:dict[str, Any], # overrides, see `parse_overrides`
     key:str,
@@ -294,18 +303,30 @@ def positive(
     if type(value) is not int or value < 1: raise ValueError(f'overrides: {key}={value!r} must be a whole number above 0')
     return value
 
-LOADED = {'_scope_', 'default_scope', 'custom_imports', 'checkpoint', 'pretrained'}  # what these keys name is imported or read
+LOADED = {'_scope_', 'default_scope', 'custom_imports', 'checkpoint', 'pretrained', 'sys_path', 'backend', 'backend_args',
+          'file_client_args'}  # what these keys name is imported or read
+
+def registered(
+    name:Any,
+)->bool:
+    "Does a registry of mmdet or mmengine hold the name? One that it does not hold would be imported as a module"
+    register_all_modules(init_default_scope=False)
+    return any(isinstance(r, Registry) and name in r.module_dict for part in (mmengine.registry, mmdet.registry) for r in vars(part).values())
 
 def harmless(
     key:str, # dotted
     value:Any,
 )->None:
-    "A `ValueError` if an override could name a package or a file, or hold code: its texts must be words (letters, digits, `_`, `-`, `*`)"
+    """A `ValueError` if an override could name a package or a file, or hold code.
+
+    Its texts must be words (letters, digits, `_`, `-`, `*`), and what a `type` names must be `registered`."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (builtins.list, tuple, set)) else ()
     for k, v in inner: harmless(f'{key}.{k}', v)
     if LOADED & {*key.split('.')} or isinstance(value, (str, bytes)) and not re.fullmatch(r'[\w*-]*', str(value)): raise ValueError(
         f'overrides: {key}={value!r} is refused: it could load a file or run code. Texts are plain words; '
         'weights of a backbone are given as pretrained=FILE')
+    if key.split('.')[-1] == 'type' and not registered(value) and value not in ('nms', 'soft_nms'): raise ValueError(
+        f'overrides: {key}={value!r} is refused: neither mmdet nor mmengine knows a {value!r}')
 
 def override(
     cfg:Config,
@@ -386,14 +407,23 @@ def row_dataset(
 # %% ../nbs/40_experiments.ipynb
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[tuple[str, str, str, str], float]: # (detector, backbone, scale, data set) to seconds
-    "The mean time of a training step, of all complete runs of a detector with a backbone on a data set at a scale"
+)->dict[tuple[str, ...], float]: # (detector, backbone, scale, data set, sampler) to seconds
+    "The mean time of a training step, of all complete runs of a detector with a backbone and sampler on a data set at a scale"
     found = defaultdict(builtins.list)
     for file in sorted(runs_dir(runs).glob('*/metrics.json')):
         with contextlib.suppress(KeyError, TypeError, ValueError):  # damaged records tell no time
             r = read_json(file.with_name('run.json'))
-            found[r['detector'], r['backbone'], r['scale'], r['dataset']].append(r['seconds']/r['steps'])
+            found[r['detector'], r['backbone'], r['scale'], r['dataset'], r['sampler']].append(r['seconds']/r['steps'])
     return {key: sum(times)/len(times) for key, times in found.items() if times}
+
+def step_time(
+    exp:Experiment,
+    measured:dict, # see `step_seconds`
+)->tuple[float|None, str]: # seconds, None if not known; and whose: those of 'runs', or of 'runs, random sampling' where only such were done
+    "The time of a training step"
+    key = exp.detector, exp.backbone, exp.scale, exp.dataset
+    own = measured.get((*key, exp.sampler))
+    return (own, 'runs') if own or exp.sampler == 'auto' else (measured.get((*key, 'auto')), 'runs, random sampling')
 
 IMAGES = {'coco': 117_266, 'voc': 16_551, 'shapes': 2_000}  # to train on: train2017 without its images of no object, VOC07+12, our default
 
@@ -409,9 +439,10 @@ def list(
     for name in ROWS:
         e = row_experiment(name, scale=scale)
         n = steps(e, IMAGES[e.dataset])
-        time, source = measured.get((e.detector, e.backbone, e.scale, e.dataset)), 'runs'
+        time, source = step_time(e, measured)
         if time is None and scale == 'paper':
-            time, source = times.get((e.detector, e.backbone, 'baseline' if e.method == 'baseline' else 'pisa')), 'published'
+            time = times.get((e.detector, e.backbone, 'baseline' if e.method == 'baseline' else 'pisa'))
+            source = 'published' if e.sampler == 'auto' else 'published, random sampling'
         changes = e.overrides.replace('model.train_cfg.', '').replace('rcnn.', '')
         rows.append({'row': name, 'detector': e.detector, 'backbone': e.backbone, 'method': e.method, 'data': e.dataset,
                      'changes': ' '.join(filter(None, ('' if e.sampler == 'auto' else f'sampler={e.sampler}', changes))),

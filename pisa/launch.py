@@ -22,15 +22,15 @@ from . import runs as store
 import pisa, pisa.detectors, pisa.evaluate, pisa.speed  # they register heads, COCOAP and MiniOptimWrapper
 from .core import read_json, write_bytes, write_json, write_text
 from .data import DataSpec
-from .experiments import Experiment, checkpoint_of, config, experiment, parse_overrides, positive, recipe
+from .experiments import Experiment, checkpoint_of, config, experiment, parse_overrides, positive, ranked_together, recipe
 from .speed import channels_last
 
 # %% auto 0
 __all__ = ['LOOPBACK', 'WORKER', 'floats', 'Guard', 'mean_over_processes', 'Recorder', 'Progress', 'rng_state', 'set_rng_state',
-           'bare', 'Checkpoint', 'global_batch', 'devices', 'part_of', 'no_pickles', 'dangerous', 'find_weights',
-           'OwnRunner', 'quiet', 'write_bootstrap', 'fit', 'explained', 'die_with_parent', 'one_line', 'worker',
-           'failure', 'on_this_node', 'fit_together', 'help_with', 'prepare', 'train', 'train_line', 'trained',
-           'same_classes', 'load_weights', 'evaluate', 'add_bootstraps']
+           'bare', 'Checkpoint', 'global_batch', 'share', 'devices', 'part_of', 'no_pickles', 'dangerous',
+           'find_weights', 'OwnRunner', 'quiet', 'write_bootstrap', 'fit', 'explained', 'die_with_parent', 'one_line',
+           'worker', 'failure', 'same_package', 'on_this_node', 'fit_together', 'help_with', 'prepare', 'train',
+           'train_line', 'trained', 'same_classes', 'load_weights', 'evaluate', 'add_bootstraps']
 
 # %% ../nbs/42_launch.ipynb
 def floats(outputs:dict)->dict[str, float]:
@@ -179,6 +179,15 @@ def global_batch(exp:Experiment)->int: # images a step, over all processes
     "The batch of an experiment; an overridden `train_dataloader.batch_size` is that of all processes together"
     return positive(parse_overrides(exp.overrides), 'train_dataloader.batch_size', recipe(exp).batch)
 
+def share(
+    exp:Experiment,
+    most:int,
+    nodes:int=1,
+)->int: # 0 .. most
+    "How many processes of each machine can share a step, each with as many images as ISR ranks together"
+    batch = global_batch(exp)
+    return max([0] + [n for n in range(1, most + 1) if batch % (n*nodes) == 0 and batch//(n*nodes) >= ranked_together(exp)])
+
 def devices(
     exp:Experiment,
     gpus:str|int='auto', # 'auto', 0 (CPU) or how many
@@ -189,7 +198,7 @@ def devices(
     found, batch = torch.cuda.device_count(), global_batch(exp)
     if type(nodes) is not int or nodes < 1: raise ValueError(f'nodes={nodes!r}: give a whole number of machines, 1 or more')
     divides = [n for n in range(1, batch + 1) if batch % (n*nodes) == 0]
-    if gpus == 'auto': gpus = min(found, 1) if exp.scale == 'mini' else max([0] + [n for n in divides if n <= found])
+    if gpus == 'auto': gpus = min(found, 1) if exp.scale == 'mini' else share(exp, found, nodes)
     if type(gpus) is not int or gpus < 0:
         raise ValueError(f"gpus={gpus!r} is not known. Choose from: 'auto', 0 (CPU), 1, 2...")
     if gpus > found: raise ValueError(f"gpus={gpus}, but torch sees {found or 'no'} GPU here: gpus=0 trains on the CPU")
@@ -396,6 +405,11 @@ WORKER = ("import ctypes, os, sys; getattr(ctypes.CDLL(None), 'prctl', print)(1,
           "os.kill(int(sys.argv[3]), 0); "  # an error if the caller has ended, and `torchrun` with it
           "from pisa.launch import worker; worker(sys.argv[1], int(sys.argv[2]))")
 
+def same_package()->dict[str, str]: # environment
+    "With it another process imports this very `pisa`, and not what its working folder has"
+    paths = str(Path(pisa.__file__).parents[1]), os.environ.get('PYTHONPATH')
+    return {'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'PYTHONSAFEPATH': '1'}
+
 def on_this_node(
     path:Path, # the run's folder, with the request
     node:int, # the number of this machine
@@ -404,9 +418,8 @@ def on_this_node(
     "Start the processes of one machine, and show what the first of all writes"
     logs, per = path/'logs', read_json(path/'logs/request.json')['processes']
     with tempfile.TemporaryDirectory() as tmp:
-        paths = [str(Path(pisa.__file__).parents[1]), *filter(None, [os.environ.get('PYTHONPATH')])]
         env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ,
-               'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp, 'PYTHONPATH': os.pathsep.join(paths)}
+               'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp, **same_package()}
         if read_json(logs/'request.json')['nodes'] == 1:
             env |= {'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK}
         command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={per}',
@@ -509,11 +522,12 @@ def train(
     record = store.describe(exp, spec, n*nodes)
     path = store.folder(record['id'], runs)
     if store.is_complete(path):
+        store.read_metrics(path)  # damaged ones are told of before the checkpoints are deleted
         with_n = store.read_record(path)['machine'].get('processes', 1)
         if with_n != n*nodes: print(f'run {path.name} is done already; processes that trained it: {with_n}, asked for: {n*nodes}. '
                                     'A process ranks its own images together: to have it so, delete the run or give another seed')
     else:
-        cfg = config(exp, spec)
+        cfg = config(part_of(exp, n*nodes), spec, n*nodes)
         find_weights(checkpoint_of(exp.backbone, exp.pretrained))
         with explained(path):
             if node: help_with(path, node)

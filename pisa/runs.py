@@ -4,8 +4,8 @@
 
 # %% ../nbs/41_runs.ipynb 3
 from __future__ import annotations
-import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, os, platform, re, shutil, subprocess, time
-import warnings
+import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, json, math, os, platform, re, shutil, subprocess
+import time, warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from .experiments import DATASETS, FORMULATIONS, METHODS, SCALES, Experiment
 from .speed import has_amx
 
 # %% auto 0
-__all__ = ['SCHEMA', 'PACKAGES', 'WORDS', 'TYPES', 'ADDED', 'folder', 'no_links', 'git_state', 'versions', 'machine', 'lock',
-           'held', 'checkpoints', 'save_tensors', 'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe',
-           'read_record', 'going_on', 'is_complete', 'scalars', 'bootstrap', 'load', 'compare', 'delete']
+__all__ = ['SCHEMA', 'PACKAGES', 'WORDS', 'TYPES', 'ADDED', 'folder', 'no_link', 'no_links', 'git_state', 'versions', 'machine',
+           'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint', 'read_checkpoint', 'last_checkpoint',
+           'describe', 'read_record', 'going_on', 'is_complete', 'read_metrics', 'scalars', 'bootstrap', 'load',
+           'compare', 'delete']
 
 # %% ../nbs/41_runs.ipynb
 SCHEMA = 1  # of run.json and of checkpoints
@@ -32,16 +33,19 @@ def folder(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
     "The folder of a run; a `ValueError` for an id that is not a plain name"
-    if not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
-        raise ValueError(f'run={run[:210]!r} is not the id of a run: up to 200 letters, digits, ".", "-" and "_"')
+    if not isinstance(run, str) or not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
+        raise ValueError(f'run={run!r:.210} is not the id of a run: up to 200 letters, digits, ".", "-" and "_"')
     path = runs_dir(runs)/run
     if path.is_symlink(): raise ValueError(f'{path} is a link: a run is a folder of its own')
     return path
 
+def no_link(file:Path)->None:
+    "A `ValueError` of one line if a file of a run is a link: what is written there would go elsewhere"
+    if file.is_symlink(): raise ValueError(f'{file} is a link, and a run is trained in a folder of its own only: delete the link')
+
 def no_links(path:Path)->None:
-    "A `ValueError` of one line if there is a link in the folder of a run: what is written there would go elsewhere"
-    for file in path.rglob('*'):
-        if file.is_symlink(): raise ValueError(f'{file} is a link, and a run is trained in a folder of its own only: delete the link')
+    "`no_link` for all that is in the folder of a run"
+    for file in path.rglob('*'): no_link(file)
 
 # %% ../nbs/41_runs.ipynb
 PACKAGES = ('torch', 'torchvision', 'mmdet', 'mmcv', 'mmengine', 'numpy')
@@ -91,13 +95,20 @@ def _same(fd:int, file:Path)->bool:
 
 def _holder(fd:int)->str: return ' '.join(os.pread(fd, 200, 0).decode(errors='replace').split()) or 'another process'
 
+def _open(file:Path, flags:int)->int:
+    "A file descriptor; a `ValueError` of one line for a link"
+    try: return os.open(file, flags | os.O_NOFOLLOW, 0o644)
+    except OSError:
+        no_link(file)
+        raise
+
 @contextlib.contextmanager
 def lock(
     path:Path, # the run's folder; made if it is not there
 )->Iterator[None]:
     "Hold the folder of a run; a `BlockingIOError` of one line says who else does"
     path.mkdir(exist_ok=True)
-    fd = os.open(path/'.lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    fd = _open(path/'.lock', os.O_RDWR | os.O_CREAT)
     _held.add(fd)
     try:
         try:
@@ -123,7 +134,7 @@ def held(
     path:Path, # the run's folder
 )->str|None: # 'process 123 on host since 2025-01-31 12:00:00'; None: nobody
     "Who holds the folder of a run now"
-    try: fd = os.open(path/'.lock', os.O_RDONLY | os.O_NOFOLLOW)
+    try: fd = _open(path/'.lock', os.O_RDONLY)
     except FileNotFoundError: return None
     try: fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError: return _holder(fd)
@@ -239,14 +250,32 @@ def is_complete(path:Path)->bool:
     "Whether a run has come to its end: its metrics are written last, and in one step"
     return (path/'run.json').exists() and (path/'metrics.json').exists()
 
+def read_metrics(
+    path:Path, # the folder of a complete run
+)->dict[str, float]: # percent: AP and its relatives, as in `pisa.evaluate.coco_ap`; nan where there is no ground truth
+    "What `metrics.json` holds; a `ValueError` of one line if it is damaged"
+    file = path/'metrics.json'
+    try:
+        metrics = json.loads(file.read_text(encoding='utf-8'))
+        if not isinstance(metrics, dict) or 'AP' not in metrics: raise ValueError('it has no AP')
+        for k, v in metrics.items():
+            if v is not None and type(v) not in (int, float): raise ValueError(f'{k} is no number')
+    except ValueError as e:
+        saved = checkpoints(path)
+        then = f'goes on from {saved[-1].name}' if saved else 'begins anew, since there is no checkpoint'
+        raise ValueError(f'{file} is damaged ({e}): restore it (pisa.launch.evaluate has the numbers from weights.pth), '
+                         f'or delete it; the training, asked for again, {then}') from None
+    return {k: math.nan if v is None else v for k, v in metrics.items()}
+
 def scalars(
     run:str, # the id
     runs:str|Path|None=None,
 )->pd.DataFrame: # one row a recorded step: `step`, the losses, `lr`
-    "Losses and learning rate along a training"
+    "Losses and learning rate along a training; errors of one line name the file"
     file = folder(run, runs)/'scalars.jsonl'
     if not file.exists(): raise FileNotFoundError(f'run {run!r} has recorded nothing: {file} is not there')
-    return pd.read_json(file, lines=True)
+    try: return pd.read_json(file, lines=True)
+    except ValueError as e: raise ValueError(f'{file} is damaged ({e}): restore it, or delete the line that is cut off') from None
 
 def bootstrap(
     run:str, # the id
@@ -265,8 +294,8 @@ def load(
     rows = []
     for path in sorted(runs_dir(runs).iterdir()):
         if path.is_symlink() or path.name[0] == '.' or not is_complete(path): continue
-        try: record, metrics = read_record(path), dict(read_json(path/'metrics.json'))
-        except (TypeError, ValueError) as e:
+        try: record, metrics = read_record(path), read_metrics(path)
+        except ValueError as e:
             warnings.warn(f'{path.name} is left out: {e}')
             continue
         exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})

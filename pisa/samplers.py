@@ -221,7 +221,7 @@ class PrimeSampler:
     `'R'` is random, `'H*'` takes the highest classification losses at the ratio of `pos_fraction`, `'score_hlr'` takes and
     weighs negatives by Score-HLR. `'H'` is for both: the `num` highest losses of all candidates, whatever `pos_fraction`.
     Ignored candidates (assigned -1) are never taken. All images are mined with one forward by `sample_batch`, which
-    `PrimeRoIHead` calls; mmdet's own heads, cascades among them, call `sample` and with it one forward an image.
+    `PrimeRoIHead` and, in each stage, `PrimeCascadeRoIHead` call; mmdet's own heads call `sample` and with it one forward an image.
 
     A `ValueError` of one line is raised for settings that are out of range or do not go together, for mining beside a focal
     loss, and for `'score_hlr'` in a head that does not take weights of negatives: `PrimeRoIHead` and mmdet's `PISARoIHead` do,

@@ -5,7 +5,7 @@
 # %% ../nbs/43_sweep.ipynb 4
 from __future__ import annotations
 import contextlib, fcntl, json, math, os, re, shutil, signal, subprocess, threading, time, traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -14,13 +14,13 @@ import pandas as pd
 import submitit
 import torch
 from . import runs as store
-from .core import one_of, read_json, root, runs_dir, write_text
+from .core import one_of, root, runs_dir, write_text
 from .data import DataSpec, load
-from .experiments import ROWS, Experiment, checkpoint_of, config, known_row, row_dataset, row_experiment, step_seconds, steps
+from .experiments import ROWS, Experiment, checkpoint_of, config, known_row, row_dataset, row_experiment, step_seconds, step_time, steps
 
 # %% auto 0
-__all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'end_with', 'Job', 'gpus_of_a_job', 'slots', 'Local',
-           'in_queue', 'Slurm', 'about', 'in_words', 'returned', 'sweep']
+__all__ = ['Task', 'rows_of', 'plan', 'state', 'overview', 'cost', 'end_with', 'Job', 'own_package', 'gpus_of_a_job', 'slots',
+           'Local', 'in_queue', 'Slurm', 'about', 'in_words', 'returned', 'sweep']
 
 # %% ../nbs/43_sweep.ipynb
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def state(
     running = own == 'RUNNING'
     out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='' if running else own or '')
     if store.is_complete(path):
-        AP, seconds = read_json(path/'metrics.json')['AP'], read_json(path/'run.json')['seconds']
-        return out | dict(state='done', step=task.steps, AP=AP, minutes=seconds/60)
+        try: metrics, record = store.read_metrics(path), store.read_record(path)
+        except ValueError as e: return out | dict(state='failed', why=str(e))  # damaged later
+        return out | dict(state='done', step=task.steps, AP=metrics['AP'], minutes=record.get('seconds', math.nan)/60)
     with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, or being written at this moment
         last = json.loads((path/'scalars.jsonl').read_text().splitlines()[-1])
         out |= dict(state='running' if running else 'begun', step=last['step'], loss=last['loss'])
@@ -112,8 +113,8 @@ def cost(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.Series: # minutes of one job, nan where no such detector was trained yet
     "What each task will take, by the mean time of a step in earlier runs of its detector at its scale on its data set"
-    seconds = step_seconds(runs)
-    return pd.Series([t.steps*seconds.get((t.exp.detector, t.exp.backbone, t.exp.scale, t.exp.dataset), math.nan)/60 for t in tasks], dtype=float)
+    measured = step_seconds(runs)
+    return pd.Series([t.steps*(step_time(t.exp, measured)[0] or math.nan)/60 for t in tasks], dtype=float)
 
 # %% ../nbs/43_sweep.ipynb
 def end_with(
@@ -146,7 +147,7 @@ class Job:
         try:
             from pisa import launch
             torch.set_num_threads(threads)
-            launch.train(exp, spec, runs, gpus, nodes=here.num_tasks, node=here.global_rank)
+            launch.train(exp, spec, runs, launch.share(exp, gpus, here.num_tasks), nodes=here.num_tasks, node=here.global_rank)
         except BlockingIOError as e: print(e)
         except Exception as e:
             if not here.global_rank: write_text(path/'error.txt', f'{launch.one_line(e)}\n{traceback.format_exc()}')
@@ -155,6 +156,18 @@ class Job:
     def checkpoint(self, *args)->submitit.helpers.DelayedSubmission:
         "What submitit is to do when the time is up: the same once more"
         return submitit.helpers.DelayedSubmission(self, *args)
+
+# %% ../nbs/43_sweep.ipynb
+@contextlib.contextmanager
+def own_package()->Iterator[None]:
+    "The processes that are started meanwhile import this very `pisa`, and not one in their working folder"
+    from pisa import launch
+    before = dict(os.environ)
+    os.environ.update(launch.same_package())
+    try: yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 # %% ../nbs/43_sweep.ipynb
 def gpus_of_a_job(
@@ -212,7 +225,7 @@ class Local:
     def submit(self, tasks:list[Task])->None:
         for t in tasks:
             slot = self.free.pop()
-            self.jobs[t.id] = self.executor.submit(Job(), t.exp, t.spec, *self.args, slot, self.watched.name), slot
+            with own_package(): self.jobs[t.id] = self.executor.submit(Job(), t.exp, t.spec, *self.args, slot, self.watched.name), slot
 
     def running(self)->dict[str, str]: return dict.fromkeys(self.jobs, 'RUNNING')
 
@@ -266,7 +279,7 @@ class Slurm:
             else: new.append(t)
         if not new: return
         try:
-            with self.executor.batch(): jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in new]
+            with own_package(), self.executor.batch(): jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in new]
         except submitit.core.utils.FailedJobError as e:
             for t in new:
                 with contextlib.suppress(OSError): store.folder(t.id, self.folder).rmdir()  # where nothing is in it
@@ -325,6 +338,7 @@ def sweep(
     for name, n in (('jobs', 1 if jobs is None else jobs), ('threads', threads)):
         if type(n) is not int or n < 1: raise ValueError(f'{name}={n!r}: give a whole number, 1 or more')
     gpus, folder, start = gpus_of_a_job(tasks, gpus, local), runs_dir(runs).resolve(), time.time()
+    if (folder/'.submitit').is_symlink(): raise ValueError(f'{folder/".submitit"} is a link, which a sweep does not follow: remove it')
     path = {t.id: store.folder(t.id, folder) for t in tasks}
     waiting, seen, before = tasks, None, overview(tasks, folder)
     own = Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {})

@@ -20,7 +20,7 @@ from .samplers import class_loss, own_class, probabilities, refuse_mining_with_f
 # %% auto 0
 __all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'ISR_METRICS', 'prime_config', 'positives', 'gt_ids', 'class_prob', 'Positives',
            'regressed', 'gather', 'reweighted', 'carl_sum', 'join_weights', 'prime_loss_and_target',
-           'refuse_iou_of_deltas', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
+           'refuse_iou_of_deltas', 'sample_rois', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
 
 # %% ../nbs/21_two_stage.ipynb
 ISR_DEFAULTS = dict(gamma=2.0, beta=0.0, metric='iou_hlr', scope='batch')
@@ -213,6 +213,26 @@ def refuse_iou_of_deltas(
     if 'IoU' in kind and not head.reg_decoded_bbox: raise ValueError(f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
 
 # %% ../nbs/21_two_stage.ipynb
+def sample_rois(
+    assigner:Any, # mmdet's
+    sampler:Any, # one of mmdet's, or `PrimeSampler`
+    x:tuple[Tensor, ...], # features of the B images, level by level
+    proposals:list, # B times the proposals, with `bboxes`, which become `priors`
+    gts:list, # B times the ground truths
+    gts_ignore:list, # B times the ignored regions, or `None`
+)->tuple[list, list[Tensor]|None]: # B sampling results and B times the weights of the negatives, `None` if no sampler weighted them
+    "Assign and sample the RoIs of all images, at once where the sampler can"
+    for p in proposals: p.priors = p.pop('bboxes')  # the name that assigner and sampler know them by
+    assigned = [assigner.assign(*image) for image in zip(proposals, gts, gts_ignore)]
+    if hasattr(sampler, 'sample_batch'): return sampler.sample_batch(assigned, proposals, gts, x)
+    results, weights = [], []
+    for i, p in enumerate(proposals):
+        result = sampler.sample(assigned[i], p, gts[i], feats=[level[i][None] for level in x])
+        result, weight = result if isinstance(result, tuple) else (result, None)
+        results.append(result), weights.append(weight)
+    return results, None if all(w is None for w in weights) else weights
+
+# %% ../nbs/21_two_stage.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
 class PrimeRoIHead(StandardRoIHead):
     """RoI head of Faster and Mask R-CNN with ISR (Section 4.1, v1) and CARL (Section 4.2, v1).
@@ -231,22 +251,10 @@ class PrimeRoIHead(StandardRoIHead):
         if self.with_bbox: refuse_iou_of_deltas(self.bbox_head)
         if self.with_bbox and self.train_cfg: refuse_mining_with_focal(self.bbox_sampler, self.bbox_head.loss_cls)
 
-    def sample(self, x, rpn_results_list, gts, gts_ignore)->tuple[list, list[Tensor]|None]:
-        "Assign and sample the RoIs of all images; the second value is `None` if no sampler weighted its negatives"
-        for proposals in rpn_results_list: proposals.priors = proposals.pop('bboxes')  # the name that assigner and sampler know them by
-        assigned = [self.bbox_assigner.assign(*image) for image in zip(rpn_results_list, gts, gts_ignore)]
-        if hasattr(self.bbox_sampler, 'sample_batch'): return self.bbox_sampler.sample_batch(assigned, rpn_results_list, gts, x)
-        results, weights = [], []
-        for i, proposals in enumerate(rpn_results_list):
-            result = self.bbox_sampler.sample(assigned[i], proposals, gts[i], feats=[level[i][None] for level in x])
-            result, weight = result if isinstance(result, tuple) else (result, None)
-            results.append(result), weights.append(weight)
-        return results, None if all(w is None for w in weights) else weights
-
     def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
         "Losses of the box head and, in Mask R-CNN, of the mask head"
         gts, gts_ignore, _ = unpack_gt_instances(batch_data_samples)
-        sampling_results, neg_weights = self.sample(x, rpn_results_list, gts, gts_ignore)
+        sampling_results, neg_weights = sample_rois(self.bbox_assigner, self.bbox_sampler, x, rpn_results_list, gts, gts_ignore)
         losses, box = {}, self.bbox_loss(x, sampling_results, neg_weights)
         losses.update(box['loss_bbox'])
         if self.with_mask: losses.update(self.mask_loss(x, sampling_results, box['bbox_feats'], gts)['loss_mask'])
@@ -268,10 +276,9 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
     """RoI head of Cascade R-CNN with ISR and CARL, which the paper did not try.
 
     Takes the arguments of mmdet's `CascadeRoIHead`. Each entry of `train_cfg.rcnn` may hold `isr` and `carl`, as for
-    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. The sampling too is that of `CascadeRoIHead`,
-    image by image: a sampler that mines runs its extra forward once an image and stage, unlike in `PrimeRoIHead`, where
-    one forward serves all images. Samplers that weight their negatives (Score-HLR) do not work in a cascade, as in mmdet's.
-    A `ValueError` is raised as by `PrimeRoIHead`, for any of the stages.
+    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. `PrimeSampler` mines with one forward a
+    stage, for all images. Samplers that weight their negatives (Score-HLR) do not work in a cascade, as in mmdet's.
+    A `ValueError` is raised as by `PrimeRoIHead`, for any of the stages, and in training for negatives that come with weights.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -279,6 +286,24 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
         for box_head in self.bbox_head: refuse_iou_of_deltas(box_head)
         if self.train_cfg:
             for sampler, box_head in zip(self.bbox_sampler, self.bbox_head): refuse_mining_with_focal(sampler, box_head.loss_cls)
+
+    def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
+        "Losses of the box head and, if there is one, of the mask head of each stage, as `s0.loss_cls`"
+        gts, gts_ignore, metas = unpack_gt_instances(batch_data_samples)
+        losses, proposals = {}, rpn_results_list
+        for stage in range(self.num_stages):
+            self.current_stage = stage  # mmdet's `OHEMSampler` asks
+            sampling_results, neg_weights = sample_rois(self.bbox_assigner[stage], self.bbox_sampler[stage], x, proposals, gts, gts_ignore)
+            if neg_weights is not None:
+                raise ValueError(f"{type(self.bbox_sampler[stage]).__name__} weighs negatives, which a cascade does not take: use another sampler")
+            box = self.bbox_loss(stage, x, sampling_results)
+            values = dict(box['loss_bbox'])
+            if self.with_mask: values.update(self.mask_loss(stage, x, sampling_results, gts)['loss_mask'])
+            for name, v in values.items(): losses[f's{stage}.{name}'] = v * self.stage_loss_weights[stage] if 'loss' in name else v
+            if stage == self.num_stages - 1: break
+            with torch.no_grad(): proposals = self.bbox_head[stage].refine_bboxes(sampling_results, box, metas)
+            if proposals is None: break  # no RoI to refine
+        return losses
 
     def bbox_loss(self, stage:int, x:tuple[Tensor, ...], sampling_results:list)->dict:
         "Forward the sampled RoIs of a stage through its box head; `loss_bbox` of the result holds the losses"

@@ -236,9 +236,23 @@ def test_summary_reads_overrides(spec):
     "model.test_cfg.nms.type=__import__('os').system('exit')", "model.test_cfg.nms.type=exit()", "model.backbone.type=b'subprocess.call'",
     "model.init_cfg={{'type':'Pretrained','checkpoint':'{}'}}", "model.neck.init_cfg=[{{'type':'Pretrained','checkpoint':'weights'}}]",
     'model.backbone.pretrained=weights', 'train_dataloader.dataset.proposal_file={}', 'val_evaluator._scope_=antigravity',
-    'default_scope=antigravity', "custom_imports.imports=['antigravity']"])
+    'default_scope=antigravity', "custom_imports.imports=['antigravity']",
+    "val_dataloader.dataset.pipeline.0.backend_args={{'backend':'memcached','server_list_cfg':'a','client_cfg':'b','sys_path':'foreign'}}"])
 def test_overrides_can_name_neither_code_nor_files(spec, tmp_path, pair):
     refused(lambda: config(spec, 'ssd300', overrides=pair.format(tmp_path / 'file.pkl')), 'it could load a file or run code')
+
+
+@pytest.mark.parametrize('pair', ['val_evaluator.type=antigravity', 'val_dataloader.dataset.type=this', "optim_wrapper={'type':'antigravity'}",
+                                  "model.neck.init_cfg=[{'type':'antigravity'}]"])
+def test_overrides_name_no_modules(spec, pair):
+    "mmengine would import what no registry holds"
+    refused(lambda: config(spec, 'ssd300', overrides=pair), "is refused: neither mmdet nor mmengine knows a '")
+
+
+@pytest.mark.parametrize('pair', ['model.test_cfg.nms.type=soft_nms', 'model.backbone.norm_cfg.type=GN', 'optim_wrapper.optimizer.type=Adam',
+                                  "model.neck.init_cfg={'type':'Kaiming','layer':'Conv2d'}", 'param_scheduler.1.type=CosineAnnealingLR'])
+def test_overrides_name_what_is_registered(spec, pair):
+    assert pair.rpartition('=')[2] in repr(config(spec, 'retinanet', overrides=pair)._cfg_dict) or 'Kaiming' in pair
 
 
 def test_overrides_can_name_classes_and_settings(spec):
@@ -250,7 +264,7 @@ def test_overrides_can_name_classes_and_settings(spec):
 # ---- the same training has the same id
 
 @pytest.mark.parametrize('words,overrides', [
-    (dict(), 'train_cfg.max_epochs=4'), (dict(), 'model.train_cfg.rcnn.isr.gamma=2'), (dict(), 'model.train_cfg.rcnn.isr.gamma=2.0 train_dataloader.batch_size=8'),
+    (dict(), 'train_cfg.max_epochs=8'), (dict(detector='mask_rcnn'), 'train_cfg.max_epochs=6'), (dict(), 'model.train_cfg.rcnn.isr.gamma=2'), (dict(), 'model.train_cfg.rcnn.isr.gamma=2.0 train_dataloader.batch_size=8'),
     (dict(detector='retinanet', method='carl', formulation='v2'), 'model.train_cfg.carl.b=0.2'), (dict(scale='paper', dataset='voc'), 'train_cfg.max_epochs=12')])
 def test_a_default_that_is_spelt_out_is_no_other_run(spec, words, overrides):
     a, b = experiments.experiment(**words), experiments.experiment(**words, overrides=overrides)

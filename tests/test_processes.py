@@ -244,6 +244,13 @@ def test_a_process_that_aborts_at_its_end_does_not_end_the_first(folder, spec, t
     assert runs.is_complete(path)
 
 
+def test_too_few_images_for_a_process_are_refused_before_anything_starts(spec, tmp_path):
+    "Table 6 ranks eight images together, all of a step at mini scale"
+    exp = experiments.row_experiment('table6/images8', scale='mini')
+    with pytest.raises(ValueError, match='8 images are to be ranked together, but a process has 4'): launch.train(exp, spec, tmp_path, gpus=0, processes=2)
+    assert not list(tmp_path.iterdir())
+
+
 @needs_proc
 def test_a_process_whose_parent_dies_ends_before_its_imports_are_done(tmp_path):
     "`torchrun` is killed while a process that it started is importing; here that import lasts a minute"
@@ -253,9 +260,10 @@ def test_a_process_whose_parent_dies_ends_before_its_imports_are_done(tmp_path):
 p = subprocess.Popen([sys.executable, '-c', {launch.WORKER!r}, 'request', '0', '{os.getpid()}'])
 print(p.pid, flush=True); p.wait()"""
     env = dict(os.environ, PYTHONPATH=str(tmp_path))
-    with subprocess.Popen([sys.executable, '-c', start], env=env, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen([sys.executable, '-c', start], env=env, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
         child = int(parent.stdout.readline())
         when((tmp_path / 'importing').exists, parent.kill).join()
+    assert (tmp_path / 'importing').exists()
     deadline = time.time() + 5
     while alive(child) and time.time() < deadline: time.sleep(0.05)
     if left := alive(child): os.kill(child, signal.SIGKILL)

@@ -2,6 +2,7 @@
 import contextlib
 import errno
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -15,7 +16,7 @@ import torch
 
 pytest.importorskip('mmdet')
 import pisa
-from pisa import data, experiments, launch, runs
+from pisa import data, experiments, launch, runs, sweep
 from pisa.core import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -347,9 +348,54 @@ def test_a_record_that_is_damaged_or_of_another_run(recorded, change, reason):
     experiments.list(runs=folder)
 
 
-def test_metrics_that_are_damaged(recorded):
-    (recorded / 'metrics.json').write_text('{"AP": ')
-    with pytest.warns(UserWarning, match='metrics.json is not JSON'): assert len(runs.load(recorded.parent)) == 0
+@pytest.mark.parametrize('content,reason', [
+    (b'', 'Expecting value'), (b'{"AP": ', 'Expecting value'), (b'{"AP": "\xff"}', "can't decode"), (b'[]', 'it has no AP'), (b'[["AP", 12.5]]', 'it has no AP'),
+    (b'12.5', 'it has no AP'), (b'{"AP50": 30.0}', 'it has no AP'), (b'{"AP": "12.5"}', 'AP is no number'), (b'{"AP": 12.5, "AP50": [30.0]}', 'AP50 is no number')])
+def test_metrics_that_are_damaged(recorded, content, reason):
+    "One line names the file and what can be done; the run is in no table, is failed in a sweep, and stays as it is"
+    file, folder = recorded / 'metrics.json', recorded.parent
+    file.write_bytes(content)
+    with pytest.raises(ValueError) as e: runs.read_metrics(recorded)
+    said = str(e.value)
+    assert said.startswith(f'{file} is damaged (') and reason in said and said.endswith('begins anew, since there is no checkpoint') and '\n' not in said
+    with pytest.warns(UserWarning) as told: assert len(runs.load(folder)) == 0
+    assert [str(w.message) for w in told] == [f'{recorded.name} is left out: {said}']
+    task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
+    for table in (sweep.overview([task], folder), sweep.sweep([task], 1, folder, gpus=0)):
+        assert table[['state', 'step', 'why']].values.tolist() == [['failed', 0, said]]
+    assert runs.is_complete(recorded) and file.read_bytes() == content
+    runs.save_checkpoint(recorded, 3, {})
+    with pytest.raises(ValueError, match='goes on from epoch_3.pth$'): runs.read_metrics(recorded)
+    with pytest.raises(ValueError, match='metrics.json is damaged'): train(folder)
+    assert runs.checkpoints(recorded)
+
+
+def test_metrics_where_nothing_is_to_be_found(recorded):
+    "COCO's metrics have no value there, and that is no damage"
+    (recorded / 'metrics.json').write_text('{"AP": null, "AP50": 3}')
+    task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
+    for table in (runs.load(recorded.parent), sweep.overview([task], recorded.parent)): assert math.isnan(table.AP[0]) and table.AP.dtype == float
+    assert sweep.overview([task], recorded.parent).state.tolist() == ['done'] and runs.load(recorded.parent).AP50.tolist() == [3]
+
+
+def test_a_damaged_record_is_failed_in_a_sweep(recorded):
+    (recorded / 'run.json').write_text('{"id": ')
+    task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
+    row = sweep.overview([task], recorded.parent).iloc[0]
+    assert row.state == 'failed' and row.why.startswith(f'{recorded / "run.json"} is not JSON')
+
+
+@pytest.mark.parametrize('content', ['{"step": 10, "loss": 1.5}\n{"step": 20, "lo', '{"step": 1\n', 'x\n'])
+def test_scalars_that_are_cut_off(recorded, content):
+    (recorded / 'scalars.jsonl').write_text(content)
+    with pytest.raises(ValueError) as e: runs.scalars(recorded.name, recorded.parent)
+    assert str(e.value).startswith(f'{recorded / "scalars.jsonl"} is damaged (') and 'delete the line that is cut off' in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('run', [None, 7, ['a_run'], Path('a_run')])
+def test_an_id_that_is_no_word(run, tmp_path):
+    for f in (runs.folder, runs.scalars, runs.bootstrap, runs.delete):
+        with pytest.raises(ValueError, match='^run=.* is not the id of a run'): f(run, tmp_path)
 
 
 def test_a_run_that_was_done_by_another_number_of_processes(recorded, capsys):
@@ -373,6 +419,18 @@ def test_a_run_folder_with_a_link_is_not_trained_in(tmp_path, recorded, name):
     assert '\n' not in str(e.value) and {f.name: f.read_text() for f in victim.iterdir()} == dict.fromkeys(['epoch_1.pth', '.a.part', 'request.json'], 'mine')
     runs.delete(recorded.name, recorded.parent)
     assert not recorded.exists() and len(list(victim.iterdir())) == 3
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path, recorded):
+    victim = tmp_path.with_name(tmp_path.name + '-victim')
+    (recorded / '.lock').symlink_to(victim)
+    for there in (False, True):
+        if there: victim.write_text('mine')
+        for f in (lambda: runs.lock(recorded).__enter__(), lambda: runs.held(recorded), lambda: runs.delete(recorded.name, recorded.parent)):
+            with pytest.raises(ValueError) as e: f()
+            assert str(e.value) == f'{recorded / ".lock"} is a link, and a run is trained in a folder of its own only: delete the link'
+        assert victim.exists() == there
+    assert victim.read_text() == 'mine' and runs.is_complete(recorded)
 
 
 def test_a_run_folder_that_is_a_link_is_no_run(recorded):

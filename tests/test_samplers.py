@@ -9,6 +9,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from pisa.samplers import PrimeSampler, mines, nms_match, refuse_mining_with_focal, take_ranked
+from pisa.two_stage import sample_rois
 from toy import cascade_head, roi_head, run, scene
 
 PISA = dict(isr=dict(), carl=dict())
@@ -23,11 +24,12 @@ def prime(pos='R', neg='R', num=16, **kwargs):
 
 def build(sampler, kind='PrimeRoIHead', **kwargs):
     "A toy head whose class scores and regressed boxes are far apart"
-    head = roi_head(kind, sampler=sampler, **kwargs)
+    cascade = 'Cascade' in kind
+    head = (cascade_head if cascade else roi_head)(kind, sampler=sampler, **kwargs)
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for fc, std in ((head.bbox_head.fc_cls, 5), (head.bbox_head.fc_reg, 2)):
-            fc.weight.copy_(torch.randn(fc.weight.shape, generator=g) * std)
+        for box_head in head.bbox_head if cascade else [head.bbox_head]:
+            for fc, std in ((box_head.fc_cls, 5), (box_head.fc_reg, 2)): fc.weight.copy_(torch.randn(fc.weight.shape, generator=g) * std)
     return head
 
 
@@ -36,7 +38,7 @@ def sample(head, objects=(3, 2), crowd=None, order=None):
     torch.manual_seed(1)
     x, proposals, samples = scene(objects, order=order)
     gts = [s.gt_instances for s in samples]
-    results, weights = head.sample(x, [p.clone() for p in proposals], gts, [crowd] * len(gts))
+    results, weights = sample_rois(head.bbox_assigner, head.bbox_sampler, x, [p.clone() for p in proposals], gts, [crowd] * len(gts))
     for p in proposals: p.priors = p.pop('bboxes')
     assigned = [head.bbox_assigner.assign(p, g, crowd) for p, g in zip(proposals, gts)]
     for a, g in zip(assigned, gts): a.add_gt_(g.labels) if len(g) else None
@@ -273,7 +275,7 @@ def test_odd_candidates(pos, neg, case):
         ignored = [InstanceData(bboxes=torch.tensor([[-500., -500, 600, 600]]))] * 2
     if 'no proposals' in case or 'nothing' in case: proposals = [InstanceData(bboxes=torch.zeros(0, 4)) for _ in samples]
     gts = [s.gt_instances for s in samples]
-    results, weights = head.sample(x, proposals, gts, ignored)
+    results, weights = sample_rois(head.bbox_assigner, head.bbox_sampler, x, proposals, gts, ignored)
     for i, (r, g) in enumerate(zip(results, gts)):
         num_pos, num_neg = len(r.pos_inds), len(r.neg_inds)
         if case == 'no ground truth': assert (num_pos, num_neg) == (0, 16)
@@ -301,7 +303,7 @@ def test_the_extra_forward_leaves_no_trace():
     x, proposals, samples = scene((3, 2))
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    head.sample(x, proposals, [s.gt_instances for s in samples], [None] * 2)
+    sample_rois(head.bbox_assigner, head.bbox_sampler, x, proposals, [s.gt_instances for s in samples], [None] * 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[0][k]) for k, v in head.state_dict().items())
     assert [m.training for m in head.modules()] == before[1] and torch.is_grad_enabled() and torch.is_autocast_cache_enabled()
@@ -330,15 +332,32 @@ def test_score_hlr_in_mmdets_pisa_head():
     for k in b: torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('kind', ['CascadeRoIHead', 'PrimeCascadeRoIHead'])
-def test_in_a_cascade_each_stage_mines_with_its_own_head(kind, monkeypatch):
+@pytest.mark.parametrize('kind,forwards', [('CascadeRoIHead', 2), ('PrimeCascadeRoIHead', 1)])
+def test_in_a_cascade_each_stage_mines_with_its_own_head(kind, forwards, monkeypatch):
+    "In mmdet's cascade image by image, in ours with one forward a stage"
     head, stages = cascade_head(kind, sampler=prime('H', 'H')), []
     forward = head._bbox_forward
     monkeypatch.setattr(head, '_bbox_forward', lambda stage, x, rois: stages.append((stage, torch.is_grad_enabled())) or forward(stage, x, rois))
     losses, _ = run(head, (3, 2))
     assert all(torch.isfinite(v) for v in losses.values())
-    assert stages == [(0, False), (0, False), (0, True), (1, False), (1, False), (1, True)]  # two images are mined, then both train
+    assert stages == [(0, False)] * forwards + [(0, True)] + [(1, False)] * forwards + [(1, True)]  # two images are mined, then both train
     assert [s.bbox_head for s in head.bbox_sampler] == list(head.bbox_head)
+
+
+@pytest.mark.parametrize('keys', [{}, PISA], ids=['alone', 'pisa'])
+@pytest.mark.parametrize('pos,neg', [p for p in MINING if p[1] != 'score_hlr'])
+def test_a_cascade_samples_at_once_what_mmdets_samples_image_by_image(pos, neg, keys, monkeypatch):
+    "The same samples of every image in every stage, so without ISR and CARL the same losses and gradients, to the last bit"
+    def trained(kind, **keys):
+        head, stages = build(prime(pos, neg), kind, **keys), []
+        real = head.bbox_loss
+        monkeypatch.setattr(head, 'bbox_loss', lambda stage, x, results: stages.append(results) or real(stage, x, results))
+        return run(head, (3, 0, 2)), stages
+    (ours, at_once), (theirs, one_by_one) = trained('PrimeCascadeRoIHead', **keys), trained('CascadeRoIHead')
+    assert len(at_once) == len(one_by_one) == 2 and all(len(results) == 3 for results in at_once)
+    for r, s in zip(sum(at_once, []), sum(one_by_one, [])):
+        assert torch.equal(r.pos_inds, s.pos_inds) and torch.equal(r.neg_inds, s.neg_inds) and torch.equal(r.priors, s.priors)
+    if not keys: torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('wrong,text', [
@@ -369,6 +388,10 @@ def test_a_head_that_takes_no_weights_is_refused():
 
 def test_cascades_take_no_weights():
     refused(lambda: cascade_head(sampler=prime('R', 'score_hlr')), 'weighs negatives')
+    head = cascade_head(sampler=prime())
+    batch = head.bbox_sampler[0].sample_batch  # of another sampler, which is known to weigh only when it does
+    head.bbox_sampler[0].sample_batch = lambda *a: (batch(*a)[0], [torch.ones(12)] * 2)
+    refused(lambda: run(head, (3, 2)), 'PrimeSampler weighs negatives, which a cascade does not take')
 
 
 FOCAL = [dict(type='FocalLoss'), dict(type='QualityFocalLoss'), dict(type='VarifocalLoss')]

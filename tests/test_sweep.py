@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip('mmdet')
+import pisa
 import submitit
 from pisa import data, runs, sweep
 from pisa.core import read_json, write_json
@@ -165,7 +166,9 @@ def slurm():
     if os.getuid(): pytest.skip('tests/slurm.sh starts a Slurm as root only')
     folder = Path(tempfile.mkdtemp(prefix='slurm'))  # and not in pytest's: munged has a user of its own
     p = subprocess.run([ROOT / 'tests/slurm.sh', 'start', folder], capture_output=True, text=True)
-    if p.returncode: pytest.skip(f'Slurm did not start on this machine: {(p.stdout + p.stderr).strip()[-300:]}')
+    if p.returncode:
+        subprocess.run([ROOT / 'tests/slurm.sh', 'stop', folder])  # what did start
+        pytest.skip(f'Slurm did not start on this machine: {(p.stdout + p.stderr).strip()[-300:]}')
     os.environ['SLURM_CONF'] = f'{folder}/slurm.conf'
     yield folder
     subprocess.run([ROOT / 'tests/slurm.sh', 'stop', folder])
@@ -259,6 +262,25 @@ def test_without_slurm(spec, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no sbatch here: .* launcher='local'") as e:
         sweep.sweep(plan(spec, ['table4/isr']), 1, tmp_path / 'runs', launcher='slurm')
     assert '\n' not in str(e.value) and not list((tmp_path / 'runs').iterdir())
+
+
+def test_a_linked_folder_of_jobs_is_not_followed(spec, tmp_path):
+    (tmp_path / 'victim').mkdir()
+    (tmp_path / 'runs').mkdir()
+    (tmp_path / 'runs/.submitit').symlink_to(tmp_path / 'victim')
+    with pytest.raises(ValueError, match='.submitit is a link'): sweep.sweep(plan(spec, ['table4/isr']), 1, tmp_path / 'runs')
+    assert not list((tmp_path / 'victim').iterdir())
+
+
+def test_jobs_import_the_package_of_the_sweep(tmp_path, monkeypatch):
+    "And not one that lies in the working folder"
+    (tmp_path / 'pisa').mkdir()
+    (tmp_path / 'pisa/__init__.py').write_text('')
+    monkeypatch.chdir(tmp_path)
+    where = lambda: subprocess.run([sys.executable, '-c', 'import pisa; print(pisa.__file__)'], capture_output=True, text=True, check=True).stdout.strip()
+    monkeypatch.delenv('PYTHONSAFEPATH', raising=False)
+    assert where() == str(tmp_path / 'pisa/__init__.py')
+    with sweep.own_package(): assert where() == pisa.__file__
 
 
 def test_a_linked_log_is_not_written_to(spec, tmp_path):

@@ -244,6 +244,30 @@ def test_cascade(objects):
     with pytest.raises(ValueError, match='does not know'): cascade_head(carl=dict(bias=0.2))
 
 
+@pytest.mark.parametrize('sampler,theirs', [('RandomSampler', 'RandomSampler'), ('PrimeSampler', 'RandomSampler'),
+                                            ('OHEMSampler', 'OHEMSampler'), ('IoUBalancedNegSampler', 'IoUBalancedNegSampler')])
+def test_a_cascade_with_both_off_is_mmdets(sampler, theirs):
+    "Any sampler draws the same random numbers; with mask heads too, and crowd regions"
+    def build(kind, sampler):
+        head = ignoring(cascade_head(kind, sampler=dict(type=sampler, num=32, pos_fraction=0.25), mask_size=14))
+        head.init_mask_head(dict(type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1), out_channels=8,
+                                 featmap_strides=[4, 8]),
+                            dict(type='FCNMaskHead', num_convs=1, roi_feat_size=7, in_channels=8, conv_out_channels=8, num_classes=3,
+                                 loss_mask=dict(type='CrossEntropyLoss', use_mask=True)))
+        return head
+    ours, standard = (run(build(*k), (3, 0, 2), crowd=CROWD) for k in (('PrimeCascadeRoIHead', sampler), ('CascadeRoIHead', theirs)))
+    assert {'s0.loss_mask', 's1.loss_mask', 's1.loss_bbox'} <= standard[0].keys()
+    for a, b in zip(ours, standard): close(a, b, rtol=0, atol=0)
+
+
+def test_a_cascade_without_any_roi_ends_after_its_first_stage():
+    x, proposals, samples = scene((0, 0))
+    empty = lambda: [p[:0].clone() for p in proposals]
+    ours, theirs = (cascade_head(kind).loss(x, empty(), samples) for kind in ('PrimeCascadeRoIHead', 'CascadeRoIHead'))
+    assert {k[:2] for k in theirs} == {'s0'}
+    close(ours, theirs, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('head,plain', [(roi_head, 'StandardRoIHead'), (cascade_head, 'CascadeRoIHead')])
 def test_objects_at_the_border(head, plain):
     "Ground truths that touch the image's edges, proposals that reach beyond them: the values of the losses are kept, gradients are finite"
