@@ -398,7 +398,9 @@ def failure(
                                           + (' (out of memory?)' if name == 'SIGKILL' else ''))
     errors = sorted((read_json(f) | {'rank': f.stem[4:]} for f in logs.glob('rank*.error')), key=lambda e: e['time'])
     if errors: return f"process {errors[0]['rank']} of {nodes*processes} failed: {errors[0]['error']}"
-    return 'torchrun failed: ' + ('\n'.join(reports).strip().splitlines() or ['it says nothing'])[-1]
+    said = [line for line in '\n'.join(reports).splitlines() if line.strip(' =-')]
+    before_ours = [line for line in said if re.match(r'(?!.*ChildFailedError)[\w.]*(Error|Exception)\b', line)]  # such as one of an import
+    return 'torchrun failed: ' + (before_ours[:1] or said[-1:] or ['it says nothing'])[0]
 
 # %% ../nbs/42_launch.ipynb
 WORKER = ("import ctypes, os, sys; getattr(ctypes.CDLL(None), 'prctl', print)(1, 9); "  # as in `die_with_parent`

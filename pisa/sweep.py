@@ -360,6 +360,8 @@ def sweep(
             time.sleep(poll)
             for id, job in own.collect():
                 if store.is_complete(path[id]) or (path[id]/'error.txt').exists(): continue
-                if returned(job): waiting = waiting + [t for t in tasks if t.id == id]  # another process was at it
-                else: write_text(path[id]/'error.txt',
-                                 f'it ended without a word, perhaps it was killed; see {path[id]/"job.log"}\n')
+                if returned(job):
+                    waiting = waiting + [t for t in tasks if t.id == id]  # another process was at it
+                    continue
+                log = file if (file := path[id]/'job.log').exists() else job.paths.stderr  # the second if it died before its first line
+                write_text(path[id]/'error.txt', f'it ended without a word, perhaps it was killed; see {log}\n')
