@@ -9,13 +9,16 @@ from pisa.core import root, write_json
 
 
 def paired(functions, rounds, clock=time.process_time, repeats=1):
-    "Seconds of each function, [rounds, functions]: every round runs all of them once, so that what else the machine does meets all alike"
-    for f in functions.values(): f()  # warms up
+    """Seconds of each function, [rounds, functions]: every round runs all of them once, so that what else the machine does meets all alike.
+
+    Each round begins with another, since what ran before leaves its memory behind."""
+    functions = list(functions.values())
+    for f in functions: f()  # warms up
     seconds = np.empty((rounds, len(functions)))
     for i in range(rounds):
-        for j, f in enumerate(functions.values()):
+        for j in np.roll(range(len(functions)), -i):
             start = clock()
-            for _ in range(repeats): f()
+            for _ in range(repeats): functions[j]()
             seconds[i, j] = (clock() - start) / repeats
     return seconds
 
