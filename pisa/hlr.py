@@ -72,13 +72,15 @@ def _arrays(*tensors)->list|None: # numpy's view of each; None stays None
     if np is None or torch.compiler.is_compiling(): return None
     for t in tensors:
         if t is not None and (type(t) is not Tensor or not t.is_cpu): return None
-    return [None if t is None else t.detach().numpy() for t in tensors]
+    return [None if t is None else t.numpy() for t in tensors]
 
 # %% ../nbs/10_hlr.ipynb
 def _descending_bits(
     score, # float32[N]
 ): # int64[N], from 0 to 2**32 - 1
     "Integers that ascend as the score descends, equal for equal scores, the largest for NaN"
+    bits = score.view(np.uint32)
+    if bits.max(initial=0) <= 0x7f800000: return np.int64(0x7f800000) - bits  # all from 0 to infinity, as IoUs and scores are
     bits = (0 - score).view(np.int32)  # 0 - x is never -0
     bits = (bits ^ (bits >> 31 & 0x7fffffff)) + np.int64(2**31)
     if (nan := np.isnan(score)).any(): bits[nan] = 2**32 - 1
@@ -101,12 +103,10 @@ def _runs(
     ids, # integers[N], sorted
 ): # int64[runs] twice
     "Where each run of equal `ids` begins, and its size"
-    first = np.ones(len(ids), bool)
-    np.not_equal(ids[1:], ids[:-1], out=first[1:])
-    starts = first.nonzero()[0]
-    size = np.empty_like(starts)
-    size[:-1], size[-1] = starts[1:] - starts[:-1], len(ids) - starts[-1]
-    return starts, size
+    cut = np.ones(len(ids) + 1, bool)
+    np.not_equal(ids[1:], ids[:-1], out=cut[1:-1])
+    cuts = cut.nonzero()[0]
+    return cuts[:-1], cuts[1:] - cuts[:-1]
 
 # %% ../nbs/10_hlr.ipynb
 def _places(
@@ -137,51 +137,53 @@ def _ranking_by_integers(
         out[np.sort((s << b) | at) & position] = at
         return out
 
-    def in_order(key, bits): # by `key`, then by `last`, which has so many bits: the order, and the keys in it
-        key <<= bits
+    def in_order(key, bits, drop=0): # by `key`, then by `last`, which has so many bits: the order, and the keys in it less some bits
+        key = key << bits
         key |= last
         key.sort()
         order = key & position
-        key >>= bits
+        key >>= bits + drop
         return order, key
 
     if group_bits + s_bits + b > 63: s, s_bits = by_rank(s), b
     if group_bits + s_bits + b > 63: return None
     last = (s << b) | at
-    order, ids = in_order(group.copy(), s_bits + b)
+    order, ids = in_order(group, s_bits + b)
     local = np.empty_like(at)
     local[order] = _places(ids, at, None if mask is None else mask[order])[0]
 
     local_bits = int(local.max()).bit_length()
     if cls_bits + local_bits + s_bits + b > 63: last, s_bits = (by_rank(s) << b) | at, b
     if cls_bits + local_bits + s_bits + b > 63: return None
-    order, ids = in_order((cls << local_bits) | local, s_bits + b)
-    ids >>= local_bits
+    order, ids = in_order((cls << local_bits) | local, s_bits + b, local_bits)
     return order, *_places(ids, at, None if mask is None else mask[order])
 
 # %% ../nbs/10_hlr.ipynb
 def _ranking(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->tuple: # three tensors, or three arrays
     "`_ranking_by_sorts`, or the same by integers where that can be"
     if len(score) and score.element_size() <= 4:
-        arrays = _arrays(score.float(), group, cls, mask)
+        arrays = _arrays(score.detach().float(), group, cls, mask)
         if arrays and (found := _ranking_by_integers(*arrays)): return found
     return _ranking_by_sorts(score, group, cls, mask)
 
 def _back(
     order, values, # tensors, or arrays
-    mask:Tensor|None, fill:float, dtype:torch.dtype,
+    mask:Tensor|None, fill:float, dtype:str,
 )->Tensor: # [N]
     "Values in order, put where they belong, with `fill` outside the mask"
-    if isinstance(order, Tensor): out = torch.empty(len(order), dtype=dtype, device=order.device).scatter_(0, order, values.to(dtype))
+    if isinstance(order, Tensor):
+        values = values.to(getattr(torch, dtype))
+        out = torch.empty_like(values).scatter_(0, order, values)
     else:
-        out = torch.empty(len(order), dtype=dtype)
-        out.numpy()[order] = values
+        out = np.empty(len(order), dtype)
+        out[order] = values
+        out = torch.from_numpy(out)
     return out if mask is None else torch.where(mask, out, fill)
 
 def _rank(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->Tensor:
     "`hierarchical_local_rank` without the checks"
     order, place, _ = _ranking(score, group, cls, mask)
-    return _back(order, place, mask, -1, torch.long)
+    return _back(order, place, mask, -1, 'int64')
 
 # %% ../nbs/10_hlr.ipynb
 def hierarchical_local_rank(

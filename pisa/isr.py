@@ -78,7 +78,7 @@ def preserve_loss(
     after = weight*loss
     if mask is not None: before, after = torch.where(mask, before, 0.), torch.where(mask, after, 0.)
     ratio = before.sum() / after.sum()
-    weight = weight * ratio.nan_to_num(1., 1., 1.)
+    weight = weight * ratio.nan_to_num_(1., 1., 1.)
     return weight if mask is None else torch.where(mask, weight, 1. if base is None else base)
 
 # %% ../nbs/11_isr.ipynb
@@ -95,5 +95,5 @@ def isr_weights(
     "Importance-based Sample Reweighting: IoU-HLR, then Eq. 1, 2 and 3 (v1); outside the mask the weights are `base`"
     _check_vectors(_check_score('iou', iou), gt=gt, label=label, mask=mask)
     order, rank, n = _ranking(iou, gt, label, mask)
-    u = _back(order, (n - rank)/n, mask, 0., torch.float32)  # `importance`; the ranking knows the sizes of the classes already
+    u = _back(order, (n - rank)/n, mask, 0., 'float32')  # `importance`; the ranking knows the sizes of the classes already
     return preserve_loss(importance_weight(u, gamma, beta), loss, base, mask)

@@ -4,11 +4,11 @@ ResNet-50 with two images of 800 x 1333, SSD300 with eight; 80 classes, ten obje
 so long, and varies so much, that one per cent of it is not seen. But the methods differ in the losses of one head alone. So
 that part, forward and backward, is timed on given features, all methods in turn, and its difference to the baseline is
 put in relation to a whole step of the baseline. `mmdet` is mmdet's own PISA head; that of Faster and Mask R-CNN works with `ScoreHLRSampler`
-only, whose extra forward is then in it. Peak memory is that of whole steps, each method in a process of its own."""
+only, whose extra forward is then in it. Peak memory is the most that a whole step holds at once, by torch's own count of what it
+allocates: the resident memory of a process varied by some per cent from one to the next."""
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -92,22 +92,30 @@ def losses_of_head(detector, models):
     return {k: lambda h=m.bbox_head: run(h) for k, m in models.items()}
 
 
+def peak(f):
+    "The most bytes that a call held at once, beyond what there was before it"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof: f()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name() == '[memory]')
+    return int(np.cumsum([n for _, n in changes]).max())
+
+
 def whole(detector, method):
-    "Seconds of whole steps, and the peak of the process's memory; runs in a process of its own"
+    "Seconds of whole steps, and the peak of their memory; runs in a process of its own"
     _, images, size, _ = DETECTORS[detector]
     model, data = build(detector, method), samples(images, size)
     if detector == 'mask_rcnn': with_masks(data)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
-    seconds = []
-    for _ in range(2):
+    def step():
         start = time.process_time()
         x = torch.randn(images, 3, *(-(-s // 32) * 32 if s > 300 else s for s in size))
         loss, _ = model.parse_losses(model.loss(x, data))
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seconds.append(time.process_time() - start)
-    return dict(seconds=min(seconds), bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        optimizer.zero_grad()
+        return time.process_time() - start
+    seconds = min(step(), step())
+    momentum = [t for s in optimizer.state.values() for t in s.values()]
+    return dict(seconds=seconds, bytes=peak(step) + sum(t.nbytes for t in (*model.parameters(), *model.buffers(), *momentum)))
 
 
 def bench(detector):
