@@ -95,5 +95,6 @@ def isr_weights(
     "Importance-based Sample Reweighting: IoU-HLR, then Eq. 1, 2 and 3 (v1); outside the mask the weights are `base`"
     _check_vectors(_check_score('iou', iou), gt=gt, label=label, mask=mask)
     order, rank, n = _ranking(iou, gt, label, mask)
+    if mask is not None: n = n.clip(1)  # a class may be wholly outside
     u = _back(order, (n - rank)/n, mask, 0., 'float32')  # `importance`; the ranking knows the sizes of the classes already
     return preserve_loss(importance_weight(u, gamma, beta), loss, base, mask)
