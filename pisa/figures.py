@@ -24,11 +24,11 @@ from .isr import importance_weight, isr_weights
 from .study import FALSE_POSITIVES, IOU, TOP, Study, collect, hits, read, recall_curves, with_ranks
 
 # %% auto 0
-__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'ROWS', 'DETECTOR', 'INTERVALS', 'LOCAL_RANKS', 'Drawn',
-           'look', 'figure', 'save', 'Trained', 'ids_of', 'where', 'verdict', 'resampled', 'group_means', 'said',
-           'recalls', 'figure1', 'figure2', 'figure3', 'three_of_each', 'of_seeds', 'figure4', 'scores',
+__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'ROWS', 'DETECTOR', 'INTERVALS', 'LOCAL_RANKS', 'ISR', 'look',
+           'Drawn', 'figure', 'save', 'Trained', 'ids_of', 'counted', 'where', 'verdict', 'resampled', 'group_means',
+           'said', 'recalls', 'figure1', 'figure2', 'figure3', 'three_of_each', 'of_seeds', 'figure4', 'scores',
            'score_changes', 'by_local_rank', 'clear_images', 'best_is_highest', 'figure5', 'figure6', 'selected',
-           'weighted_mean', 'figure7', 'figure8', 'figure9', 'runs_of', 'draw', 'prepare']
+           'figure7', 'figure8', 'figure9', 'runs_of', 'draw', 'prepare']
 
 # %% ../nbs/61_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
@@ -40,6 +40,15 @@ LOOK = {**sns.axes_style('whitegrid'), 'font.size': 8, 'axes.labelsize': 8, 'axe
         'axes.linewidth': .6, 'grid.linewidth': .5, 'grid.color': '.9', 'lines.linewidth': 1.4, 'pdf.fonttype': 42, 'figure.dpi': 150,
         'savefig.dpi': 300}
 
+@contextlib.contextmanager
+def look()->Iterator[None]:
+    "With our settings. Unlike `rc_context` it leaves alone what a backend sets when the first figure loads it"
+    before = {k: mpl.rcParams[k] for k in LOOK}
+    mpl.rcParams.update(LOOK)
+    try: yield
+    finally: mpl.rcParams.update(before)
+
+# %% ../nbs/61_figures.ipynb
 @dataclass
 class Drawn:
     "A figure and what is to be said of it"
@@ -48,14 +57,6 @@ class Drawn:
     finding: str      # whether it shows what the paper says
     runs: list[str]   # ids
     parameters: dict  # what was chosen in drawing it
-
-@contextlib.contextmanager
-def look()->Iterator[None]:
-    "With our settings. Unlike `rc_context` it leaves alone what a backend sets when the first figure loads it"
-    before = {k: mpl.rcParams[k] for k in LOOK}
-    mpl.rcParams.update(LOOK)
-    try: yield
-    finally: mpl.rcParams.update(before)
 
 FIGURES, ROWS = {}, {}  # number to function, and to the rows of the paper's tables whose runs it takes, in order
 
@@ -112,6 +113,10 @@ class Trained:
 
 def ids_of(*rows:list[Trained])->list[str]: return [t.id for row in rows for t in row]
 
+def counted(**runs:list[Trained])->str: # keyed by the name of the detector
+    "How many positive samples there are of each detector, for a caption"
+    return ' and '.join(f'{sum(len(t.positives) for t in some)} samples of {name}' for name, some in runs.items())
+
 def where(*rows:list[Trained])->str:
     "What was trained on what, with which APs, for a caption"
     r, s = rows[0][0].record, rows[0][0].study
@@ -123,8 +128,8 @@ def where(*rows:list[Trained])->str:
             (f'seed {seeds[0]} alone' if len(seeds) == 1 else f"seeds {', '.join(seeds)}") + f"; data: {r['data']['note'].split(';')[0]}. "
             f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. AP (%): {'; '.join(map(of, rows))}.")
 
-INTERVALS = ('95% intervals over resampled images, the same ones for both detectors; they do not say what another training would give.',
-             '95% intervals over resampled images, the same ones for both detectors; faint: each seed.')  # of one seed, of several
+INTERVALS = ('95% intervals over resampled images, the same ones for each detector; they do not say what another training would give.',
+             '95% intervals over resampled images, the same ones for each detector; faint: each seed.')  # of one seed, of several
 
 def verdict(
     agrees:bool|None, # None: it cannot be told
@@ -154,6 +159,12 @@ def group_means(
     with np.errstate(invalid='ignore', divide='ignore'): return (often @ sums)/(often @ counts)
 
 # %% ../nbs/61_figures.ipynb
+def _interval(change:np.ndarray)->np.ndarray: # [seeds, 1 + draws, k] to [2, k]
+    "The 95% interval of the mean over seeds"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # all nan, which is not drawn
+        return np.nanpercentile(change.mean(0)[1:], [2.5, 97.5], 0)
+
 def said(
     change:np.ndarray, # [seeds, 1 + draws]
     expected:int|None=None, # 1: the paper sees it above 0, -1: below; None: it says nothing
@@ -181,15 +192,23 @@ def _overlaps(boxes:np.ndarray)->np.ndarray: # [G, 4] to [G, G] bool
     a, b = boxes[:, None], boxes[None]
     return (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).min(-1) > 0
 
-def _interval(change:np.ndarray)->np.ndarray: # [seeds, 1 + draws, k] to [2, k]
-    "The 95% interval of the mean over seeds"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # all nan, which is not drawn
-        return np.nanpercentile(change.mean(0)[1:], [2.5, 97.5], 0)
-
 def _alone(objects:pd.DataFrame, gt:int)->bool: # of one image; a row of it
     "Whether no other object's box overlaps that of an object"
     return _overlaps(objects[_corners].to_numpy())[objects.index.get_loc(gt)].sum() == 1
+
+def _telling_object(
+    run:Trained,
+    side:int, # px, the least width and height
+    apart:float, # the least difference of the two IoUs; if no object has it, the largest that one has
+)->tuple[int, pd.Series, pd.Series]: # row of the object, its prime and its hard sample
+    "Of the objects that no other overlaps, the one whose prime and hard sample differ most in loss"
+    objects, pos = run.study.objects, run.positives
+    prime, hard = (pos.loc[pos.groupby('gt')[k].idxmax()].set_index('gt') for k in ('iou', 'loss'))
+    large = objects[np.minimum(objects.x2 - objects.x1, objects.y2 - objects.y1) >= side].index
+    alone = [g for g in prime.index.intersection(large) if _alone(objects[objects.image == objects.image[g]], g)]
+    gap = (prime.iou - hard.iou).loc[alone]
+    gt = (hard.loss - prime.loss).loc[gap.index[gap >= min(apart, gap.max())]].idxmax()
+    return int(gt), prime.loc[gt], hard.loc[gt]
 
 # %% ../nbs/61_figures.ipynb
 def recalls(
@@ -206,22 +225,19 @@ def recalls(
         return 100*recall_curves(found.score.to_numpy()[again], true[again], often @ objects, run.study.images)[0]
     return np.stack([curve(often) for often in resampled(run.study.images, draws)])
 
+# %% ../nbs/61_figures.ipynb
 @figure(1, 'table3/R-R', 'table3/H-H', 'table3/C-R')
 def figure1(
     random:list[Trained], hard:list[Trained], prime:list[Trained], # trained with random samples, with hard mining, with PISA
     iou:float=.75, # of a true positive, one of `IOU`
+    side:int=24, apart:float=.2, # what the object must have, see `_telling_object`
 )->Drawn:
     "A prime and a hard sample of one object; recall over false positives of three trainings; how far two of them are above the third"
-    run, pos = random[0], random[0].positives
-    best, worst = (pos.loc[pos.groupby('gt')[k].idxmax()].set_index('gt') for k in ('iou', 'loss'))
-    objects = run.study.objects
-    large = objects[np.minimum(objects.x2 - objects.x1, objects.y2 - objects.y1) >= 24].index
-    alone = [g for g in best.index.intersection(large) if _alone(objects[objects.image == objects.image[g]], g)]
-    gap = (best.iou - worst.iou).loc[alone]
-    gt = (worst.loss - best.loss).loc[gap.index[gap >= min(.2, gap.max())]].idxmax()
+    run, objects = random[0], random[0].study.objects
+    gt, best, worst = _telling_object(run, side, apart)
     fig, (left, right, above) = plt.subplots(1, 3, figsize=(PAGE, 2.1), layout='constrained', width_ratios=[.8, 1, 1])
     left.imshow(run.image(int(objects.image[gt])))
-    shown = [('ground truth', objects.loc[gt], 'w', 1), ('prime', best.loc[gt], COLORS['prime'], 2), ('hard', worst.loc[gt], COLORS['hard'], 2)]
+    shown = [('ground truth', objects.loc[gt], 'w', 1), ('prime', best, COLORS['prime'], 2), ('hard', worst, COLORS['hard'], 2)]
     for name, row, color, lw in shown: _outline(left, row[_corners], color, lw, ls='--' if name == 'ground truth' else '-')
     all_boxes = np.array([row[_corners].to_numpy(float) for _, row, *_ in shown])
     (x1, y1), (x2, y2) = all_boxes[:, :2].min(0), all_boxes[:, 2:].max(0)
@@ -243,17 +259,18 @@ def figure1(
     mean = {k: c.mean(-1) for k, c in curves.items()}  # [seeds, 1 + draws]
     return Drawn(fig,
         f'Left: samples of one object in a validation image, the one of the highest IoU after regression (prime) and the one of the highest '
-        f'classification loss (hard), by the baseline with seed {run.record["seed"]}; of the objects of 24 px or more that no other overlaps, the '
-        f'one where their losses differ most among those where their IoUs differ by 0.2 or more. Dashed: ground truth. Middle: recall over false '
-        f"positives per image (FROC, the detector's kind of ROC), detections of all classes by score, at IoU {iou:.2f}; the runs differ in how RoIs "
-        f'are sampled (Table 3: {", ".join(r.removeprefix("table3/").replace("-", "/") for r in ROWS[1])}). Right: recall less that of random '
+        f'classification loss (hard), by the baseline with seed {run.record["seed"]}; of the objects of {side} px or more that no other overlaps, '
+        f'the one where their losses differ most among those where their IoUs differ by {min(apart, best.iou - worst.iou):.2g} or more. Dashed: '
+        f"ground truth. Middle: recall over false positives per image (FROC, the detector's kind of ROC), detections of all classes by score, at "
+        f'IoU {iou:.2f}; the runs differ in how RoIs are sampled (Table 3: '
+        f'{", ".join(r.removeprefix("table3/").replace("-", "/") for r in ROWS[1])}, the APs in this order). Right: recall less that of random '
         f'sampling. {INTERVALS[len(random) > 1]} ' + where(random, hard, prime),
         f"Mean recall over the curve ({len(FALSE_POSITIVES)} points): " + ', '.join(f'{k} {m[:, 0].mean():.1f}%' for k, m in mean.items()) +
         '. In points, '
         f"prime less hard: {said(mean['prime'] - mean['hard'], 1, 1)}; prime less random: "
         f"{said(mean['prime'] - mean['random'], 1, 1)}; "
         f"hard less random: {said(mean['hard'] - mean['random'], digits=1)}.",
-        ids_of(random, hard, prime), {'iou': iou, 'object': int(gt), 'image': int(objects.image[gt])})
+        ids_of(random, hard, prime), {'iou': iou, 'side': side, 'apart': apart, 'object': gt, 'image': int(objects.image[gt])})
 
 # %% ../nbs/61_figures.ipynb
 @figure(2, 'table3/R-R')
@@ -276,17 +293,18 @@ def figure2(
     ap = 100*precision.mean(2)
     fell = [100*(1 - t.study.loss_sum[1]/t.study.loss_sum[0]) for t in baseline]
     raised = [', '.join(f'{t.study.raised_by[k]:.2f}' for t in baseline) for k in (1, 2)]
+    short = '' if min(fell) > 9.95 else f' (the paper says 10%; the first {TOP[0]} have hardly more to lose than this)'
     share = [100*np.mean([(t.positives.image_rank < n).mean() for t in baseline]) for n in TOP]
     wins, every = int((ap[1] > ap[2]).sum()), '; '.join(f'AP{100*IOU[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in at)
     return Drawn(fig,
         f'Precision and recall (mean over classes) at three IoU thresholds: the baseline (solid), and the same detector with the logit of the own '
         f'class raised for the first {TOP[0]} (dashed, by {raised[0]}) or {TOP[1]} (dotted, by {raised[1]}) samples of each image by IoU-HLR, so '
-        f'that the classification loss summed over all proposals falls by {", ".join(f"{f:.1f}" for f in fell)}%, for both alike. These are '
-        f'{share[0]:.0f}% and {share[1]:.0f}% of the positive samples. The detections follow from the raised scores, by score threshold and NMS. The '
-        f'samples are picked by their true IoU, as no detector can: an oracle. ' + where(baseline),
+        f'that the classification loss summed over all proposals falls by {", ".join(f"{f:.1f}" for f in fell)}%{short}, for both alike. These '
+        f'are {share[0]:.0f}% and {share[1]:.0f}% of the {sum(len(t.positives) for t in baseline)} positive samples. The detections follow from the '
+        f'raised scores, by score threshold and NMS. The samples are picked by their true IoU, as no detector can: an oracle. ' + where(baseline),
         f'Baseline / top-{TOP[0]} / top-{TOP[1]}: {every}. With the same budget, raising the top-{TOP[0]} samples gives a higher AP than raising the '
         f'top-{TOP[1]} at {wins} of {len(IOU)} IoU thresholds, {verdict(wins == len(IOU))}.',
-        ids_of(baseline), {'ious': [float(IOU[t]) for t in at], 'top': list(TOP), 'budget_percent': [round(float(f), 3) for f in fell]})
+        ids_of(baseline), {'ious': [round(float(IOU[t]), 2) for t in at], 'top': list(TOP), 'budget_percent': [round(float(f), 3) for f in fell]})
 
 # %% ../nbs/61_figures.ipynb
 def _telling_image(
@@ -303,6 +321,7 @@ def _telling_image(
     found = {at: suits(own) for at, own in run.positives.groupby(['image', 'label'])}
     return max(found, key=lambda at: (found[at], -at[0]))
 
+# %% ../nbs/61_figures.ipynb
 @figure(3, 'table3/R-R')
 def figure3(
     baseline:list[Trained], # the first of them is looked at
@@ -359,6 +378,7 @@ def three_of_each(
     return {'random': mixed.groupby('image').head(n), 'hard': pos.sort_values('loss', ascending=False, kind='stable').groupby('image').head(n),
             'prime': pos[pos.image_rank < n]}
 
+# %% ../nbs/61_figures.ipynb
 def of_seeds(
     runs:list[Trained],
     choose:Callable[[pd.DataFrame], dict[str, pd.DataFrame]], # from the positives of one
@@ -397,11 +417,11 @@ def figure4(
     yes, no = ([k for k, v in holds.items() if bool(v) == wanted] for wanted in (True, False))
     return Drawn(grid.figure,
         f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: {n} of each image by chance '
-        f'(random), the {n} of the highest loss (hard), the first {n} by IoU-HLR (prime); '
+        f'(random), the {n} of the highest loss (hard), the first {n} by IoU-HLR over all its classes (prime); '
         f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}. Large dots are means. ' + where(baseline),
         'Mean IoU and loss: ' + ', '.join(f'{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}' for k in kinds) + '. Prime samples have ' +
-        (f'{" and ".join(yes)} than the others, as the paper says' if yes else '') + ('; ' if yes and no else '') +
-        (f'not {" or ".join(no)}, which contradicts the paper' if no else '') +
+        (f'{" and ".join(yes)} than the others, {verdict(True)}' if yes else '') + ('; ' if yes and no else '') +
+        (f'not {" or ".join(no)}, {verdict(False)}' if no else '') +
         f'. (Of the {n} highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are negatives, in the first {seen} images, whose negatives are '
         'kept.)',
         ids_of(baseline), {'of_each_image': n, 'loss_axis_to': most, 'seed_of_random': 0})
@@ -462,6 +482,7 @@ def clear_images(
         if len(out) == n: break
     return out
 
+# %% ../nbs/61_figures.ipynb
 def best_is_highest(
     run:Trained,
 )->np.ndarray: # [1 + draws, 1] percent, see `group_means`
@@ -469,6 +490,29 @@ def best_is_highest(
     top = run.positives.sort_values('score', ascending=False, kind='stable').drop_duplicates('gt')
     return group_means(top.image.to_numpy(int), np.ones((len(top), 1), bool), 100*(top.local_rank == 0).to_numpy(), resampled(run.study.images))
 
+# %% ../nbs/61_figures.ipynb
+def _draw_detections(
+    ax:plt.Axes,
+    run:Trained,
+    image:int,
+    threshold:float, # of scores
+)->int: # how many detections are not drawn
+    "An image with its objects, and of each the detection of the highest score, with local rank and score"
+    found, objects = _detections(run, threshold), run.study.objects
+    here = found[found.image == image]
+    best = here[here['gt'] >= 0].sort_values('score').drop_duplicates('gt', keep='last')
+    ax.imshow(run.image(image))
+    ax.set(xticks=[], yticks=[])
+    for o in objects[objects.image == image].itertuples(): _outline(ax, (o.x1, o.y1, o.x2, o.y2), 'w', .8, ls='--')
+    for d in best.itertuples():
+        color = COLORS['prime' if d.local_rank == 0 else 'hard']
+        _outline(ax, (d.x1, d.y1, d.x2, d.y2), color, 1.6)
+        above = d.y1 > 12
+        ax.text(min(max(d.x1 - .5, 0), 92), d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w',
+                va='bottom' if above else 'top', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
+    return len(here) - len(best)
+
+# %% ../nbs/61_figures.ipynb
 @figure(5, 'table3/R-R', 'table3/C-R')
 def figure5(
     baseline:list[Trained], pisa:list[Trained],
@@ -477,27 +521,13 @@ def figure5(
 )->Drawn:
     "Detections of baseline and PISA with the local rank and the score of each; how the scores of all samples change by local rank"
     runs = {'baseline': baseline[0], 'PISA': pisa[0]}
-    images, others = clear_images([*runs.values()], threshold, n), dict.fromkeys(runs, 0)
+    images, hidden = clear_images([*runs.values()], threshold, n), dict.fromkeys(runs, 0)
     fig = plt.figure(figsize=(PAGE, 3.75), layout='constrained')
     axes = fig.subplot_mosaic([[f'{name} {i}' for i in range(max(len(images), 1))] + ['change'] for name in runs],
                               width_ratios=[1]*max(len(images), 1) + [1.15])
     for name, run in runs.items():
         axes[f'{name} 0'].set_ylabel(name, fontsize=9)
-        found, objects = _detections(run, threshold), run.study.objects
-        for i, image in enumerate(images):
-            ax = axes[f'{name} {i}']
-            ax.imshow(run.image(image))
-            ax.set(xticks=[], yticks=[])
-            for o in objects[objects.image == image].itertuples(): _outline(ax, (o.x1, o.y1, o.x2, o.y2), 'w', .8, ls='--')
-            here = found[found.image == image]
-            best = here[here['gt'] >= 0].sort_values('score').drop_duplicates('gt', keep='last')
-            others[name] += len(here) - len(best)
-            for d in best.itertuples():
-                color = COLORS['prime' if d.local_rank == 0 else 'hard']
-                _outline(ax, (d.x1, d.y1, d.x2, d.y2), color, 1.6)
-                above = d.y1 > 12
-                ax.text(min(max(d.x1 - .5, 0), 92), d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w',
-                        va='bottom' if above else 'top', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
+        for i, image in enumerate(images): hidden[name] += _draw_detections(axes[f'{name} {i}'], run, image, threshold)
     handles = [Line2D([], [], color=COLORS[k], lw=3, label=label)
                for k, label in (('prime', 'local rank 0, the best placed sample'), ('hard', 'another local rank'))]
     fig.legend(handles=[*handles, Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')], loc='outside lower center', ncol=3)
@@ -510,10 +540,11 @@ def figure5(
     share = [np.stack([best_is_highest(t)[:, 0] for t in some]) for some in (baseline, pisa)]
     return Drawn(fig,
         f'Left: detections with a score of {threshold:g} or more, of each object the one of the highest score: local rank of the sample (0 is the '
-        f'best placed of its object) | score. Not drawn are {" and ".join(f"{n} by {name}" for name, n in others.items())}, of no object, of another '
+        f'best placed of its object) | score. Not drawn are {" and ".join(f"{k} by {name}" for name, k in hidden.items())}, of no object, of another '
         f'class, or of an object that is drawn. The first {len(images)} validation images of two to four objects that lie well apart, are 14 px or '
         f'larger and are all found by both, with seed {baseline[0].record["seed"]}: {", ".join(map(str, images))}. Right: change of the mean score '
-        f'of all positive samples from the baseline to PISA, by local rank. {INTERVALS[len(baseline) > 1]} ' + where(baseline, pisa),
+        f'of all positive samples from the baseline to PISA, by local rank. {INTERVALS[len(baseline) > 1]} '
+        f'{counted(baseline=baseline, PISA=pisa)}. ' + where(baseline, pisa),
         f'The images are too few to tell. Over all {baseline[0].study.images}, the mean score of samples of local rank 0 changes by '
         f'{said(first, 1)}; that of all others by {said(rest)}. The first change less the second: {said(first - rest, 1)}. The best placed '
         f'sample is scored highest in {share[0][:, 0].mean():.1f}% of the objects by the baseline and in {share[1][:, 0].mean():.1f}% by PISA; in '
@@ -552,6 +583,8 @@ def figure6()->Drawn:
         [], {'isr': [(g, b) for g, b, _ in isr], 'carl': [(k, b) for k, b, _ in carl]})
 
 # %% ../nbs/61_figures.ipynb
+ISR = {'gamma': 2., 'beta': 0.}  # the paper's default (Section 5.3, v1)
+
 def selected(
     pos:pd.DataFrame, # see `pisa.study.with_ranks`
     budget:int=16, # positives of an image
@@ -563,20 +596,19 @@ def selected(
     hard = pos.sort_values('loss', ascending=False, kind='stable').groupby('image').head(budget)
     def isr(own):
         iou, gt, label, loss = (torch.tensor(own[k].to_numpy()) for k in ('iou', 'gt', 'label', 'loss'))
-        return own.assign(weight=isr_weights(iou.float(), gt.long(), label.long(), loss.float()).numpy())
+        return own.assign(weight=isr_weights(iou.float(), gt.long(), label.long(), loss.float(), **ISR).numpy())
     prime = pd.concat([isr(own) for _, own in chance.groupby(chance.image//batch)])
     return {'random': chance.assign(weight=1.), 'hard': hard.assign(weight=1.), 'prime': prime}
 
-def weighted_mean(table:pd.DataFrame, column:str)->float: return float(np.average(table[column], weights=table.weight))
-
+# %% ../nbs/61_figures.ipynb
 @figure(7, 'table3/R-R')
 def figure7(
     baseline:list[Trained],
-    budget:int=16, # positives of an image
+    budget:int=16, batch:int=8, # positives of an image, images of a mini-batch
     least:float=1e-3, most:float=10., # ends of the loss axis; what lies beyond counts in the first and the last bin
 )->Drawn:
     "Distributions of IoU and loss under random sampling, hard mining and ISR"
-    kinds = of_seeds(baseline, lambda pos: selected(pos, budget))
+    kinds = of_seeds(baseline, lambda pos: selected(pos, budget, batch))
     label = {'random': 'random', 'hard': 'hard mining', 'prime': 'ISR'}
     fig, axes = plt.subplots(1, 2, figsize=(COLUMN, 2.1), layout='constrained', sharey=True)
     bins = {'iou': np.linspace(.5, 1, 11), 'loss': np.geomspace(least, most, 13)}
@@ -590,17 +622,18 @@ def figure7(
     axes[0].set_ylabel('share of weight (%)')
     axes[1].set_xscale('log')
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncol=3)
-    iou, loss = ({k: weighted_mean(t, c) for k, t in kinds.items()} for c in ('iou', 'loss'))
+    fig.align_xlabels()
+    iou, loss = ({k: float(np.average(t[c], weights=t.weight)) for k, t in kinds.items()} for c in ('iou', 'loss'))
     hard, easy = iou['hard'] < iou['random'] and loss['hard'] > loss['random'], iou['prime'] > iou['random'] and loss['prime'] < loss['random']
     return Drawn(fig,
         f'Positive samples that each strategy would train on, with at most {budget} of an image: by chance, by the highest loss (H*), and by chance '
-        f'with the weights of ISR (gamma 2, beta 0; mini-batches of 8 images). Share of the summed weights in each bin, losses on a logarithmic '
-        f'axis; the first and the last bin hold what lies beyond. {", ".join(f"{len(t)} {label[k]}" for k, t in kinds.items())}, of one detector, '
-        f'the baseline. ' + where(baseline),
+        f'with the weights of ISR (gamma {ISR["gamma"]:g}, beta {ISR["beta"]:g}; mini-batches of {batch} images). Share of the summed weights in '
+        f'each bin, losses on a logarithmic axis; the first and the last bin hold what lies beyond. '
+        f'{", ".join(f"{len(t)} {label[k]}" for k, t in kinds.items())}, of one detector, the baseline. ' + where(baseline),
         'Weighted means of IoU and loss: ' + ', '.join(f'{label[k]} {iou[k]:.3f} and {loss[k]:.2f}' for k in kinds) +
         f'. Hard mining {"prefers" if hard else "does not prefer"} low IoUs and high losses, {verdict(hard)}; ISR '
         f'{"prefers" if easy else "does not prefer"} high IoUs and low losses, {verdict(easy)}.',
-        ids_of(baseline), {'budget': budget, 'batch': 8, 'gamma': 2., 'beta': 0., 'loss_axis': [least, most], 'seed_of_random': 0})
+        ids_of(baseline), {'budget': budget, 'batch': batch, **ISR, 'loss_axis': [least, most], 'seed_of_random': 0})
 
 # %% ../nbs/61_figures.ipynb
 def _compare(
@@ -613,7 +646,7 @@ def _compare(
     fig, (ax, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[3, 2])
     for (name, some), kind, marker in zip(runs.items(), ('random', 'prime'), 'so'):
         mean = np.stack([scores(t, bins) for t in some])
-        ax.plot(x, mean[:, 0].mean(0), color=COLORS[kind], marker=marker, ms=3, ls=STYLES['prime' if kind == 'prime' else 'hard'], label=name)
+        ax.plot(x, mean[:, 0].mean(0), color=COLORS[kind], marker=marker, ms=3, ls=STYLES[kind], label=name)
         ax.fill_between(x, *_interval(mean), color=COLORS[kind], alpha=.2, lw=0)
     _draw_changes(below, x, score_changes(*runs.values(), bins))
     ax.set(ylabel='mean score')
@@ -621,8 +654,6 @@ def _compare(
     below.set(xlabel=xlabel, ylabel='change')
     fig.align_ylabels()
     return fig
-
-def _counted(**runs:list[Trained])->str: return ' and '.join(f'{sum(len(t.positives) for t in some)} samples of {k}' for k, some in runs.items())
 
 # %% ../nbs/61_figures.ipynb
 @figure(8, 'table3/R-R', 'table4/isr')
@@ -636,7 +667,7 @@ def figure8(
     top, rest = np.moveaxis(score_changes(baseline, isr, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank >= low]), -1, 0)
     return Drawn(fig,
         f'Top: mean score (probability of the own class) of positive samples by their local rank, the coarse steps of IoU-HLR; 8+ are all from 8 on. '
-        f'Bottom: ISR minus baseline. {INTERVALS[len(isr) > 1]} {_counted(baseline=baseline, ISR=isr)}. ' + where(baseline, isr),
+        f'Bottom: ISR minus baseline. {INTERVALS[len(isr) > 1]} {counted(baseline=baseline, ISR=isr)}. ' + where(baseline, isr),
         f'With ISR the mean score of local rank 0 changes by {said(top, 1)}; that of local ranks from {low} on by {said(rest, -1)}. (The paper sees '
         f'the scores of the first ranks raised and those of the last lowered.) The first change less the second: {said(top - rest, 1)}.',
         ids_of(baseline, isr), {'low': low})
@@ -657,7 +688,7 @@ def figure9(
     below, above = np.moveaxis(score_changes(baseline, carl, lambda pos: np.c_[pos.iou < low, pos.iou > high]), -1, 0)
     return Drawn(fig,
         f'Top: mean score (probability of the own class) of positive samples by their IoU after regression; those below {lowest:g} are in the first '
-        f'bin. Bottom: CARL minus baseline. {INTERVALS[len(carl) > 1]} {_counted(baseline=baseline, CARL=carl)}. ' + where(baseline, carl),
+        f'bin. Bottom: CARL minus baseline. {INTERVALS[len(carl) > 1]} {counted(baseline=baseline, CARL=carl)}. ' + where(baseline, carl),
         f'With CARL the mean score of samples with an IoU below {low:g} changes by {said(below, -1)}; that of those above {high:g} by {said(above)}. '
         f'The first change less the second: {said(below - above, -1)}. (The paper sees the scores of low IoUs suppressed, and more than others.)',
         ids_of(baseline, carl), {'bins': bins, 'lowest': lowest, 'low': low, 'high': high})
@@ -675,33 +706,43 @@ def runs_of(
     same = same[same.data_fingerprint == same.data_fingerprint.iloc[-1]] if len(same) else same
     return dict(sorted(zip(same.seed.tolist(), same.id)))
 
+def _samples(id:str, runs:str|Path|None)->Path: # where `pisa.study.collect` keeps them
+    return store.folder(id, runs)/'samples.npz'
+
+def _needs(
+    number:int, # of the figure
+    ids:dict[str, dict[int, str]], # row to seed to id
+    seed:int,
+    runs:str|Path|None,
+)->str:
+    "What a figure lacks of a seed, and the commands that bring it"
+    untrained = [row for row, own in ids.items() if seed not in own]
+    unseen = [own[seed] for own in ids.values() if seed in own and not _samples(own[seed], runs).exists()]
+    folder = f' -p runs_dir {shlex.quote(str(runs))}' if runs else ''
+    train = [f'papermill nbs/train.ipynb runs/train.ipynb -p experiment "{row}" -p scale mini -p seed {seed}{folder}' for row in untrained]
+    collecting = f'python -c "from pisa import figures; figures.prepare({f"runs={str(runs)!r}" if runs else ""})"'
+    what = [f'a run of {row} with seed {seed}' for row in untrained] + [f'samples.npz of {id}' for id in unseen]
+    return f'Figure {number} needs {", ".join(what)}: {" && ".join([*train, collecting])}'
+
 def draw(
     number:int, # of the figure, 1 to 9
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     seed:int|None=None, # of the runs; all seeds that are there if not given
 )->Drawn|None: # None: runs are missing, which is printed in one line
-    "Draw a figure of the paper from the runs at mini scale"
+    "Draw a figure of the paper from the runs at mini scale; a `ValueError` for a number that is none"
     if number not in FIGURES: raise ValueError(f'number={number!r} is no figure of the paper: give 1 to {max(FIGURES)}')
-    everything = store.load(runs) if ROWS[number] else None
+    if not ROWS[number]: return FIGURES[number]()
+    everything = store.load(runs)
     ids = {row: runs_of(row, everything) for row in ROWS[number]}
-    seen = lambda id: (store.folder(id, runs)/'samples.npz').exists()
-    seeds = sorted(set.intersection(*({s for s, id in own.items() if seen(id) and seed in (None, s)} for own in ids.values()))) if ids else []
-    if ids and not seeds:
-        seed = 1 if seed is None else seed
-        untrained = [row for row, own in ids.items() if seed not in own]
-        unseen = [own[seed] for own in ids.values() if seed in own and not seen(own[seed])]
-        folder = f' -p runs_dir {shlex.quote(str(runs))}' if runs else ''
-        train = [f'papermill nbs/train.ipynb runs/train.ipynb -p experiment "{row}" -p scale mini -p seed {seed}{folder}' for row in untrained]
-        collecting = f'python -c "from pisa import figures; figures.prepare({f"runs={str(runs)!r}" if runs else ""})"'
-        what = [f'a run of {row} with seed {seed}' for row in untrained] + [f'samples.npz of {id}' for id in unseen]
-        print(f'Figure {number} needs {", ".join(what)}: {" && ".join([*train, collecting])}')
-        return None
-    ap = everything.set_index('id').AP if ids else {}
+    seeds = set.intersection(*({s for s, id in own.items() if _samples(id, runs).exists() and seed in (None, s)} for own in ids.values()))
+    if not seeds: return print(_needs(number, ids, 1 if seed is None else seed, runs))
+    ap = everything.set_index('id').AP
     def trained(own, seed):
         id = own[seed]
         return Trained(store.read_record(store.folder(id, runs)), read(id, runs), {s: float(ap[i]) for s, i in own.items()})
-    return FIGURES[number](*([trained(own, seed) for seed in seeds] for own in ids.values()))
+    return FIGURES[number](*([trained(own, seed) for seed in sorted(seeds)] for own in ids.values()))
 
+# %% ../nbs/61_figures.ipynb
 def prepare(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     anew:bool=False, # those too that are there
@@ -712,5 +753,5 @@ def prepare(
         ids = runs_of(row, everything)
         if not ids: print(f'{row}: not trained')
         for id in ids.values():
-            if (path := store.folder(id, runs)/'samples.npz').exists() and not anew: print(f'{row}: {path} is there')
+            if (path := _samples(id, runs)).exists() and not anew: print(f'{row}: {path} is there')
             else: print(f'{row}: {collect(id, load(row_experiment(row, scale="mini").dataset), runs)} is written')

@@ -4,7 +4,7 @@
 
 # %% ../nbs/60_tables.ipynb 3
 from __future__ import annotations
-import dataclasses, math, re
+import dataclasses, itertools, math, re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,8 @@ from .paper import published
 __all__ = ['LABELS', 'TABLES', 'LEVEL', 'HEADINGS', 'COLUMNS', 'MARGIN', 'CHEAP', 'CLAIMS', 'VERDICTS', 'WHERE', 'RULE', 'Row',
            'Table', 'known', 'read', 'Part', 'select', 'values', 'seed_noise', 'interval', 'shared', 'difference',
            'needed', 'table', 'shown', 'styled', 'Claim', 'claim', 'verdict', 'compares', 'judge', 'claims', 'verdicts',
-           'all_claims', 'overview', 'forest', 'cost', 'caption', 'latex', 'markdown', 'record', 'write', 'show']
+           'all_claims', 'overview', 'forest', 'cost', 'caption', 'latex', 'markdown', 'record', 'run_ids', 'write',
+           'show']
 
 # %% ../nbs/60_tables.ipynb
 @dataclass(frozen=True)
@@ -92,10 +93,11 @@ def known(table:int|str)->Table:
     return TABLES[table]
 
 # %% ../nbs/60_tables.ipynb
-def _step(file:Path)->dict[str, float]: # name of a row of Table 1 to a ratio
-    "Time of a training step with PISA over that without, as measured by `tests/bench/step.py`"
+def _step(file:Path)->dict[str, dict[str, float]]: # name of a row of Table 1 to time_ratio, low, high
+    "Time of a training step with PISA over that without, median and quartiles, as measured by `tests/bench/step.py`"
     found = read_json(file)['tables'] if file.exists() else []
-    ratio = {t['title'].split(':')[0]: r['step_ratio'] for t in found for r in t['rows'] if r.get('method') == 'pisa' and 'step_ratio' in r}
+    ratio = {t['title'].split(':')[0]: dict(time_ratio=r['step_ratio'], low=r['low'], high=r['high'])
+             for t in found for r in t['rows'] if r['method'] == 'pisa'}
     row = {n.split('/')[1].split('-')[0]: n for n in reversed(ROWS) if n.startswith('table1/') and n.endswith('-pisa')}  # its first backbone
     return {row[d]: r for d, r in ratio.items() if d in row}
 
@@ -233,11 +235,11 @@ def difference(
 def needed(
     found:dict|None, # see `difference`
     size:float, # of the effect, in percent
-)->float: # pairs of runs; nan: chance is not known; inf: the choice of the images hides it, whatever the seeds
-    "How many pairs of runs the interval needs, to be narrower than an effect to each side"
-    if found is None or math.isnan(found['over_seeds']): return np.nan
-    room = size**2 - found['over_images']**2
-    return float(max(1, math.ceil(found['pairs']*found['over_seeds']**2/room))) if room > 0 else np.inf
+)->float: # pairs of runs; nan: chance or the effect is not known; inf: there is no effect
+    "How many pairs of runs the interval needs at least, to be no wider than an effect to each side"
+    if found is None or math.isnan(size*found['over_seeds']): return np.nan
+    square = found['over_seeds']**2 + found['over_images']**2
+    return float(max(1, math.ceil(found['pairs']*square/size**2))) if size else np.inf
 
 # %% ../nbs/60_tables.ipynb
 def _ratio(cells:pd.DataFrame, row:str, base:str)->np.ndarray: # one number a pair
@@ -248,6 +250,8 @@ def _ratio(cells:pd.DataFrame, row:str, base:str)->np.ndarray: # one number a pa
     return (pairs.train_time_x/pairs.train_time_y).to_numpy(float)
 
 def _mean_ratio(ratio:np.ndarray)->float: return float(np.exp(np.log(ratio).mean())) if len(ratio) else np.nan
+
+def _data(cells:pd.DataFrame)->str: return cells.data_note.iloc[0].partition(';')[0]  # in words; `cells` are of one data set
 
 # %% ../nbs/60_tables.ipynb
 def _ours(row:Row, part:Part)->dict: # column to number
@@ -269,7 +273,7 @@ def _ours(row:Row, part:Part)->dict: # column to number
 def table(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read`
-)->pd.DataFrame: # columns: published, mini, paper; of each metric m in percent m, ±m, Δm, Δm low, Δm high; seeds, runs (ids)
+)->pd.DataFrame: # columns: published, mini, paper (Table 1: bench); of each metric m in percent m, ±m, Δm, Δm low, Δm high; seeds, runs (ids)
     "A table of the paper beside our runs, a row each; NaN, and 0 seeds, where nothing was run"
     rows, out = known(number).rows, []
     parts, paper = {scale: select(number, runs, scale) for scale in SCALES}, {r.name: r.numbers for r in rows}
@@ -277,12 +281,12 @@ def table(
     time = ['train_time', 'time_ratio'] if 'train_time' in rows[0].numbers else []
     for r in rows:
         own, base = paper[r.name], paper[r.base]
-        cell = {('published', m): own[m] for m in own.index} | {('bench', 'time_ratio'): step.get(r.name, np.nan)}
+        cell = {('published', m): own[m] for m in own.index} | {('bench', k): v for k, v in step.get(r.name, {}).items()}
         if r.name != r.base: cell |= {('published', f'Δ{m}'): own[m] - base[m] for m in metrics}
         if r.name != r.base and time: cell['published', 'time_ratio'] = own.train_time/base.train_time
         for scale, part in parts.items(): cell |= {(scale, k): v for k, v in _ours(r, part).items()}
         out.append(cell)
-    columns = [('published', c) for c in [*time, *metrics, *(f'Δ{m}' for m in metrics)]] + [('bench', 'time_ratio')]*bool(time)
+    columns = [('published', c) for c in [*time, *metrics, *(f'Δ{m}' for m in metrics)]] + [('bench', c) for c in ('time_ratio', 'low', 'high') if time]
     forms = '{}', '±{}', 'Δ{}', 'Δ{} low', 'Δ{} high'
     cells = lambda scale: ['seeds', *(time if scale == 'paper' else ()), *(f.format(m) for f in forms for m in metrics), 'runs']
     columns += [(s, c) for s in SCALES for c in cells(s)]
@@ -291,6 +295,7 @@ def table(
     df.columns = pd.MultiIndex.from_tuples(columns)
     lost = runs.attrs.get('diverged', [])
     df.attrs = dict(number=number, rows=list(paper), bases=[list(paper).index(r.base) for r in rows],
+                    data={scale: _data(part.cells) for scale, part in parts.items() if len(part.cells)},
                     diverged=[(s, r.name) for s in SCALES for r in rows if row_experiment(r.name, scale=s, seed=0) in lost])
     return df
 
@@ -323,7 +328,8 @@ def shown(
         part, ours = df[scale], scale in SCALES
         missing = ['diverged' if (scale, r) in df.attrs['diverged'] else 'not run' for r in df.attrs['rows']]
         if scale == 'bench':
-            if part.time_ratio.notna().any(): out[heading, COLUMNS['time_ratio']] = ratio(part)
+            if part.time_ratio.notna().any(): out[heading, COLUMNS['time_ratio']] = [
+                x and f'{x}\n{low:.3f}–{high:.3f}' for x, low, high in zip(ratio(part), part.low, part.high)]
         elif ours and not part.seeds.sum():
             if scale == 'mini' or 'diverged' in missing: out[heading, ''] = missing  # the paper's scale only if there are such runs
         else:
@@ -417,7 +423,8 @@ CLAIMS = _of_detectors() + [
     claim(5, 'ISR raises AP with every γ and β that was tried †', _against(_ISR, _OF4)),
     claim(5, 'γ = 2, β = 0 is the best of them', ', '.join(f'gamma2-beta0 > {r}' for r in _ISR if r != 'table5/gamma2-beta0')),
     claim(5, 'CARL raises AP with every k and b that could be trained †', _against([r for r in _CARL if r != 'table5/k2-b0'], _OF4)),
-    claim(5, 'CARL hardly depends on b (k = 1; b = 0.1, 0.2, 0.3)', 'k1-b0.2 > k1-b0.1, k1-b0.3 > k1-b0.1, k1-b0.3 > k1-b0.2', kind='same'),
+    claim(5, 'CARL hardly depends on b (k = 1; b = 0, 0.1, 0.2, 0.3)',
+          ', '.join(f'k1-b{high} > k1-b{low}' for low, high in itertools.combinations(('0', '0.1', '0.2', '0.3'), 2)), kind='same'),
     claim(5, 'CARL with k = 2, b = 0 diverges', f'k2-b0 > {_OF4}', kind='diverges'),
     claim(6, 'PISA raises AP where each image is ranked apart †', 'images1 > baseline'),
     claim(6, 'ranking eight images together is a little better than each apart', 'images8 > images1'),
@@ -538,7 +545,7 @@ def verdicts(
         tally = part.verdict.value_counts().reindex(VERDICTS, fill_value=0)
         counts = ', '.join(f'{n} {v}' for v, n in tally.items() if n)
         out += [f'**Claims of {WHERE[number]}, at {scale} scale**: of {len(part)}, {counts}.']
-        head = ['claim', '', 'published', 'ours', 'pairs', 'needed', 'verdict']
+        head = ['claim', 'measure', 'published', 'ours', 'pairs', 'needed', 'verdict']
         out.append(_markdown(head, [whole(_words(c)) for _, c in part.iterrows()], left=2))
     return '\n\n'.join(out)
 
@@ -626,12 +633,12 @@ RULE = """*How to read the tables*
 *Verdicts*
 
 - **reproduced**: the interval lies on the claimed side of zero; **not reproduced**: on the other; "(one seed)": there is one pair, judged by the
-  noise of other rows. No difference, and no gain, mean less than 1 AP.
+  noise of other rows. No difference, and no gain, mean less than 1 AP. Only the direction is judged, not the size.
 - *undecided*: neither. *Out of reach*: neither, but with so few pairs an effect as large as the paper's would mostly not have been seen either,
-  or chance is not known at all, since nothing was trained with two seeds.
-- *needed*: pairs from which on an effect as large as the paper's would be seen at least every other time (> 99: the choice of the validation
-  images hides it).
-- "least of 6": all six differences are claimed, and the one is shown that speaks least for it. †: read off a table, not said in the text."""
+  or chance is not known at all, since nothing was trained with two seeds. *Not run*: a run is missing, and none that is there says the opposite.
+- *needed*: how many pairs it takes, at least, to see an effect as large as the paper's every other time.
+- "least of 6": all six differences are claimed, and the one is shown that speaks least for it, of the paper's and of ours each. "On average":
+  over the detectors that were run, in the paper's number too. †: read off a table, not said in the text."""
 
 def _chance(number:int|str, part:Part)->str:
     "How far trainings differ by chance, and how large the paper's differences are"
@@ -654,12 +661,13 @@ def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
     part, t = select(number, runs, scale), known(number)
     cells = part.cells
     if not len(cells): return f'*Ours, {scale} scale*: no run.' if scale == 'mini' else ''
-    r, per = cells.iloc[0], cells.groupby('row').seed.nunique()
+    per = cells.groupby('row').seed.nunique()
+    detector = '' if 'detector' in t.rows[0].keys else f'Detector: {", ".join(map(_label, cells.detector.unique()))}. '  # where no column says it
     networks = {row_experiment(x, scale='paper').backbone: row_experiment(x, scale=scale).backbone for x in cells.row.unique()}
     stands = ', '.join(_label(big) if own == big else f'{own} for {_label(big)}' for big, own in networks.items())
     seeds = '–'.join(str(n) for n in sorted({per.min(), per.max()}))
-    out = [f'*Ours, {scale} scale*: {len(per)} of {len(t.rows)} rows. Data: {r.data_note.partition(";")[0]}. '
-           f'Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs, {cost(cells)}.', _chance(number, part)]
+    out = [f'*Ours, {scale} scale*: {len(per)} of {len(t.rows)} rows. Data: {_data(cells)}. '
+           f'{detector}Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs, {cost(cells)}.', _chance(number, part)]
     if part.left: out.append(f'Left out: {part.left} on other data.')
     if n := sum(not d for d in cells.draws): out.append(f'{n} have no `bootstrap.npz`; their intervals are over seeds alone.')
     return ' '.join(out)
@@ -672,45 +680,48 @@ def caption(
     "What a table shows: the data, networks, seeds and cost of our runs"
     names = {5: ('table5_isr', 'table5_carl'), 'gradient': ('carl_gradient',)}.get(number, (f'table{number}',))
     where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'COCO, probably'}.get(number, 'COCO val, judging by the baseline')
-    notes = [_plain(n).replace('train_time', '*s a step*') for name in names if (n := published(name).attrs['note'])]
+    notes = [_plain(n).replace('train_time', '*s a step*, below it × the baseline\'s,') for name in names if (n := published(name).attrs['note'])]
     if number == 3:
         ap = {r.name: r.numbers.AP for r in known(3).rows}
         gain = ap['table3/C-R'] - ap['table3/H-H']
         notes.append(f"the abstract's gain over OHEM, more than 1, is that of a larger backbone; here C/R is {gain:.1f} above H/H")
+    if number == 6: notes.append('whether the ranked rows have CARL is not said; ours have it')
     if number == 7:
         two = [published('table4').iloc[1], published('table7').iloc[3]]
         notes.append(f"the row IoU-HLR is Table 4's ISR, yet AP75 is {two[1].AP75:.1f} here and {two[0].AP75:.1f} there: "
                      'compare within a table')
-    out = [f"**{'Section 5.3' if number == 'gradient' else f'Table {number}'} (v1). {known(number).title}.** APs in percent.",
+    out = [f"**{'Section 5.3' if number == 'gradient' else f'Table {number}'} (v1). {known(number).title}.** APs of boxes, in percent.",
            '; '.join([f'*Published*: on {where}', *notes]) + '.', *(_of_ours(number, runs, scale) for scale in SCALES)]
-    if number == 1: out.append('Ours are evaluated on validation images, not on test-dev.' + (
+    if number == 1: out.append('Ours are evaluated on validation images, not on test-dev. What training costs is judged at the paper\'s scale alone.' + (
         " *Step*: the time of a training step with PISA over that without, with the paper's networks and image sizes but on a CPU, from "
-        "`runs/bench/step.json`: the losses, in which the two differ, are timed in turn, and related to a whole step."
+        "`runs/bench/step.json`: the losses, in which the two differ, are timed in turn, and related to a whole step; median and quartiles."
         if runs.attrs.get('step') else ''))
     if n := runs.attrs.get('earlier'): out.append(f'Not counted: {n} of earlier settings.')
     return '\n\n'.join(filter(None, out))
 
 # %% ../nbs/60_tables.ipynb
-_TEX = {'_': r'\_', '%': r'\%', '&': r'\&', '#': r'\#', '±': r'$\pm$', 'Δ': r'$\Delta$', 'γ': r'$\gamma$', 'β': r'$\beta$', '✓': r'\checkmark',
+_TEX = {**{c: f'\\{c}' for c in '_%&#${}'}, '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$', 'Δ': r'$\Delta$', 'γ': r'$\gamma$', 'β': r'$\beta$', '✓': r'\checkmark',
         '×': r'$\times$', '–': '--', '*': '$^*$'}
 
 def _tex(text:str)->str: return ''.join(_TEX.get(c, c) for c in text)
 
 def _tex_cell(text:str)->str: # of `shown`
     "A cell for LaTeX: signs, bold letters, two lines"
-    tex = lambda part: _tex(re.sub('[+-]', r'$\g<0>$', part))
+    tex = lambda part: re.sub(r'(?<!-)[+-](?=\d)', r'$\g<0>$', _tex(part))  # a sign, not a hyphen or a dash
     lines = [''.join(rf'\textbf{{{tex(p)}}}' if i%2 else tex(p) for i, p in enumerate(line.split('**'))) for line in text.split('\n')]
     return lines[0] if len(lines) == 1 else rf'\makecell[r]{{{lines[0]}\\ {lines[1]}}}'
 
 def latex(
     df:pd.DataFrame, # see `table`
-)->str: # it needs the packages booktabs, makecell and amssymb
+)->str: # its first line names the packages that it needs
     "A table for LaTeX"
     text, title = shown(df).map(_tex_cell), known(df.attrs['number']).title
     tex = lambda index: pd.MultiIndex.from_tuples([tuple(map(_tex, i)) for i in index], names=index.names)
     text = text.set_axis(tex(text.columns), axis=1).set_axis(tex(text.index))
-    what = _tex(f'{title}. Mean ± 95% over seeds, below it the difference from the baseline ± 95% over seeds and images; bold: zero is outside.')
-    return text.reset_index(col_level=1).style.hide(axis='index').to_latex(
+    data = ''.join(f' Ours, {scale} scale: {note}.' for scale, note in df.attrs['data'].items())
+    what = _tex(f'{title}.{data} Mean ± 95% over seeds, below it the difference from the baseline ± 95% over seeds and images; '
+                'bold: zero is outside, with more than one pair of runs.')
+    return '% \\usepackage{booktabs, makecell, amssymb}\n' + text.reset_index(col_level=1).style.hide(axis='index').to_latex(
         hrules=True, multicol_align='c', position='t', position_float='centering', label=f'tab:{df.attrs["number"]}', caption=what,
         column_format='l'*text.index.nlevels + 'r'*text.shape[1])
 
@@ -739,6 +750,16 @@ def record(
             'rows': {r.name: {s: row(r.name, s) for s in SCALES} for r in known(number).rows},
             'claims': [{k: plain(v) for k, v in c.items()} for c in claims(number, runs).astype(object).to_dict('records')]}
 
+def run_ids(
+    number:int|str, # a key of `TABLES`
+    runs:pd.DataFrame, # see `read`
+)->str: # Markdown
+    "The ids of the runs that each row is made of"
+    parts = {scale: select(number, runs, scale).cells for scale in SCALES}
+    ids = [f"- {_plain(', '.join(r.keys.values()))}, {scale} scale: {', '.join(f'`{i}`' for i in own)}" for r in known(number).rows
+           for scale, cells in parts.items() if len(own := cells.id[cells.row == r.name])]
+    return '\n'.join(ids) or 'None.'
+
 def write(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read`
@@ -747,9 +768,7 @@ def write(
     "Write a table, each file in one step"
     df, kept = table(number, runs), record(number, runs)
     file = Path(out or figures_dir())/('table4_gradient' if number == 'gradient' else f'table{number}')
-    ids = [f"- {_plain(', '.join(i))}, {scale} scale: {', '.join(f'`{r}`' for r in row[scale]['runs'])}"
-           for i, row in zip(df.index, kept['rows'].values()) for scale in SCALES if row[scale]['runs']]
-    text = '\n\n'.join([markdown(df), caption(number, runs), verdicts(number, runs), RULE, '**Runs**', '\n'.join(ids) or 'None.'])
+    text = '\n\n'.join([markdown(df), caption(number, runs), verdicts(number, runs), RULE, '**Runs**', run_ids(number, runs)])
     flat = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4)
     return [write_text(file.with_suffix('.md'), text + '\n'), write_text(file.with_suffix('.csv'), flat.to_csv()),
             write_text(file.with_suffix('.tex'), latex(df)), write_json(file.with_suffix('.json'), kept)]
@@ -759,6 +778,7 @@ def show(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read`
 )->None:
-    "Table, caption and claims"
+    "Table, caption, claims, and the ids of the runs, folded"
     from IPython.display import Markdown, display
-    display(styled(table(number, runs)), Markdown(caption(number, runs)), Markdown(verdicts(number, runs)))
+    display(styled(table(number, runs)), Markdown(caption(number, runs)), Markdown(verdicts(number, runs)),
+            Markdown(f'<details><summary>Runs</summary>\n\n{run_ids(number, runs)}\n\n</details>'))
