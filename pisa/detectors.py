@@ -150,9 +150,8 @@ def rpn_head(s:Size)->dict:
 
 def roi_extractor(s:Size, bins:int, fast:bool)->dict:
     "RoIAlign on the level that fits an RoI's size: mmdet's, or the one that is fast on CPUs"
-    layer = dict(output_size=bins, sampling_ratio=s.sampling_ratio)
-    kind, layer = ('SeparableRoIExtractor', layer) if fast else ('SingleRoIExtractor', dict(type='RoIAlign', **layer))
-    return dict(type=kind, roi_layer=layer, out_channels=s.channels, featmap_strides=[4, 8, 16, 32],
+    layer = dict(type='RoIAlign', output_size=bins, sampling_ratio=s.sampling_ratio)
+    return dict(type='BagRoIExtractor' if fast else 'SingleRoIExtractor', roi_layer=layer, out_channels=s.channels, featmap_strides=[4, 8, 16, 32],
                 finest_scale=7*s.anchor_scale)
 
 def box_head(s:Size, classes:int, stds:tuple=(0.1, 0.1, 0.2, 0.2), agnostic:bool=False)->dict:

@@ -1,4 +1,6 @@
-"""A training step at mini scale as it is, over the same in float32 with the usual layout: `python tests/bench/mini.py [DETECTOR...] [--record]`.
+"""A training step at mini scale as it is, over the same without what makes it fast: `python tests/bench/mini.py [DETECTOR...] [--record]`.
+
+That is mmdet's RoI extractor, float32, the usual layout of tensors, and an optimizer that is not fused.
 
 Both in turn, on the same images of `shapes`, CPU time of one thread: forward, losses, backward and the optimizer's step. What a
 whole training takes is in the records of runs; their `seconds` hold evaluation too."""
@@ -17,6 +19,7 @@ from pisa.speed import channels_last, has_amx
 from record import against, paired, report, words
 
 SLOW = 'optim_wrapper.type=OptimWrapper optim_wrapper.optimizer.fused=False'
+EXTRACTOR = ' model.roi_head.{}.type=SingleRoIExtractor'
 
 
 def stepper(detector, spec, overrides):
@@ -33,7 +36,9 @@ def stepper(detector, spec, overrides):
 
 def bench(detector):
     spec = data.load('shapes')
-    steps = {'float32': stepper(detector, spec, SLOW), 'as it is': stepper(detector, spec, '')}
+    head = experiments.config(experiments.experiment(detector), spec).model.get('roi_head', {})
+    slow = SLOW + ''.join(EXTRACTOR.format(key) for key in ('bbox_roi_extractor', 'mask_roi_extractor') if key in head)
+    steps = {'plain': stepper(detector, spec, slow), 'as it is': stepper(detector, spec, '')}
     report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8, bfloat16=has_amx())
 
 
