@@ -24,11 +24,11 @@ from .isr import importance_weight, isr_weights
 from .study import FALSE_POSITIVES, IOU, TOP, Study, collect, hits, read, recall_curves, with_ranks
 
 # %% auto 0
-__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'ROWS', 'DETECTOR', 'INTERVALS', 'LOCAL_RANKS', 'ISR', 'look',
-           'Drawn', 'figure', 'save', 'Trained', 'ids_of', 'counted', 'where', 'verdict', 'resampled', 'group_means',
-           'said', 'recalls', 'figure1', 'figure2', 'figure3', 'three_of_each', 'of_seeds', 'figure4', 'scores',
-           'score_changes', 'by_local_rank', 'clear_images', 'best_is_highest', 'figure5', 'figure6', 'selected',
-           'figure7', 'figure8', 'figure9', 'runs_of', 'draw', 'prepare']
+__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'ROWS', 'DETECTOR', 'INTERVALS', 'LOCAL_RANKS', 'RANK_COLORS',
+           'ISR', 'look', 'Drawn', 'figure', 'save', 'Trained', 'ids_of', 'counted', 'where', 'verdict', 'resampled',
+           'group_means', 'said', 'recalls', 'figure1', 'figure2', 'figure3', 'three_of_each', 'of_seeds', 'figure4',
+           'scores', 'score_changes', 'by_local_rank', 'clear_images', 'best_is_highest', 'figure5', 'figure6',
+           'selected', 'figure7', 'figure8', 'figure9', 'runs_of', 'draw', 'prepare']
 
 # %% ../nbs/61_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
@@ -491,6 +491,8 @@ def best_is_highest(
     return group_means(top.image.to_numpy(int), np.ones((len(top), 1), bool), 100*(top.local_rank == 0).to_numpy(), resampled(run.study.images))
 
 # %% ../nbs/61_figures.ipynb
+RANK_COLORS = sns.blend_palette([COLORS['prime'], COLORS['hard']], 9)  # of local ranks, the last of all from 8 on
+
 def _draw_detections(
     ax:plt.Axes,
     run:Trained,
@@ -505,7 +507,7 @@ def _draw_detections(
     ax.set(xticks=[], yticks=[])
     for o in objects[objects.image == image].itertuples(): _outline(ax, (o.x1, o.y1, o.x2, o.y2), 'w', .8, ls='--')
     for d in best.itertuples():
-        color = COLORS['prime' if d.local_rank == 0 else 'hard']
+        color = RANK_COLORS[min(int(d.local_rank), 8)]
         _outline(ax, (d.x1, d.y1, d.x2, d.y2), color, 1.6)
         above = d.y1 > 12
         ax.text(min(max(d.x1 - .5, 0), 92), d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w',
@@ -528,9 +530,9 @@ def figure5(
     for name, run in runs.items():
         axes[f'{name} 0'].set_ylabel(name, fontsize=9)
         for i, image in enumerate(images): hidden[name] += _draw_detections(axes[f'{name} {i}'], run, image, threshold)
-    handles = [Line2D([], [], color=COLORS[k], lw=3, label=label)
-               for k, label in (('prime', 'local rank 0, the best placed sample'), ('hard', 'another local rank'))]
-    fig.legend(handles=[*handles, Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')], loc='outside lower center', ncol=3)
+    handles = [Line2D([], [], color=RANK_COLORS[k], lw=3, label=label)
+               for k, label in ((0, 'local rank 0, the best placed sample'), (2, '2'), (4, '4'), (6, '6'), (8, '8 or more'))]
+    fig.legend(handles=[*handles, Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')], loc='outside lower center', ncol=6)
     change = score_changes(baseline, pisa, lambda pos: np.c_[by_local_rank(pos), pos.local_rank == 0, pos.local_rank > 0])
     _draw_changes(axes['change'], np.arange(9), change[..., :9])
     axes['change'].set(xticks=np.arange(9), xlabel='local rank', title='mean score, PISA − baseline')
