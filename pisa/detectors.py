@@ -148,10 +148,10 @@ def rpn_head(s:Size)->dict:
                 loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.),
                 loss_bbox=dict(type='SmoothL1Loss', beta=1/9, loss_weight=1.))
 
-def roi_extractor(s:Size, bins:int, fast:bool)->dict:
-    "RoIAlign on the level that fits an RoI's size: mmdet's, or the one that is fast on CPUs"
+def roi_extractor(s:Size, bins:int)->dict:
+    "RoIAlign on the level that fits an RoI's size"
     layer = dict(type='RoIAlign', output_size=bins, sampling_ratio=s.sampling_ratio)
-    return dict(type='BagRoIExtractor' if fast else 'SingleRoIExtractor', roi_layer=layer, out_channels=s.channels, featmap_strides=[4, 8, 16, 32],
+    return dict(type='BagRoIExtractor', roi_layer=layer, out_channels=s.channels, featmap_strides=[4, 8, 16, 32],
                 finest_scale=7*s.anchor_scale)
 
 def box_head(s:Size, classes:int, stds:tuple=(0.1, 0.1, 0.2, 0.2), agnostic:bool=False)->dict:
@@ -174,12 +174,12 @@ def two_stage_model(
     sampler:dict|None=None, # of RoIs; random if not given
 )->dict:
     "All but the backbone"
-    s, masks, cascade, fast = SIZES[scale], detector == 'mask_rcnn', detector == 'cascade_rcnn', scale == 'mini'
+    s, masks, cascade = SIZES[scale], detector == 'mask_rcnn', detector == 'cascade_rcnn'
     base = 'CascadeRoIHead' if cascade else 'StandardRoIHead'
     # mmdet's own head for the plain baseline; a mining sampler works in ours alone
     kind = {'CascadeRoIHead': 'PrimeCascadeRoIHead', 'StandardRoIHead': 'PrimeRoIHead'}[base] if prime or sampler else base
-    head = dict(type=kind, bbox_roi_extractor=roi_extractor(s, 7, fast), bbox_head=box_head(s, classes))
-    if masks: head.update(mask_roi_extractor=roi_extractor(s, s.mask_roi, fast), mask_head=mask_head(s, classes))
+    head = dict(type=kind, bbox_roi_extractor=roi_extractor(s, 7), bbox_head=box_head(s, classes))
+    if masks: head.update(mask_roi_extractor=roi_extractor(s, s.mask_roi), mask_head=mask_head(s, classes))
     if cascade:
         stds = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
         head.update(num_stages=3, stage_loss_weights=[1, 0.5, 0.25], bbox_head=[box_head(s, classes, std, agnostic=True) for std in stds])

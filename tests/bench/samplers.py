@@ -1,8 +1,7 @@
 """What mining costs: one training step of an RoI head with each sampler, over the same step with random sampling.
 
 `python tests/bench/samplers.py [mini] [paper] [--record]`. A step is assignment, sampling, forward, losses
-and backward of `PrimeRoIHead`, on features and proposals that are made up. mmdet's samplers have mmdet's RoI extractor beside them, also where
-ours is another. Every round runs all samplers once, and a ratio is taken within a round; time is CPU time of one thread."""
+and backward of `PrimeRoIHead`, on features and proposals that are made up. mmdet's samplers have mmdet's RoI extractor beside them. Every round runs all samplers once, and a ratio is taken within a round; time is CPU time of one thread."""
 import time
 import numpy as np
 import torch
@@ -29,11 +28,11 @@ SAMPLERS = {'PrimeSampler R / R': ours('R', 'R'), 'RandomSampler (mmdet)': dict(
 FORWARD = 'the forward of all proposals alone'
 
 
-def head(scale, classes, sampler, fast):
+def head(scale, classes, sampler, extractor):
     "The RoI head of a scale, its classifier scaled up so that scores differ and many negatives are above 0.05"
     s = SIZES[scale]
     torch.manual_seed(0)
-    extractor = roi_extractor(s, 7, fast)
+    extractor = dict(roi_extractor(s, 7), type=extractor)
     cfg = ConfigDict(type='PrimeRoIHead', bbox_roi_extractor=extractor, bbox_head=box_head(s, classes), train_cfg=dict(
         assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5, match_low_quality=False),
         sampler=dict(num=s.rois, pos_fraction=0.25, add_gt_as_proposals=True, **sampler), pos_weight=-1, debug=False))
@@ -84,7 +83,7 @@ def forward(h, x, proposals, samples):
 def table(scale):
     images, classes, size, objects, rounds = SCALES[scale]
     data = scene(scale, images, classes, size, objects)
-    heads = {name: head(scale, classes, sampler, scale == 'mini' and '(mmdet)' not in name) for name, sampler in SAMPLERS.items()}
+    heads = {name: head(scale, classes, sampler, 'SingleRoIExtractor' if '(mmdet)' in name else 'BagRoIExtractor') for name, sampler in SAMPLERS.items()}
     h, s = heads['PrimeSampler R / R'], SIZES[scale]
     seconds = np.array([[*(step(each, *data) for each in heads.values()), forward(h, *data)[0]] for _ in range(rounds + 1)])[1:]  # warmed up
     above = (forward(h, *data)[1].softmax(1)[:, :-1].max(1)[0] > 0.05).float().mean()
