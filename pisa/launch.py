@@ -23,7 +23,7 @@ import pisa, pisa.detectors, pisa.evaluate, pisa.speed  # they register heads, C
 from .core import read_json, write_bytes, write_json, write_text
 from .data import DataSpec
 from .experiments import Experiment, checkpoint_of, config, experiment, parse_overrides, positive, ranked_together, recipe
-from .speed import channels_last
+from .speed import channels_last, keep_memory
 
 # %% auto 0
 __all__ = ['LOOPBACK', 'WORKER', 'floats', 'Guard', 'mean_over_processes', 'Recorder', 'Progress', 'rng_state', 'set_rng_state',
@@ -303,6 +303,7 @@ def fit(
     "Train and evaluate; of several processes each calls it, and the first writes"
     recorder = Recorder(path/'scalars.jsonl')
     checkpoint = Checkpoint(path, recorder, state)
+    if device == 'cpu': keep_memory()
     together = get_world_size() > 1
     if together: cfg.val_evaluator.collect_device = 'gpu'  # by messages, in place of files in the working folder
     with quiet(), no_pickles():
