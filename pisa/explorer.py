@@ -189,6 +189,10 @@ def picture(
             f'{"".join(out)}</svg>')
 
 # %% ../nbs/01_explorer.ipynb
+# What a click on a row of the table does: it chooses the box from the list above. The still picture has no such list.
+_PICK = ("const list = this.closest('.pisa-explorer')?.querySelector('.pisa-box select'); "
+         "if (list) {list.value = this.dataset.box; list.dispatchEvent(new Event('change', {bubbles: true}))}")
+
 def rows_of(
     scene:Scene,
     table:dict[str, list], # what `measure` gives
@@ -216,7 +220,7 @@ def table_html(
     for i, (letter, row) in enumerate(zip(letters, rows)):
         mark = 'background:rgba(70,130,240,.22)' if i == chosen else ''
         chip = f'<td style="padding:1px 6px;text-align:left;border-left:8px solid {colors[i]};font-weight:bold">{letter}</td>'
-        body += f'<tr data-box="{letter}" style="{mark}">{chip}{"".join(map(cell, row, start.get(letter) or [None]*len(row)))}</tr>'
+        body += f'<tr data-box="{letter}" style="cursor:pointer;{mark}" onclick="{_PICK}">{chip}{"".join(map(cell, row, start.get(letter) or [None]*len(row)))}</tr>'
     return f'<table style="border-collapse:collapse;font-size:13px;line-height:1.35;white-space:nowrap"><tr>{head}</tr>{body}</table>'
 
 # %% ../nbs/01_explorer.ipynb
@@ -269,6 +273,7 @@ def _arrange(self:Explorer):
     self.children = [scene, self.message, parts, self.mouse]
     self.add_class('pisa-explorer')
     self.mouse.add_class('pisa-mouse')
+    self.which_box.add_class('pisa-box')
 
 @patch
 def _on(self:Explorer,

@@ -452,6 +452,14 @@ def test_mouse_drags_a_box(page, notebook, screenshot):
     assert read(page) == (now, now)
 
 
+def test_a_click_on_a_row_chooses_its_box(page, screenshot):
+    for letter in 'ce':
+        x, y = center(page, f'.pisa-explorer tr[data-box={letter}]')
+        for kind in ('Pressed', 'Released'): page.mouse(kind, x, y, 1)
+        wait(lambda: page.js("[...document.querySelectorAll('.pisa-explorer tr[style*=background]')].map(r => r.dataset.box)") == [letter], 10, 'the row was not marked')
+        assert page.js("document.querySelector('.pisa-box select').value") == letter
+
+
 def test_an_image_of_a_run(page, notebook, screenshot):
     "The run in the list, its image below the boxes, and a key that changes a rank"
     page.js("""(() => {const s = document.querySelector('.pisa-explorer select');
