@@ -411,7 +411,8 @@ def draw(self:Explorer):
         self.which_box.value = None if self.chosen is None else self.letters[self.chosen]
         for control in self.which_box, *self.place, self.remove: control.disabled = self.chosen is None
         if self.chosen is not None:
-            for s, v in zip(self.place, self.notches()): s.value = v
+            for s, v in zip(self.place, self.notches()):
+                if abs(s.value - v) > self.least/2: s.value = v
     finally: self.drawing = False
 
 # %% ../nbs/01_explorer.ipynb
