@@ -4,14 +4,14 @@
 
 # %% ../nbs/00_core.ipynb 4
 from __future__ import annotations
-import contextlib, difflib, json, os, random, tempfile
-from collections.abc import Iterable
+import ast, contextlib, difflib, json, os, random, tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 import torch
 
 # %% auto 0
-__all__ = ['root', 'runs_dir', 'figures_dir', 'data_dir', 'one_of', 'write_bytes', 'write_text', 'write_json', 'read_json',
-           'seed_everything']
+__all__ = ['root', 'runs_dir', 'figures_dir', 'data_dir', 'one_of', 'refuse_unknown', 'write_bytes', 'write_text', 'write_json',
+           'read_json', 'seed_everything']
 
 # %% ../nbs/00_core.ipynb
 def root(
@@ -57,6 +57,15 @@ def one_of(
     near = [k for k in known if k.lower() == str(value).lower()] or difflib.get_close_matches(str(value), known, 1)
     raise ValueError(f"{name}={value!r} is not known{f', did you mean {near[0]!r}?' if near else '.'} "
                      f"Choose from: {', '.join(known)}")
+
+# %% ../nbs/00_core.ipynb
+def refuse_unknown(
+    cells:Sequence[str], # what was run so far, IPython's `In`: nothing, the notebook's parameters, papermill's
+)->None:
+    "A `ValueError` of one line if papermill was given a parameter that the notebook does not have"
+    if len(cells) < 3 or not cells[2].startswith('# Parameters'): return
+    own, given = ([target.id for line in ast.parse(cell).body for target in line.targets] for cell in cells[1:3])
+    for name in given: one_of('parameter', name, own)
 
 # %% ../nbs/00_core.ipynb
 def write_bytes(

@@ -131,8 +131,9 @@ def experiment(
     one_of('formulation', formulation, FORMULATIONS)
     if scale == 'auto': scale = 'paper' if dataset == 'coco' else 'mini'
     fit = backbones(detector, scale)
+    if backbone != 'auto': one_of('backbone', backbone, dict.fromkeys(backbones(detector, 'paper') + fit))
     if scale == 'mini': backbone = SMALLER.get(backbone, backbone)
-    backbone = fit[0] if backbone == 'auto' else one_of('backbone', backbone, fit)
+    if backbone == 'auto': backbone = fit[0]
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f'seed={seed!r}: give a whole number from 0 to 2**32 - 1')
     one_of('sampler', sampler, ('auto', *SAMPLERS))
@@ -347,6 +348,9 @@ def override(
         if isinstance(node, dict) and last not in node and (near := difflib.get_close_matches(last, map(str, node), 1, 0.8)):
             raise ValueError(f'overrides: the config has no {key!r}; did you mean {near[0]!r} there?')
         if not path: one_of('overrides', last, cfg.keys())
+        usual = node.get(last) if isinstance(node, dict) else None
+        if isinstance(usual, (int, float)) and isinstance(value, str):
+            raise ValueError(f'overrides: {key}={value!r}: give {"True or False" if isinstance(usual, bool) else "a number"}, as in {key}={usual}')
     cfg.merge_from_dict(pairs)
     return cfg
 
@@ -408,13 +412,15 @@ def row_dataset(
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->dict[tuple[str, ...], float]: # (detector, backbone, scale, data set, sampler) to seconds
-    "The mean time of a training step, of all complete runs of a detector with a backbone and sampler on a data set at a scale"
+    "The time of a training step (on one core, or on GPUs), of the fastest complete run of a detector with a backbone and sampler on a data set at a scale"
     found = defaultdict(builtins.list)
     for file in sorted(runs_dir(runs).glob('*/metrics.json')):
         with contextlib.suppress(KeyError, TypeError, ValueError):  # damaged records tell no time
             r = read_json(file.with_name('run.json'))
-            found[r['detector'], r['backbone'], r['scale'], r['dataset'], r['sampler']].append(r['seconds']/r['steps'])
-    return {key: sum(times)/len(times) for key, times in found.items() if times}
+            key, machine = (r[k] for k in ('detector', 'backbone', 'scale', 'dataset', 'sampler')), r.get('machine', {})
+            cores = 1 if machine.get('gpu') else machine.get('threads', 1)*machine.get('processes', 1)
+            found[tuple(key)].append(cores*r['seconds']/r['steps'])
+    return {key: min(times) for key, times in found.items()}
 
 def step_time(
     exp:Experiment,
@@ -448,7 +454,7 @@ def list(
                      'changes': ' '.join(filter(None, ('' if e.sampler == 'auto' else f'sampler={e.sampler}', changes))),
                      'same_as': seen.get(e, ''), 'steps': n, 'hours': time and n*time/3600, 'time_from': source if time else ''})
         seen.setdefault(e, name)
-    return pd.DataFrame(rows).set_index('row').astype({'hours': float})
+    return pd.DataFrame(rows).set_index('row').astype({'hours': float}).round({'hours': 2})
 
 # %% ../nbs/40_experiments.ipynb
 TERMS = {  # what the paper calls a setting, or each of its values

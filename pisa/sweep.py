@@ -112,7 +112,7 @@ def cost(
     tasks:list[Task],
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.Series: # minutes of one job, nan where no such detector was trained yet
-    "What each task will take, by the mean time of a step in earlier runs of its detector at its scale on its data set"
+    "What each task will take, by the time of a step in the fastest earlier run of its detector at its scale on its data set"
     measured = step_seconds(runs)
     return pd.Series([t.steps*(step_time(t.exp, measured)[0] or math.nan)/60 for t in tasks], dtype=float)
 

@@ -365,7 +365,7 @@ class Claim:
     text: str  # in our words
     pairs: tuple[tuple[str, str], ...]  # rows (row, base), each compared; none: it has no row, so it is never run
     metric: str = 'AP'   # see `values`
-    kind: str = 'above'  # 'above', 'below' (0); 'same', 'no gain' (within, below `MARGIN`); 'cheap' (time up to `CHEAP` times); 'diverges'
+    kind: str = 'above'  # 'above', 'below' (0); 'same', 'no gain' (within, below `MARGIN`); 'cheap' (time up to `CHEAP` times); 'diverges' (`judge`)
     mean: bool = False   # of the mean difference of those pairs that were run, two at least
 
 def claim(
@@ -492,10 +492,11 @@ def judge(
     said = verdict([f and (f['low'], f['high']) for f in found], *_BOUNDS[kind])
     done = [f for f in found if f] or [dict(difference=np.nan, low=np.nan, high=np.nan, pairs=0)]
     if kind == 'diverges':
-        row = claim.pairs[0][0]
+        row, base = claim.pairs[0]
         lost = row_experiment(row, scale=scale, seed=0) in runs.attrs.get('diverged', [])
-        said = 'not reproduced' if (part.cells.row == row).any() else 'reproduced' if lost else 'not run'
-    elif said.endswith('reproduced') and any(f['pairs'] == 1 for f in done): said += ' (one seed)'
+        trained = found[0] and found[0]['difference'] > -part.cells.AP[part.cells.row == base].mean()/2
+        said = 'not reproduced' if trained else 'reproduced' if lost or found[0] else 'not run'
+    if said.endswith('reproduced') and any(f['pairs'] == 1 for f in done): said += ' (one seed)'
     elif said == 'undecided' and kind != 'cheap' and not all(n <= f['pairs'] for n, f in zip(many, found)): said = 'out of reach'
     shown = {k: v for k, v in done[least([f['difference'] for f in done])].items() if not k.startswith('over_')}
     return dict(claim=claim.text, compares=compares(claim), scale=scale, metric=claim.metric, kind=kind, of=len(groups),
@@ -633,9 +634,10 @@ RULE = """*How to read the tables*
 *Verdicts*
 
 - **reproduced**: the interval lies on the claimed side of zero; **not reproduced**: on the other; "(one seed)": there is one pair, judged by the
-  noise of other rows. No difference, and no gain, mean less than 1 AP. Only the direction is judged, not the size.
+  noise of other rows. No difference, and no gain, mean less than 1 AP; diverged, a loss that is no number, or
+  less than half of the baseline's AP. Only the direction is judged, not the size.
 - *undecided*: neither. *Out of reach*: neither, but with so few pairs an effect as large as the paper's would mostly not have been seen either,
-  or chance is not known at all, since nothing was trained with two seeds. *Not run*: a run is missing, and none that is there says the opposite.
+  or the noise of seeds is not known at all, since nothing was trained with two. *Not run*: a run is missing, and none that is there says the opposite.
 - *needed*: how many pairs it takes, at least, to see an effect as large as the paper's every other time.
 - "least of 6": all six differences are claimed, and the one is shown that speaks least for it, of the paper's and of ours each. "On average":
   over the detectors that were run, in the paper's number too. †: read off a table, not said in the text."""
@@ -647,7 +649,7 @@ def _chance(number:int|str, part:Part)->str:
     ap = {r.name: r.numbers.AP for r in known(number).rows}
     sizes = [abs(r.numbers.AP - ap[r.base]) for r in known(number).rows if r.name != r.base]
     paper = f"The paper's differences from the baseline are {np.nanmin(sizes):.1f} to {np.nanmax(sizes):.1f} AP"
-    if not paired_df: return ('Nothing was trained with two seeds: chance is not known, and no difference is judged.' + (
+    if not paired_df: return ('Nothing was trained with two seeds: their noise is not known, and no difference is judged.' + (
         f' The choice of the images alone makes ±{found.over_images.median():.1f}.' if len(found) else '') + f' {paper}.')
     wide = ((found.high - found.low)/2).groupby(found.pairs).median() if len(found) else {}
     seen = ', '.join(f"±{h:.1f} with {n} pair{'s' if n > 1 else ''} of runs" for n, h in wide.items()) if len(wide) else ''

@@ -140,7 +140,7 @@ def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
 def test_what_cannot_be_is_refused_in_one_line(trained, parameters, message):
     "The cells before the evaluation, without papermill, which takes seconds for each"
     cells = [''.join(c['source']) for c in json.loads((ROOT / 'nbs/evaluate.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
-    scope = {}
+    scope = {'In': []}  # IPython's
     exec(cells[0], scope)
     scope.update(dict(run='' if parameters == {} else trained[1], runs_dir=trained[0]) | parameters)
     with pytest.raises((ValueError, FileNotFoundError)) as e:

@@ -223,7 +223,8 @@ def test_summary_reads_overrides(spec):
     assert 'scope=2 (so many images at a time)' in said(spec, overrides=f'{rcnn}isr.scope=2')['ISR']
     assert 'detach=True (the scores get no gradient' in said(spec, overrides=f'{rcnn}carl.detach=True')['CARL']
     assert 'power=0.7' in said(spec, formulation='v2', overrides=f'{rcnn}sampler.hlr={{"power":0.7}}')['ISR-N']
-    refused(lambda: said(spec, overrides=f'{rcnn}isr.gamma=two'), "isr.gamma must be a number, not 'two'")
+    refused(lambda: said(spec, overrides=f'{rcnn}isr.gamma=two'), "isr.gamma='two': give a number")
+    refused(lambda: said(spec, overrides='optim_wrapper.optimizer.fused=yes'), 'give True or False, as in')
     stages = said(spec, detector='cascade_rcnn', sampler='H/H')
     assert stages['ISR'].startswith('gamma=2.0') and 'H for positives, H for negatives' in stages['samples']
 

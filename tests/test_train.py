@@ -54,6 +54,13 @@ def test_unknown_word_is_refused_in_one_line(tmp_path):
     assert "detector='mask-rcnn' is not known, did you mean 'mask_rcnn'? Choose from: faster_rcnn, mask_rcnn" in p.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize('notebook', ['train', 'sweep', 'evaluate'])
+def test_misspelt_parameter_is_refused_in_one_line(tmp_path, notebook):
+    p = papermill('out.ipynb', cwd=tmp_path, notebook=str(ROOT / f'nbs/{notebook}.ipynb'), run_dir='x')
+    assert p.returncode
+    assert "parameter='run_dir' is not known, did you mean 'runs_dir'?" in p.stderr.strip().splitlines()[-1]
+
+
 @pytest.fixture(scope='module')
 def spec():
     return data.load('shapes', n_train=64, n_val=16)
