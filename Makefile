@@ -54,6 +54,7 @@ export: $(STAMP)  ## write pisa/ from the notebooks, and clean them of outputs
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/
 	jupyter nbconvert nbs/index.ipynb --execute --to markdown --no-input --output-dir . --output README --NbConvertApp.output_files_dir=figures/readme
 	sed -i 's/^!\[png\]/![Six samples around two objects, ranked by IoU-HLR and weighted by ISR]/' README.md
+	sed -i -e 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' -e 's#](\.\./#](#g' README.md
 
 paper: $(STAMP)  ## render the paper's tables and figures from runs/ into figures/, and the page nbs/paper/index.ipynb
 	@mkdir -p _proc/nbs/paper
