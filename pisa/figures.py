@@ -467,20 +467,23 @@ def _detections(
     return found.assign(gt=np.where(right, own['gt'], -1).astype(int), local_rank=np.where(right, own.local_rank, -1).astype(int))
 
 def clear_images(
-    runs:list[Trained],
+    before:Trained, after:Trained,
     threshold:float,
-    n:int,
-)->list[int]: # places in the validation split
-    "The first images of two to four objects that are far enough apart for their texts and have sides of 14 px or more, all found by all runs"
-    objects, found, out = runs[0].study.objects, [_detections(r, threshold) for r in runs], []
+)->pd.DataFrame: # `before`, `after`, by place in the validation split; ordered from the largest fall to the largest rise
+    """The mean local rank of the highest scored detections in images of two to four objects that are far enough apart for their texts and have
+    sides of 14 px or more, all found by both"""
+    objects, found, out = before.study.objects, [_detections(r, threshold) for r in (before, after)], {}
+    ranks = [f[f['gt'] >= 0].sort_values('score').groupby('gt').local_rank.last() for f in found]
     for image, own in objects.groupby('image'):
         boxes = own[_corners].to_numpy()
         small = (boxes[:, 2:] - boxes[:, :2]).min() < 14
-        room = np.stack([boxes[:, 0] - 2, boxes[:, 1] - 11, np.maximum(boxes[:, 2], boxes[:, 0] + 34), boxes[:, 3] + 2], 1)  # with the text
+        x, top, right, bottom = boxes.T
+        over = np.where(top > 16, 9, 0)  # of the text, which is below the box where there is no room above
+        room = np.stack([x - 2, top - 2 - over, np.maximum(right, x + 34), bottom + 11 - over], 1)
         if not 2 <= len(own) <= 4 or small or _overlaps(room).sum() > len(own): continue
-        if all(set(own.index) <= set(f['gt']) for f in found): out.append(int(image))
-        if len(out) == n: break
-    return out
+        if all(set(own.index) <= set(f['gt']) for f in found): out[int(image)] = [r[own.index].mean() for r in ranks]
+    out = pd.DataFrame.from_dict(out, orient='index', columns=['before', 'after'])
+    return out.loc[(out.after - out.before).sort_values(kind='stable').index]
 
 # %% ../nbs/61_figures.ipynb
 def best_is_highest(
@@ -523,13 +526,15 @@ def figure5(
 )->Drawn:
     "Detections of baseline and PISA with the local rank and the score of each; how the scores of all samples change by local rank"
     runs = {'baseline': baseline[0], 'PISA': pisa[0]}
-    images, hidden = clear_images([*runs.values()], threshold, n), dict.fromkeys(runs, 0)
+    clear, hidden = clear_images(*runs.values(), threshold), dict.fromkeys(runs, 0)
+    images = [*clear.index[np.linspace(0, len(clear) - 1, n).round().astype(int)].unique()] if len(clear) else []
     fig = plt.figure(figsize=(PAGE, 3.75), layout='constrained')
     axes = fig.subplot_mosaic([[f'{name} {i}' for i in range(max(len(images), 1))] + ['change'] for name in runs],
                               width_ratios=[1]*max(len(images), 1) + [1.15])
     for name, run in runs.items():
         axes[f'{name} 0'].set_ylabel(name, fontsize=9)
         for i, image in enumerate(images): hidden[name] += _draw_detections(axes[f'{name} {i}'], run, image, threshold)
+    for i, image in enumerate(images): axes[f'baseline {i}'].set_title('mean rank {:.1f} → {:.1f}'.format(*clear.loc[image]))
     handles = [Line2D([], [], color=RANK_COLORS[k], lw=3, label=label)
                for k, label in ((0, 'local rank 0, the best placed sample'), (2, '2'), (4, '4'), (6, '6'), (8, '8 or more'))]
     fig.legend(handles=[*handles, Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')], loc='outside lower center', ncol=6)
@@ -543,8 +548,9 @@ def figure5(
     return Drawn(fig,
         f'Left: detections with a score of {threshold:g} or more, of each object the one of the highest score: local rank of the sample (0 is the '
         f'best placed of its object) | score. Not drawn are {" and ".join(f"{k} by {name}" for name, k in hidden.items())}, of no object, of another '
-        f'class, or of an object that is drawn. The first {len(images)} validation images of two to four objects that lie well apart, are 14 px or '
-        f'larger and are all found by both, with seed {baseline[0].record["seed"]}: {", ".join(map(str, images))}. Right: change of the mean score '
+        f'class, or of an object that is drawn. Of the images of two to four objects that lie well apart, are 14 px or '
+        f'larger and are all found by both ({len(clear)}, seed {baseline[0].record["seed"]}) the mean local rank falls most in the first that is shown '
+        f'and rises most in the last; between them is the middle one of all (images {", ".join(map(str, images))}). Right: change of the mean score '
         f'of all positive samples from the baseline to PISA, by local rank. {INTERVALS[len(baseline) > 1]} '
         f'{counted(baseline=baseline, PISA=pisa)}. ' + where(baseline, pisa),
         f'The images are too few to tell. Over all {baseline[0].study.images}, the mean score of samples of local rank 0 changes by '
@@ -566,10 +572,10 @@ def figure6()->Drawn:
     for pair, curves, degree, bias, xlabel, ylabel, main, loc in panels:
         of_degree, of_bias = [(d, b, y) for d, b, y in curves if b == 0], [(d, b, y) for d, b, y in curves if d == main]
         for ax, some, which, where in ((pair[0], of_degree, 0, 'upper left'), (pair[1], of_bias, 1, loc)):
-            for curve, color, style in zip(some, (_palette[i] for i in (0, 1, 2, 3)), ('-', '--', ':', '-.')):
+            for curve, color, style in zip(some, (_palette[i] for i in (0, 1, 2, 3)), ('-', (0, (2.5, 1)), (0, (1, 1)), (0, (2.5, 1, 1, 1)))): # short enough for the legend
                 ax.plot(x, curve[2], color=color, ls=style, label=f'${(degree, bias)[which]} = {curve[which]:g}$')
             ax.set(xlabel=xlabel, xlim=(0, 1), ylim=(0, 1.02), xticks=(0, .5, 1), yticks=(0, .5, 1))
-            ax.legend(loc=where, borderpad=0, labelspacing=.15, handlelength=1.3, handletextpad=.4)
+            ax.legend(loc=where, borderpad=0, labelspacing=.15, handlelength=1.4, handletextpad=.4)
         pair[0].set(ylabel=ylabel, title=f'${bias} = 0$')
         pair[1].set_title(f'${degree} = {main}$')
     half = lambda curves, d, b: next(y[100] for g, c, y in curves if (g, c) == (d, b))
