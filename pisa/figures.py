@@ -135,7 +135,7 @@ def verdict(
     agrees:bool|None, # None: it cannot be told
 )->str:
     "How a finding stands to the paper's"
-    if agrees is None: return 'which leaves open what the paper says'
+    if agrees is None: return 'which is undecided'
     return 'as the paper says' if agrees else 'which contradicts the paper'
 
 # %% ../nbs/61_figures.ipynb
@@ -311,12 +311,13 @@ def _telling_image(
     run:Trained,
     n:int, # samples of an object
 )->tuple[int, int]: # place in the validation split, class
-    """The first image with three objects of a class and `n` samples each, whose order differs between local ranks, whose IoUs differ in
-    three digits and whose sides are above 16 px; else with the most of these, the first counting most"""
+    """The first image with three objects of a class and `n` samples each, whose order differs between local ranks, which do not overlap, whose
+    IoUs differ in three digits and whose sides are above 16 px; else with the most of these, the first counting most"""
     def suits(own):
         top = own[own.local_rank < n]
         orders = {tuple(g.sort_values('image_rank')['gt']) for _, g in top.groupby('local_rank')}
-        return (top['gt'].nunique() == 3 and len(top) == 3*n, len(orders) > 1, top.iou.round(3).is_unique, (top.x2 - top.x1).min() > 16,
+        objects = run.study.objects.loc[top['gt'].unique(), _corners].to_numpy()
+        return (top['gt'].nunique() == 3 and len(top) == 3*n, len(orders) > 1, _overlaps(objects).sum() == len(objects), top.iou.round(3).is_unique, (top.x2 - top.x1).min() > 16,
                 top['gt'].nunique() == 2)
     found = {at: suits(own) for at, own in run.positives.groupby(['image', 'label'])}
     return max(found, key=lambda at: (found[at], -at[0]))

@@ -145,7 +145,7 @@ def test_best_is_highest_by_loops():
 
 def test_seeds_that_differ_leave_it_open():
     change = np.array([[0.4, 0.39, 0.41], [-0.1, -0.11, -0.09]])
-    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), which leaves open what the paper says')
+    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), which is undecided')
     assert figures.said(abs(change), 1).endswith(AGREES) and figures.said(abs(change), -1).endswith(NOT)
 
 
@@ -155,7 +155,7 @@ def test_the_caption_says_which_seeds_and_how_they_compare():
     assert 'seeds 0, 1' in figures.where(FLAT) and '`flat0` 30.0, `flat1` 20.0 (mean of 2 seeds 25.0)' in figures.where(FLAT)
 
 
-AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which leaves open'
+AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which is undecided'
 
 
 @pytest.mark.parametrize('number, of, words', [
