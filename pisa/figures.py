@@ -355,6 +355,7 @@ def figure3(
         ax.grid(False)
         ax.spines[:].set_visible(False)
     axes[1].set_yticks(range(len(rows)), [f'object {x}' for x in letter.values()])
+    axes[2].set_yticks(range(len(rows)), ['1st', '2nd', '3rd', '4th', '5th', '6th'][:len(rows)])
     for g, i in rows.items(): axes[1].get_yticklabels()[i].set_color(tuple(.8*c for c in color[g]))
     by_hlr, by_iou = (pos.sort_values(k, ascending=up, kind='stable') for k, up in (('hlr', True), ('iou', False)))
     pairs = int(np.triu(by_hlr.iou.to_numpy()[:, None] < by_hlr.iou.to_numpy(), 1).sum())  # a later one has the higher IoU

@@ -64,6 +64,22 @@ def test_no_api_that_only_the_continuations_have():
                 assert set(re.split(r', *', names)) <= official.get(module, set()), f'{notebook.name}: from {module} import {names}'
 
 
+@pytest.mark.parametrize('head, base', [('PrimeRoIHead', 'faster_rcnn'), ('PrimeATSSHead', 'atss'), ('PrimeCascadeRoIHead', 'cascade_rcnn')])
+def test_configs_of_the_readme_build_their_detectors(tmp_path, head, base):
+    pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.config import Config
+    text, = [t for t in re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S) if f"type='{head}'" in t]
+    assert f"_base_ = 'mmdet::{base}/" in text
+    (tmp_path / 'own.py').write_text(text)
+    register_all_modules()
+    model = MODELS.build(Config.fromfile(tmp_path / 'own.py').model)
+    assert type(getattr(model, 'roi_head', None) or model.bbox_head).__name__ == head
+    stages = model.train_cfg.get('rcnn', model.train_cfg)
+    assert all(s.isr.gamma == 2 and s.carl.b == 0.1 for s in (stages if isinstance(stages, list) else [stages]))
+
+
 def test_train_notebook_keeps_its_defaults():
     "Parameters that were typed in JupyterLab and saved do not become the defaults; papermill finds the cell by its tag"
     cells = json.loads((ROOT / 'nbs/train.ipynb').read_text())['cells']
