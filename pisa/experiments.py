@@ -415,7 +415,7 @@ def step_seconds(
     "The time of a training step (on one core, or on GPUs), of the fastest complete run of a detector with a backbone and sampler on a data set at a scale"
     found = defaultdict(builtins.list)
     for file in sorted(runs_dir(runs).glob('*/metrics.json')):
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # damaged records tell no time
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # damaged records tell no time
             r = read_json(file.with_name('run.json'))
             key, machine = tuple(r[k] for k in ('detector', 'backbone', 'scale', 'dataset', 'sampler')), r.get('machine', {})
             cores = 1 if machine.get('gpu') else machine.get('threads', 1)*machine.get('processes', 1)
