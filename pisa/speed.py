@@ -60,8 +60,10 @@ def channels_last(model:nn.Module)->nn.Module:
 
 # %% ../nbs/25_speed.ipynb
 def keep_memory(
-    size:int=2**30, # bytes: pieces up to this size, and as much in all
+    size:int=2**30, # bytes: pieces up to this size (older glibc: up to 32 MiB), and as much in all
 )->None:
     "Have the C library keep freed memory for what comes next, in this process (glibc; elsewhere nothing changes)"
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        for threshold in (-3, -1): ctypes.CDLL(None).mallopt(threshold, size)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, size) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD; more than 32 MiB older ones refuse
+        mallopt(-1, size)                        # M_TRIM_THRESHOLD
