@@ -54,11 +54,13 @@ def test_unknown_word_is_refused_in_one_line(tmp_path):
     assert "detector='mask-rcnn' is not known, did you mean 'mask_rcnn'? Choose from: faster_rcnn, mask_rcnn" in p.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize('notebook', ['train', 'sweep', 'evaluate'])
-def test_misspelt_parameter_is_refused_in_one_line(tmp_path, notebook):
-    p = papermill('out.ipynb', cwd=tmp_path, notebook=str(ROOT / f'nbs/{notebook}.ipynb'), run_dir='x')
+@pytest.mark.parametrize('notebook, given, known', [
+    ('train', 'run_dir', 'runs_dir'), ('sweep', 'run_dir', 'runs_dir'), ('evaluate', 'run_dir', 'runs_dir'),
+    ('paper/table3', 'run', 'runs'), ('paper/fig6', 'sead', 'seed')])
+def test_misspelt_parameter_is_refused_in_one_line(tmp_path, notebook, given, known):
+    p = papermill('out.ipynb', cwd=tmp_path, notebook=str(ROOT / f'nbs/{notebook}.ipynb'), **{given: 'x'})
     assert p.returncode
-    assert "parameter='run_dir' is not known, did you mean 'runs_dir'?" in p.stderr.strip().splitlines()[-1]
+    assert f"parameter='{given}' is not known, did you mean '{known}'?" in p.stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope='module')
