@@ -630,6 +630,7 @@ RULE = """*How to read the tables*
 - Below it is the difference from the baseline, in pairs of runs of the same seed; after ± half of its 95% interval over seeds and images; after
   "from" the baseline's mean in these seeds, where it has others too. Bold: zero is outside of the interval, and there is more than one pair.
 - The noise of seeds is estimated from the runs of all tables on this data together.
+- Hours are by the clock: a machine busy with other work, or a training that was held for a while, makes them more.
 
 *Verdicts*
 
