@@ -71,7 +71,7 @@ def versions()->dict[str, str]:
 def machine(
     processes:int=1, # that train together
 )->dict[str, Any]:
-    "What it runs on; `amx` says whether small detectors are trained in bfloat16 (see 25_speed), `threads` are of each process"
+    "What it runs on; `amx` says whether small detectors are trained in bfloat16 (see 26_speed), `threads` are of each process"
     cpu = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists() and (m := re.search(r'model name\s*: (.+)', info.read_text())): cpu = m[1]

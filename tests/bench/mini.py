@@ -1,6 +1,6 @@
 """A training step at mini scale as it is, over the same without what makes it fast: `python tests/bench/mini.py [DETECTOR...] [--record]`.
 
-That is mmdet's RoI extractor, float32, the usual layout of tensors, and an optimizer that is not fused.
+That is mmdet's RoI extractor and RPN, float32, the usual layout of tensors, and an optimizer that is not fused.
 
 Both in turn, on the same images of `shapes`, CPU time of one thread: forward, losses, backward and the optimizer's step. What a
 whole training takes is in the records of runs; their `seconds` hold evaluation too."""
@@ -19,7 +19,7 @@ from pisa.speed import channels_last, has_amx
 from record import against, paired, report, words
 
 SLOW = 'optim_wrapper.type=OptimWrapper optim_wrapper.optimizer.fused=False'
-EXTRACTOR = ' model.roi_head.{}.type=SingleRoIExtractor'
+EXTRACTOR, RPN = ' model.roi_head.{}.type=SingleRoIExtractor', ' model.rpn_head.type=RPNHead'
 
 
 def stepper(detector, spec, overrides):
@@ -36,8 +36,9 @@ def stepper(detector, spec, overrides):
 
 def bench(detector):
     spec = data.load('shapes')
-    head = experiments.config(experiments.experiment(detector), spec).model.get('roi_head', {})
-    slow = SLOW + ''.join(EXTRACTOR.format(key) for key in ('bbox_roi_extractor', 'mask_roi_extractor') if key in head)
+    model = experiments.config(experiments.experiment(detector), spec).model
+    slow = SLOW + ''.join(EXTRACTOR.format(key) for key in ('bbox_roi_extractor', 'mask_roi_extractor') if key in model.get('roi_head', {}))
+    if 'rpn_head' in model: slow += RPN
     steps = {'plain': stepper(detector, spec, slow), 'as it is': stepper(detector, spec, '')}
     report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8, bfloat16=has_amx())
 
