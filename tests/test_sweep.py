@@ -179,8 +179,8 @@ def slurm():
 def test_slurm_trains_a_sweep_of_four_with_one_preempted(slurm, spec, tmp_path, monkeypatch):
     "An urgent job takes both cores while two of the four are running; Slurm queues them again, and they go on from their checkpoints"
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    # Slurm takes seconds to begin and to end: the first two are long enough that these find them in training
-    tasks = plan(spec, ['table4/baseline', 'table4/isr'], overrides=TINY.replace('max_epochs=1', 'max_epochs=100')) + plan(spec, ['table4/carl', 'table4/isr-carl'])
+    # Slurm takes seconds to begin a job and to end one: the first two are long enough to be in training all that time
+    tasks = plan(spec, ['table4/baseline', 'table4/isr'], overrides=LONGER) + plan(spec, ['table4/carl', 'table4/isr-carl'])
     urgent = []
     def watch(table, line):
         ready = [t for t in tasks if (runs.folder(t.id, tmp_path) / 'checkpoints').is_dir() and any((runs.folder(t.id, tmp_path) / 'checkpoints').glob('*.pth'))]
