@@ -394,14 +394,15 @@ def figure4(
     baseline:list[Trained],
     n:int=3, # samples of each image
     most:float=8., # end of the loss axis
+    dots:int=1000, # samples of each kind that are drawn, by chance
 )->Drawn:
     "IoU and classification loss of random, hard and prime samples, with the distributions of each"
     kinds = of_seeds(baseline, lambda pos: three_of_each(pos, n))
     points = pd.concat([k.assign(kind=name) for name, k in kinds.items()])
     grid = sns.JointGrid(height=COLUMN, ratio=4, space=.1, marginal_ticks=False)
     grid.figure.set_size_inches(COLUMN, 3.1)
-    mixed = points.sample(frac=1, random_state=0)
-    grid.ax_joint.scatter(mixed.iou, mixed.loss.clip(upper=most), c=[COLORS[k] for k in mixed.kind], s=3, alpha=.35, lw=0, rasterized=True)
+    mixed = pd.concat(k.sample(min(dots, len(k)), random_state=0) for _, k in points.groupby('kind')).sample(frac=1, random_state=0)
+    grid.ax_joint.scatter(mixed.iou, mixed.loss.clip(upper=most), c=[COLORS[k] for k in mixed.kind], s=3, alpha=.5, lw=0, rasterized=True)
     for name, kind in kinds.items():
         sns.kdeplot(x=kind.iou, ax=grid.ax_marg_x, color=COLORS[name], fill=True, alpha=.2, clip=(0, 1))
         sns.kdeplot(y=kind.loss.clip(upper=most), ax=grid.ax_marg_y, color=COLORS[name], fill=True, alpha=.2, clip=(0, most))
@@ -420,13 +421,13 @@ def figure4(
     return Drawn(grid.figure,
         f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: {n} of each image by chance '
         f'(random), the {n} of the highest loss (hard), the first {n} by IoU-HLR over all its classes (prime); '
-        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}. Large dots are means. ' + where(baseline),
+        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}, of which {dots} of each are drawn. Large dots are means. ' + where(baseline),
         'Mean IoU and loss: ' + ', '.join(f'{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}' for k in kinds) + '. Prime samples have ' +
         (f'{" and ".join(yes)} than the others, {verdict(True)}' if yes else '') + ('; ' if yes and no else '') +
         (f'not {" or ".join(no)}, {verdict(False)}' if no else '') +
         f'. (Of the {n} highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are negatives, in the first {seen} images, whose negatives are '
         'kept.)',
-        ids_of(baseline), {'of_each_image': n, 'loss_axis_to': most, 'seed_of_random': 0})
+        ids_of(baseline), {'of_each_image': n, 'loss_axis_to': most, 'dots_of_each': dots, 'seed_of_random': 0})
 
 # %% ../nbs/61_figures.ipynb
 def scores(
@@ -515,7 +516,8 @@ def _draw_detections(
         color = RANK_COLORS[min(int(d.local_rank), 8)]
         _outline(ax, (d.x1, d.y1, d.x2, d.y2), color, 1.6)
         above = d.y1 > 12
-        ax.text(min(max(d.x1 - .5, 0), 92), d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w',
+        x, side = (126.5, 'right') if d.x1 > 85 else (max(d.x1 - .5, 0), 'left')
+        ax.text(x, d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w', ha=side,
                 va='bottom' if above else 'top', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
     return len(here) - len(best)
 
