@@ -421,7 +421,7 @@ def figure4(
     return Drawn(grid.figure,
         f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: {n} of each image by chance '
         f'(random), the {n} of the highest loss (hard), the first {n} by IoU-HLR over all its classes (prime); '
-        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}, of which {dots} of each are drawn. Large dots are means. ' + where(baseline),
+        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}, of which {dots} of each, or all, are drawn. Large dots are means. ' + where(baseline),
         'Mean IoU and loss: ' + ', '.join(f'{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}' for k in kinds) + '. Prime samples have ' +
         (f'{" and ".join(yes)} than the others, {verdict(True)}' if yes else '') + ('; ' if yes and no else '') +
         (f'not {" or ".join(no)}, {verdict(False)}' if no else '') +
