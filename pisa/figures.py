@@ -123,7 +123,7 @@ def where(*rows:list[Trained])->str:
     seeds = [str(t.record['seed']) for t in rows[0]]
     def of(row): # the drawn runs; where there are other seeds the mean over all, since what is drawn may be a lucky one
         drawn = ', '.join(f"`{t.id}` {t.aps[t.record['seed']]:.1f}" for t in row)
-        return drawn + (f' (mean of {len(row[0].aps)} seeds {np.mean([*row[0].aps.values()]):.1f})' if len(row[0].aps) > 1 else '')
+        return drawn + (f' (mean of all {len(row[0].aps)} seeds {np.mean([*row[0].aps.values()]):.1f})' if len(row[0].aps) > 1 else '')
     return (f"{DETECTOR[r['detector']]} ({r['backbone']}) at {r['scale']} scale, " +
             (f'seed {seeds[0]} alone' if len(seeds) == 1 else f"seeds {', '.join(seeds)}") + f"; data: {r['data']['note'].split(';')[0]}. "
             f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. AP (%): {'; '.join(map(of, rows))}.")
@@ -176,8 +176,8 @@ def said(
     low, high = np.nanpercentile(whole[1:], [2.5, 97.5])
     words = f'{number(whole[0])} ({number(low)} to {number(high)}' + (f"; by seed {', '.join(map(number, each))}" if len(each) > 1 else '') + ')'
     if expected is None: return words
-    clear = (low > 0 or high < 0) and len(np.unique(np.sign(each))) == 1
-    return f'{words}, {verdict(bool(whole[0]*expected > 0) if clear else None)}'
+    clear, alike = low > 0 or high < 0, len(np.unique(np.sign(each))) == 1
+    return f'{words}, {verdict(bool(whole[0]*expected > 0) if clear and alike else None)}' + (', since the seeds differ in sign' if clear and not alike else '')
 
 # %% ../nbs/61_figures.ipynb
 def _outline(ax, box, color, lw=1.4, **more):
@@ -408,7 +408,7 @@ def figure4(
         sns.kdeplot(y=kind.loss.clip(upper=most), ax=grid.ax_marg_y, color=COLORS[name], fill=True, alpha=.2, clip=(0, most))
         grid.ax_joint.plot(kind.iou.mean(), kind.loss.mean(), 'o', ms=7, color=COLORS[name], mec='w', mew=1.2)
     low = np.floor(10*points.iou.quantile(.002))/10
-    grid.ax_joint.set(xlim=(low, 1), ylim=(-.1, most), xlabel='IoU after regression', ylabel='classification loss (nats)')
+    grid.ax_joint.set(xlim=(low, 1), ylim=(-.1, most + .1), xlabel='IoU after regression', ylabel='classification loss (nats)')
     handles = [Line2D([], [], marker='o', ls='', color=COLORS[k], label=k) for k in kinds]
     grid.ax_joint.legend(handles=handles, loc='upper right', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
     grid.figure.subplots_adjust(left=.12, right=.99, bottom=.13, top=.99)
@@ -421,7 +421,7 @@ def figure4(
     return Drawn(grid.figure,
         f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: {n} of each image by chance '
         f'(random), the {n} of the highest loss (hard), the first {n} by IoU-HLR over all its classes (prime); '
-        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}, of which {dots} of each, or all, are drawn. Large dots are means. ' + where(baseline),
+        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}, of which {dots} of each, or all, are drawn; those of an IoU below {low:.1f} lie outside. Large dots are means. ' + where(baseline),
         'Mean IoU and loss: ' + ', '.join(f'{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}' for k in kinds) + '. Prime samples have ' +
         (f'{" and ".join(yes)} than the others, {verdict(True)}' if yes else '') + ('; ' if yes and no else '') +
         (f'not {" or ".join(no)}, {verdict(False)}' if no else '') +

@@ -145,14 +145,14 @@ def test_best_is_highest_by_loops():
 
 def test_seeds_that_differ_leave_it_open():
     change = np.array([[0.4, 0.39, 0.41], [-0.1, -0.11, -0.09]])
-    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), which is undecided')
+    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), which is undecided, since the seeds differ in sign')
     assert figures.said(abs(change), 1).endswith(AGREES) and figures.said(abs(change), -1).endswith(NOT)
 
 
 def test_the_caption_says_which_seeds_and_how_they_compare():
     caption = figures.where(FLAT[:1], STEEP[:1])
-    assert 'seed 0 alone' in caption and caption.endswith('AP (%): `flat0` 30.0 (mean of 2 seeds 25.0); `steep0` 30.0 (mean of 2 seeds 25.0).')
-    assert 'seeds 0, 1' in figures.where(FLAT) and '`flat0` 30.0, `flat1` 20.0 (mean of 2 seeds 25.0)' in figures.where(FLAT)
+    assert 'seed 0 alone' in caption and caption.endswith('AP (%): `flat0` 30.0 (mean of all 2 seeds 25.0); `steep0` 30.0 (mean of all 2 seeds 25.0).')
+    assert 'seeds 0, 1' in figures.where(FLAT) and '`flat0` 30.0, `flat1` 20.0 (mean of all 2 seeds 25.0)' in figures.where(FLAT)
 
 
 AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which is undecided'
@@ -205,7 +205,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
         (tmp_path / id).mkdir()
         (tmp_path / id / 'samples.npz').touch()
     drawn = figures.draw(8)
-    assert drawn.runs == ['b1', 'i1'] and '`b1` 30.0 (mean of 3 seeds 20.0); `i1` 40.0 (mean of 2 seeds 45.0)' in drawn.caption
+    assert drawn.runs == ['b1', 'i1'] and '`b1` 30.0 (mean of all 3 seeds 20.0); `i1` 40.0 (mean of all 2 seeds 45.0)' in drawn.caption
     assert figures.draw(4).runs == ['b1', 'b2', 'b3'] and figures.draw(4, seed=2).runs == ['b2']
     assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
     assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')
