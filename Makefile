@@ -1,35 +1,42 @@
 # Every target first makes the virtual environment that it needs. `make help` lists them.
 SHELL  := /bin/bash
-PYTHON ?= python3.11
+# the first Python that is new enough, and not too new
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+            $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null && echo $$p && break; done)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
-# The stamp's name holds the hash of the pins: a second call finds it and costs nothing, a changed pin looks for another.
-PINS   := $(shell { cat constraints.txt .ci/setup_venv.py; grep requirements settings.ini; } | sha256sum | cut -c1-12)
+# The stamp's name holds the hash of the pins: a second call finds it and costs nothing; after a change what has changed is installed
+PINS   := $(shell { cat constraints.txt .ci/*.py; grep requirements settings.ini; } | sha256sum | cut -c1-12)
 STAMP  := $(VENV)/.pisa-$(PINS)
 # What `make train` trains, for example: make train DETECTOR=faster_rcnn ARGS="-p method baseline -p seed 1"
 DETECTOR ?= mask_rcnn
 ARGS     ?=
+# bfloat16 where the processor has units for it; elsewhere float32 is faster
+PRECISION ?= $(shell grep -qwE 'amx_bf16|avx512_bf16|bf16' /proc/cpuinfo 2> /dev/null && echo bfloat16 || echo float32)
 # This checkout's package, whichever checkout the environment was made for
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
 
+NUMERIC := $(addprefix tests/test_,hlr.py isr.py carl.py two_stage.py single_stage.py samplers.py rpn.py roi_align.py) \
+           tests/test_processes.py::test_two_processes_killed_and_resumed_have_the_loss_curve_of_one
+
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check nbtest pytest slow lab export readme paper clean
+.PHONY: help setup train test check nbtest pytest arithmetic slow lab export readme paper clean
 
 help:  ## list the targets
-	@echo 'make TARGET [VENV=.venv] [PYTHON=python3.11] [DETECTOR=mask_rcnn] [ARGS="-p method baseline"]'
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'make TARGET [VENV=.venv] [PYTHON=python3.13] [DETECTOR=mask_rcnn] [ARGS="-p method baseline"]'
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make the virtual environment alone (VENV=.venv)
 
 $(STAMP):
-	@$(PYTHON) .ci/setup_venv.py $(VENV)
+	@$(or $(PYTHON),$(error Python 3.11, 3.12 or 3.13 is needed: install one, or give it: make PYTHON=/path/to/python3.13)) .ci/setup_venv.py $(VENV)
 	@rm -f $(VENV)/.pisa-????????????; touch $@
 
 train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
-	papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) $(ARGS) --log-output --no-progress-bar
+	papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) -p precision $(PRECISION) $(ARGS) --log-output --no-progress-bar
 
-test: check nbtest pytest  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export
+test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export
 
 check: $(STAMP)  ## check that notebooks are clean and that pisa/ is what they export
 	python .ci/check.py
@@ -39,6 +46,9 @@ nbtest: $(STAMP)  ## run the notebooks as tests
 
 pytest: $(STAMP)  ## run tests/
 	pytest
+
+arithmetic: $(STAMP)  ## run the tests that compare numbers, with the instructions of an older processor and one thread
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 pytest $(NUMERIC)
 
 slow: $(STAMP)  ## run the tests that take minutes: a training step of every detector at the paper's size
 	pytest -m slow

@@ -7,7 +7,8 @@ here = Path(__file__).resolve().parent
 ini = ConfigParser()
 ini.read(here / "settings.ini")
 cfg = ini["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("mmdet", "dev")}
+extras, held = {}, []
+for name in ("mmdet", "lab", "dev"): extras[name] = held = held + cfg[f"{name}_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -22,7 +23,7 @@ setup(
     packages=find_packages(include=["pisa", "pisa.*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={**extras, "dev": extras["mmdet"] + extras["dev"]},
+    extras_require=extras,
     entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     classifiers=["Programming Language :: Python :: 3", "License :: OSI Approved :: Apache Software License",
                  "Topic :: Scientific/Engineering :: Artificial Intelligence"],

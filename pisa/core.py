@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 # %% auto 0
-__all__ = ['root', 'runs_dir', 'figures_dir', 'data_dir', 'one_of', 'refuse_unknown', 'write_bytes', 'write_text', 'write_json',
-           'read_json', 'seed_everything']
+__all__ = ['root', 'runs_dir', 'records_dir', 'figures_dir', 'data_dir', 'one_of', 'refuse_unknown', 'write_bytes', 'write_text',
+           'write_json', 'read_json', 'seed_everything']
 
 # %% ../nbs/00_core.ipynb
 def root(
@@ -27,10 +27,14 @@ def root(
 
 # %% ../nbs/00_core.ipynb
 def runs_dir(path:str|Path|None=None)->Path: # created if it does not exist
-    "Where run records are: `path`, else `runs/` of the project"
+    "Where your own runs are: `path`, else `runs/` of the project"
     folder = Path(path).expanduser().absolute() if path else root()/'runs'
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+def records_dir(path:str|Path|None=None)->Path: # it may not exist
+    "Where the records are that come with the project, which are only read: `records/` in the folder of runs"
+    return runs_dir(path)/'records'
 
 def figures_dir()->Path: # created if it does not exist
     "Where rendered tables and figures are: `figures/` of the project"

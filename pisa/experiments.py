@@ -14,7 +14,7 @@ import pandas as pd
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import Registry
-from .core import one_of, read_json, runs_dir
+from .core import one_of, read_json, records_dir, runs_dir
 from .data import DataSpec
 from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, backbones, model
 from .paper import published
@@ -22,11 +22,11 @@ from .samplers import HLR_DEFAULTS
 from .two_stage import prime_config
 
 # %% auto 0
-__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'RECIPE', 'LOADED', 'ROWS', 'TERMS', 'prime_settings',
-           'default_sampler', 'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values',
-           'checkpoint_of', 'parse_overrides', 'dataloader', 'detector', 'config', 'steps', 'schedule',
-           'ranked_together', 'positive', 'registered', 'harmless', 'override', 'known_row', 'row_experiment',
-           'row_dataset', 'in_words', 'summary']
+__all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'PRECISIONS', 'RECIPES', 'RECIPE', 'LOADED', 'ROWS',
+           'TERMS', 'prime_settings', 'default_sampler', 'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment',
+           'sha256', 'usual_values', 'checkpoint_of', 'parse_overrides', 'dataloader', 'detector', 'config', 'steps',
+           'schedule', 'ranked_together', 'positive', 'registered', 'harmless', 'override', 'known_row',
+           'row_experiment', 'row_dataset', 'in_words', 'summary']
 
 # %% ../nbs/40_experiments.ipynb
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
@@ -38,6 +38,7 @@ FORMULATIONS = {
 SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
 DATASETS = ('shapes', 'voc', 'coco')
 SCALES = ('mini', 'paper')
+PRECISIONS = {'bfloat16': 'Bfloat16OptimWrapper', 'float32': 'OptimWrapper'}  # of convolutions and matrix products in training
 
 def prime_settings(
     method:str, # one of `METHODS`
@@ -52,7 +53,10 @@ def default_sampler(detector:str, method:str, formulation:str='v1')->str|None: #
     return 'R/score_hlr' if formulation == 'v2' and 'isr' in METHODS[method] and detector != 'cascade_rcnn' else 'R/R'
 
 # %% ../nbs/40_experiments.ipynb
-RECIPE = 4  # goes into the ids of runs: raised when the same words come to mean another training
+# The same words come to mean another training when something changes, so the number of the recipe goes into the ids of runs
+RECIPES = {4: 'at mini scale the processor decides, bfloat16 where it has AMX, float32 elsewhere',
+           5: 'at mini scale bfloat16 on every processor, unless float32 is asked for'}
+RECIPE = max(RECIPES)
 
 @dataclass(frozen=True)
 class Experiment:
@@ -69,12 +73,13 @@ class Experiment:
     sampler: str = 'auto'
     pretrained: str = 'auto'
     pretrained_sha256: str = ''  # of the file that `pretrained` is, if it is one: stands for it in the id, wherever it lies
+    precision: str = ''  # one of `PRECISIONS`; '' in records of recipe 4 and before it, when the processor decided
 
-    def id(self, fingerprint:str)->str: # e.g. `mask_rcnn-pisa-shapes-s0-1a2b3c4d`
+    def id(self, fingerprint:str, recipe:int=RECIPE)->str: # e.g. `mask_rcnn-pisa-shapes-s0-1a2b3c4d`
         "Id of the run: readable words, and eight digits that stand for all of them, the data and the recipe"
         words = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         if self.pretrained_sha256: words.pop('pretrained', None)
-        content = json.dumps([words, fingerprint, RECIPE], sort_keys=True)
+        content = json.dumps([words, fingerprint, recipe], sort_keys=True)
         digits = hashlib.sha256(content.encode()).hexdigest()[:8]
         return f'{self.detector}-{self.method}-{self.dataset}-s{self.seed}-{digits}'
 
@@ -103,8 +108,7 @@ def recipe(
         side, epochs = 128 if exp.dataset == 'shapes' else 256, 6 if exp.detector == 'mask_rcnn' else 8
         return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=3*epochs if voc else epochs, warmup=50, warmup_factor=0.001,
                       steps=(8/12, 11/12),
-                      optimizer=dict(type='MiniOptimWrapper', clip_grad=dict(max_norm=10),
-                                     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)))
+                      optimizer=dict(clip_grad=dict(max_norm=10), optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)))
     if ssd: return Recipe(image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None), warmup=500,
                           warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
     return Recipe(image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half or voc else 0.02),
@@ -122,6 +126,7 @@ def experiment(
     formulation:str='v1', # one of `FORMULATIONS`
     sampler:str='auto', # one of `SAMPLERS`, two-stage detectors only; 'auto' is `default_sampler`
     pretrained:str='auto', # weights of the backbone: 'auto' (of ImageNet at paper scale, none at mini scale), 'none', or a file
+    precision:str='auto', # one of `PRECISIONS`; 'auto': bfloat16 at mini scale, float32 at paper scale
 )->Experiment:
     "An `Experiment` of known words; a `ValueError` of one line names the word that is not known, and lists the known ones"
     one_of('detector', detector, DETECTORS)
@@ -137,6 +142,7 @@ def experiment(
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f'seed={seed!r}: give a whole number from 0 to 2**32 - 1')
     one_of('sampler', sampler, ('auto', *SAMPLERS))
+    if one_of('precision', precision, ('auto', *PRECISIONS)) == 'auto': precision = 'bfloat16' if scale == 'mini' else 'float32'
     own = default_sampler(detector, method, formulation)
     if sampler != 'auto' and own is None: raise ValueError(
         f'sampler={sampler!r}: {detector} trains on all anchors and ' + (
@@ -148,12 +154,14 @@ def experiment(
     if formulation == 'v2' and not METHODS[method]: formulation = 'v1'  # a baseline has nothing to formulate
     usual = usual_values(Experiment(detector, method, dataset, scale, backbone, seed, '', formulation))
     pairs = {k: v for k, v in parse_overrides(overrides).items() if k not in usual or v != usual[k]}
+    if pairs.get('optim_wrapper.type') in PRECISIONS.values():
+        raise ValueError(f"overrides: optim_wrapper.type is chosen by precision. Choose from: {', '.join(PRECISIONS)}")
     overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
     if pretrained not in ('auto', 'none') and not Path(pretrained).is_file(): raise ValueError(
         f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, 'auto' for those of ImageNet, or 'none'")
     if pretrained == 'none' and BACKBONES[backbone].checkpoint is None: pretrained = 'auto'
     digest = sha256(pretrained, os.stat(pretrained).st_mtime_ns) if pretrained not in ('auto', 'none') else ''
-    return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained, digest)
+    return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained, digest, precision)
 
 @functools.cache
 def sha256(
@@ -261,7 +269,7 @@ def config(
                            iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',),
                            voc='11-point' if exp.dataset == 'voc' else None),  # as in the devkit of VOC2007
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs), val_cfg=dict(type='ValLoop'),
-        optim_wrapper=dict(dict(type='OptimWrapper'), **r.optimizer),
+        optim_wrapper=dict(r.optimizer, type=PRECISIONS.get(exp.precision, 'OptimWrapper')),
         param_scheduler=schedule(r, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
     return override(cfg, given)
@@ -412,16 +420,19 @@ def row_dataset(
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->dict[tuple[str, ...], float]: # (detector, backbone, scale, data set, sampler) to seconds
-    "The time of a training step (on one core, or on GPUs), of the fastest complete run of a detector with a backbone and sampler on a data set at a scale"
-    found = defaultdict(builtins.list)
-    for file in sorted(runs_dir(runs).glob('*/metrics.json')):
-        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # damaged records tell no time
-            r = read_json(file.with_name('run.json'))
-            key, machine = tuple(r[k] for k in ('detector', 'backbone', 'scale', 'dataset', 'sampler')), r.get('machine', {})
-            cores = 1 if machine.get('gpu') else machine.get('threads', 1)*machine.get('processes', 1)
-            seconds = cores*r['seconds']/r['steps']
-            found[key].append(seconds)
-    return {key: min(times) for key, times in found.items()}
+    """The time of a training step (on one core, or on GPUs) of a detector with a backbone and sampler on a data set at a scale.
+
+    It is that of the fastest complete run: of your own where there is one, else of those in the records."""
+    def fastest(folder):
+        found = defaultdict(builtins.list)
+        for file in folder.glob('*/metrics.json'):
+            with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # damaged records tell no time
+                r = read_json(file.with_name('run.json'))
+                key, machine = tuple(r[k] for k in ('detector', 'backbone', 'scale', 'dataset', 'sampler')), r.get('machine', {})
+                cores = 1 if machine.get('gpu') else machine.get('threads', 1)*machine.get('processes', 1)
+                found[key].append(cores*r['seconds']/r['steps'])
+        return {key: min(times) for key, times in found.items()}
+    return fastest(records_dir(runs)) | fastest(runs_dir(runs))
 
 def step_time(
     exp:Experiment,
@@ -501,4 +512,6 @@ def summary(
             **({'formulation': version} if isr or carl else {}),
             **parts,
             'samples': samples,
+            **({'precision': exp.precision + {'bfloat16': ' (convolutions and matrix products; all else is in float32)'}.get(exp.precision, '')}
+               if exp.precision else {}),
             'schedule': f'{cfg.train_cfg.max_epochs} epochs, {cfg.train_dataloader.batch_size} images a step, {optimizer.type} with lr {optimizer.lr}'}

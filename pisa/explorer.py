@@ -466,8 +466,8 @@ def run_scene(
 )->Scene:
     "Objects and best detections of an image; an error of one line says what is missing and what to do"
     folder = runs_dir(runs)/run
-    if not (folder/'detections.json').is_file(): raise FileNotFoundError(f"{folder/'detections.json'} is not there, git does not keep it: "
-        'train the run again, or copy the file from where it was trained')
+    if not (folder/'detections.json').is_file(): raise FileNotFoundError(f"{folder/'detections.json'} is not there, and records have none: "
+        'train the run, or copy the file from where it was trained')
     record = read_json(folder/'run.json')
     if spec is not None and spec.fingerprint != record['data']['fingerprint']:
         raise ValueError(f"spec is other data than that of run {run}, which is {record['data']['note']}")

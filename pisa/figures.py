@@ -125,7 +125,7 @@ def where(*rows:list[Trained])->str:
         drawn = ', '.join(f"`{t.id}` {t.aps[t.record['seed']]:.1f}" for t in row)
         return drawn + (f' (mean of all {len(row[0].aps)} seeds {np.mean([*row[0].aps.values()]):.1f})' if len(row[0].aps) > 1 else '')
     return (f"{DETECTOR[r['detector']]} ({r['backbone']}) at {r['scale']} scale, " +
-            (f'seed {seeds[0]} alone' if len(seeds) == 1 else f"seeds {', '.join(seeds)}") + f"; data: {r['data']['note'].split(';')[0]}. "
+            (f'seed {seeds[0]} alone' if len(seeds) == 1 else f"seeds {', '.join(seeds)}") + f"; data: {r['data']['note'].split(';')[0]}; recipe {r['recipe']}, {r['precision']}. "
             f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. AP (%): {'; '.join(map(of, rows))}.")
 
 INTERVALS = ('95% intervals over resampled images, the same ones for each detector; they do not say what another training would give.',
@@ -708,18 +708,18 @@ def figure9(
 # %% ../nbs/61_figures.ipynb
 def runs_of(
     row:str, # e.g. 'table3/R-R'
-    everything:pd.DataFrame, # see `pisa.runs.load`
+    everything:pd.DataFrame, # see `pisa.runs.of_one_recipe`
 )->dict[int, str]: # seed to id
-    "The current runs of a row at mini scale; of those on different data, the ones on most images"
+    "The runs of a row at mini scale; of those on different data, the ones on most images"
     asked = dataclasses.asdict(row_experiment(row, scale='mini'))
     del asked['seed']
     if not len(everything): return {}
-    same = everything[(everything[[*asked]] == pd.Series(asked)).all(axis=1) & everything.current].sort_values('data_n_train')
+    same = everything[(everything[[*asked]] == pd.Series(asked)).all(axis=1)].sort_values('data_n_train')
     same = same[same.data_fingerprint == same.data_fingerprint.iloc[-1]] if len(same) else same
     return dict(sorted(zip(same.seed.tolist(), same.id)))
 
 def _samples(id:str, runs:str|Path|None)->Path: # where `pisa.study.collect` keeps them
-    return store.folder(id, runs)/'samples.npz'
+    return store.find(id, runs)/'samples.npz'
 
 def _needs(
     number:int, # of the figure
@@ -740,27 +740,29 @@ def draw(
     number:int, # of the figure, 1 to 9
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     seed:int|None=None, # of the runs; all seeds that are there if not given
+    recipe:int|None=None, # see `pisa.runs.of_one_recipe`
 )->Drawn|None: # None: runs are missing, which is printed in one line
     "Draw a figure of the paper from the runs at mini scale; a `ValueError` for a number that is none"
     if number not in FIGURES: raise ValueError(f'number={number!r} is no figure of the paper: give 1 to {max(FIGURES)}')
     if not ROWS[number]: return FIGURES[number]()
-    everything = store.load(runs)
+    everything = store.of_one_recipe(store.load(runs), recipe)
     ids = {row: runs_of(row, everything) for row in ROWS[number]}
     seeds = set.intersection(*({s for s, id in own.items() if _samples(id, runs).exists() and seed in (None, s)} for own in ids.values()))
     if not seeds: return print(_needs(number, ids, 1 if seed is None else seed, runs))
     ap = everything.set_index('id').AP
     def trained(own, seed):
         id = own[seed]
-        return Trained(store.read_record(store.folder(id, runs)), read(id, runs), {s: float(ap[i]) for s, i in own.items()})
+        return Trained(store.read_record(store.find(id, runs)), read(id, runs), {s: float(ap[i]) for s, i in own.items()})
     return FIGURES[number](*([trained(own, seed) for seed in sorted(seeds)] for own in ids.values()))
 
 # %% ../nbs/61_figures.ipynb
 def prepare(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     anew:bool=False, # those too that are there
+    recipe:int|None=None, # see `pisa.runs.of_one_recipe`
 )->None:
     "Collect the samples of all trained runs that figures need (half a minute each), and say what is not trained"
-    everything = store.load(runs)
+    everything = store.of_one_recipe(own, recipe) if len(own := store.load(runs)) else own
     for row in dict.fromkeys(row for rows in ROWS.values() for row in rows):
         ids = runs_of(row, everything)
         if not ids: print(f'{row}: not trained')

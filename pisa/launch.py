@@ -19,18 +19,18 @@ from mmengine.runner import CheckpointLoader, Runner, set_random_seed
 from tqdm.std import tqdm
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data sets of others it could not find
 from . import runs as store
-import pisa, pisa.detectors, pisa.evaluate, pisa.speed  # they register heads, COCOAP and MiniOptimWrapper
-from .core import read_json, write_bytes, write_json, write_text
+import pisa, pisa.detectors, pisa.evaluate, pisa.speed  # they register heads, COCOAP and Bfloat16OptimWrapper
+from .core import read_json, records_dir, write_bytes, write_json, write_text
 from .data import DataSpec
-from .experiments import Experiment, checkpoint_of, config, experiment, parse_overrides, positive, ranked_together, recipe
-from .speed import channels_last, keep_memory
+from .experiments import RECIPE, Experiment, checkpoint_of, config, experiment, parse_overrides, positive, ranked_together, recipe
+from .speed import bfloat16_units, channels_last, keep_memory
 
 # %% auto 0
 __all__ = ['LOOPBACK', 'WORKER', 'floats', 'Guard', 'mean_over_processes', 'Recorder', 'Progress', 'rng_state', 'set_rng_state',
-           'bare', 'Checkpoint', 'global_batch', 'share', 'devices', 'part_of', 'no_pickles', 'dangerous',
-           'find_weights', 'OwnRunner', 'quiet', 'write_bootstrap', 'fit', 'explained', 'die_with_parent', 'one_line',
-           'worker', 'failure', 'same_package', 'on_this_node', 'fit_together', 'help_with', 'prepare', 'train',
-           'train_line', 'trained', 'same_classes', 'load_weights', 'evaluate', 'add_bootstraps']
+           'bare', 'Checkpoint', 'global_batch', 'share', 'devices', 'slow_precision', 'part_of', 'no_pickles',
+           'dangerous', 'find_weights', 'OwnRunner', 'quiet', 'write_bootstrap', 'fit', 'explained', 'die_with_parent',
+           'one_line', 'worker', 'failure', 'same_package', 'on_this_node', 'fit_together', 'help_with', 'prepare',
+           'train', 'train_line', 'trained', 'same_classes', 'load_weights', 'evaluate', 'add_bootstraps']
 
 # %% ../nbs/42_launch.ipynb
 def floats(outputs:dict)->dict[str, float]:
@@ -211,6 +211,15 @@ def devices(
     return 'cuda' if gpus else 'cpu', n
 
 # %% ../nbs/42_launch.ipynb
+def slow_precision(
+    exp:Experiment,
+    gpus:str|int='auto', # see `devices`
+)->str: # '' where it is not slow
+    "What to say where bfloat16 is trained on a processor that is slow at it"
+    if exp.precision != 'bfloat16' or bfloat16_units() or (torch.cuda.is_available() and gpus): return ''
+    return ('this processor has no units for bfloat16: a step takes several times as long as in float32 (measured in nbs/bench.ipynb). '
+            "precision='float32' is faster here; it is another run")
+
 def part_of(exp:Experiment, processes:int)->Experiment:
     "The experiment as one of several processes trains it: an overridden batch size is divided"
     key = 'train_dataloader.batch_size'
@@ -531,6 +540,7 @@ def train(
                                     'A process ranks its own images together: to have it so, delete the run or give another seed')
     else:
         cfg = config(part_of(exp, n*nodes), spec, n*nodes)
+        if note := slow_precision(exp, gpus): print(note)
         find_weights(checkpoint_of(exp.backbone, exp.pretrained))
         with explained(path):
             if node: help_with(path, node)
@@ -551,7 +561,7 @@ def train_line(
     "How to train an experiment through `nbs/train.ipynb`"
     usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
     usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
-    given = {k: v for k, v in dataclasses.asdict(exp).items() if v != usual[k] and k != 'pretrained_sha256'}
+    given = {k: v for k, v in dataclasses.asdict(exp).items() if v not in (usual[k], '') and k != 'pretrained_sha256'}
     if exp.dataset != 'shapes': given['data_root'] = 'FOLDER'
     if runs: given['runs_dir'] = runs
     return 'papermill nbs/train.ipynb out.ipynb ' + ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
@@ -562,7 +572,7 @@ def trained(
     weights:str|Path|None=None, # a file in place of the run's own
 )->tuple[dict, Experiment, Path]: # the record, what was trained, the file with the weights
     "A run that can be evaluated; a `FileNotFoundError` of one line says how to have the weights where they are missing"
-    path = store.folder(run or 'none', runs)
+    path = store.find(run or 'none', runs)
     if not run or not store.is_complete(path):
         here = sorted(f.parent.name for f in path.parent.glob('*/weights.pth') if store.is_complete(f.parent))
         others = f' and {len(here) - 5} others' if here[5:] else ''
@@ -570,9 +580,13 @@ def trained(
         raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}. {known}')
     record, file = store.read_record(path), Path(weights).expanduser() if weights else path/'weights.pth'
     exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment) if f.name in record})
-    if not file.is_file(): raise FileNotFoundError(f'{file} is not there: give a file of weights' if weights else
-        f'{file} is not there: git keeps records only. Give the file (weights=), or delete the run, '
-        f'pisa.runs.delete({run!r}), and train it again: {train_line(exp, runs)}')
+    if file.is_file(): return record, exp, file
+    if weights: raise FileNotFoundError(f'{file} is not there: give a file of weights')
+    if path.parent != records_dir(runs): why, first = 'they are not in the folder of the run', f', after pisa.runs.delete({run!r})'
+    else: why, first = 'a record has none', ''
+    if record['recipe'] != RECIPE: raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=). '
+        f'Today\'s recipe is another than that of this run, and trains a run of its own: {train_line(exp, runs)}')
+    raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=), or train it{first}: {train_line(exp, runs)}')
     return record, exp, file
 
 # %% ../nbs/42_launch.ipynb

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 import pisa
-from .core import one_of, read_json, root, runs_dir, write_bytes, write_text
+from .core import one_of, read_json, records_dir, runs_dir, write_bytes, write_text
 from .data import DataSpec
 from .detectors import BACKBONES, DETECTORS
-from .experiments import DATASETS, FORMULATIONS, METHODS, SCALES, Experiment
-from .speed import has_amx
+from .experiments import DATASETS, FORMULATIONS, METHODS, PRECISIONS, RECIPE, RECIPES, SCALES, Experiment
+from .speed import bfloat16_units
 
 # %% auto 0
-__all__ = ['SCHEMA', 'PACKAGES', 'WORDS', 'TYPES', 'ADDED', 'folder', 'no_link', 'no_links', 'git_state', 'versions', 'machine',
-           'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint', 'read_checkpoint', 'last_checkpoint',
-           'describe', 'read_record', 'going_on', 'is_complete', 'read_metrics', 'scalars', 'bootstrap', 'load',
-           'compare', 'delete']
+__all__ = ['SCHEMA', 'PACKAGES', 'WORDS', 'TYPES', 'ADDED', 'KEPT', 'folder', 'is_complete', 'find', 'no_link', 'no_links',
+           'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint',
+           'read_checkpoint', 'last_checkpoint', 'describe', 'how_trained', 'read_record', 'going_on', 'read_metrics',
+           'scalars', 'bootstrap', 'load', 'of_one_recipe', 'compare', 'delete', 'add_record']
 
 # %% ../nbs/41_runs.ipynb
 SCHEMA = 1  # of run.json and of checkpoints
@@ -32,12 +32,24 @@ def folder(
     run:str, # the id
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
-    "The folder of a run; a `ValueError` for an id that is not a plain name"
+    "The folder of your own run, which is trained there; a `ValueError` for an id that is not a plain name"
     if not isinstance(run, str) or not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
         raise ValueError(f'run={run!r:.210} is not the id of a run: up to 200 letters, digits, ".", "-" and "_"')
     path = runs_dir(runs)/run
     if path.is_symlink(): raise ValueError(f'{path} is a link: a run is a folder of its own')
     return path
+
+def is_complete(path:Path)->bool:
+    "Whether a run has come to its end: its metrics are written last, and in one step"
+    return (path/'run.json').exists() and (path/'metrics.json').exists()
+
+def find(
+    run:str, # the id
+    runs:str|Path|None=None, # folder of all runs; the project's if not given
+)->Path:
+    "The folder to read a run from: your own, or where that is not complete the record, if there is one"
+    own, record = folder(run, runs), records_dir(runs)/run
+    return record if not is_complete(own) and is_complete(record) else own
 
 def no_link(file:Path)->None:
     "A `ValueError` of one line if a file of a run is a link: what is written there would go elsewhere"
@@ -71,11 +83,11 @@ def versions()->dict[str, str]:
 def machine(
     processes:int=1, # that train together
 )->dict[str, Any]:
-    "What it runs on; `amx` says whether small detectors are trained in bfloat16 (see 26_speed), `threads` are of each process"
+    "What it runs on; `bfloat16` names the processor's units for it (see 26_speed), `threads` are of each process"
     cpu = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists() and (m := re.search(r'model name\s*: (.+)', info.read_text())): cpu = m[1]
-    return {'host': platform.node(), 'cpu': cpu, 'amx': has_amx(), 'cores': os.cpu_count(),
+    return {'host': platform.node(), 'cpu': cpu, 'bfloat16': bfloat16_units(), 'cores': os.cpu_count(),
             'processes': processes, 'threads': torch.get_num_threads(),
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
@@ -205,18 +217,28 @@ def describe(
     "What will be trained, on what, by which code"
     data = {'name': spec.name, 'fingerprint': spec.fingerprint, 'classes': list(spec.classes),
             'n_train': spec.n_train, 'n_val': spec.n_val, 'area_limits': list(spec.area_limits), 'note': spec.note}
-    return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), **dataclasses.asdict(exp), 'data': data,
+    return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), 'recipe': RECIPE, **dataclasses.asdict(exp), 'data': data,
             'git': git_state(), 'versions': versions(), 'machine': machine(processes), 'resumed': 0}
 
-WORDS = {'detector': DETECTORS, 'method': METHODS, 'dataset': DATASETS, 'scale': SCALES, 'backbone': BACKBONES, 'formulation': FORMULATIONS}
+WORDS = {'detector': DETECTORS, 'method': METHODS, 'dataset': DATASETS, 'scale': SCALES, 'backbone': BACKBONES, 'formulation': FORMULATIONS,
+         'precision': ('', *PRECISIONS)}
 TYPES = {**dict.fromkeys(('id', 'overrides', 'sampler', 'pretrained', 'pretrained_sha256'), str), **dict.fromkeys(('seed', 'schema'), int),
          **dict.fromkeys(('data', 'git', 'versions', 'machine'), dict)}
 # in fields that older records do not have, what was true then
 ADDED = {'schema': SCHEMA, 'resumed': 0, **{f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}}
 
+def how_trained(
+    record:dict[str, Any], # what `run.json` holds, and `ADDED`
+)->dict[str, Any]: # `recipe`, one of `pisa.experiments.RECIPES`, 0 if the id does not come from any of them; `precision`, one of `PRECISIONS`
+    "What the id says of a training. Where it does not say the precision, at mini scale the processor decided, or an override"
+    exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
+    recipe = next((n for n in sorted(RECIPES, reverse=True) if exp.id(record['data']['fingerprint'], n) == record['id']), 0)
+    short = record['scale'] == 'mini' and record['machine'].get('amx') and "optim_wrapper.type='OptimWrapper'" not in record['overrides']
+    return {'recipe': recipe, 'precision': record['precision'] or ('bfloat16' if short else 'float32')}
+
 def read_record(
     path:Path, # the run's folder
-)->dict[str, Any]: # what `run.json` holds, and `ADDED`
+)->dict[str, Any]: # what `run.json` holds, and `ADDED`; recipe and precision as `how_trained` tells
     "The record of a run; a `ValueError` of one line if a newer pisa wrote it, or it is not the record of this run"
     file, record = path/'run.json', read_json(path/'run.json')
     if isinstance(record, dict) and type(schema := record.get('schema')) is int and schema > SCHEMA:
@@ -231,7 +253,7 @@ def read_record(
         if record['id'] != path.name: raise ValueError(f"it is that of {record['id']!r}")
     except (TypeError, ValueError) as e:
         raise ValueError(f'{file} is not the record of this run ({e}): restore it, or delete the folder') from None
-    return record
+    return record | how_trained(record)
 
 # %% ../nbs/41_runs.ipynb
 def going_on(
@@ -246,10 +268,6 @@ def going_on(
     return record | {'resumed': before.get('resumed', 0) + 1} | ({'earlier': earlier} if earlier else {})
 
 # %% ../nbs/41_runs.ipynb
-def is_complete(path:Path)->bool:
-    "Whether a run has come to its end: its metrics are written last, and in one step"
-    return (path/'run.json').exists() and (path/'metrics.json').exists()
-
 def read_metrics(
     path:Path, # the folder of a complete run
 )->dict[str, float]: # percent: AP and its relatives, as in `pisa.evaluate.coco_ap`; nan where there is no ground truth
@@ -272,7 +290,7 @@ def scalars(
     runs:str|Path|None=None,
 )->pd.DataFrame: # one row a recorded step: `step`, the losses, `lr`
     "Losses and learning rate along a training; errors of one line name the file"
-    file = folder(run, runs)/'scalars.jsonl'
+    file = find(run, runs)/'scalars.jsonl'
     if not file.exists(): raise FileNotFoundError(f'run {run!r} has recorded nothing: {file} is not there')
     try: return pd.read_json(file, lines=True)
     except ValueError as e: raise ValueError(f'{file} is damaged ({e}): restore it, or delete the line that is cut off') from None
@@ -282,27 +300,38 @@ def bootstrap(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->dict[str, np.ndarray]: # [1 + draws] each, percent: AP, AP50, AP75, perhaps AP_VOC; first of the images as they are; empty: it was not computed
     "The APs of a run on draws of its validation images, which are the same for all runs on this data"
-    file = folder(run, runs)/'bootstrap.npz'
+    file = find(run, runs)/'bootstrap.npz'
     if not file.exists(): return {}
     with np.load(file, allow_pickle=False) as data: return {k: data[k].astype(float) for k in data.files}
 
 def load(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->pd.DataFrame: # one row a complete run: parameters, data, machine, metrics, `current`
-    "All complete runs as one table, sorted by id; `current` says whether the same parameters would have this id today"
+)->pd.DataFrame: # one row a complete run: `source`, parameters, `recipe`, data, machine, metrics
+    "All complete runs as one table, sorted by id. `source` is 'own' or 'record'; where both are there, your own run counts"
     if runs and not Path(runs).expanduser().is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
-    rows = []
-    for path in sorted(runs_dir(runs).iterdir()):
-        if path.is_symlink() or path.name[0] == '.' or not is_complete(path): continue
-        try: record, metrics = read_record(path), read_metrics(path)
-        except ValueError as e:
-            warnings.warn(f'{path.name} is left out: {e}')
-            continue
-        exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
-        current = exp.id(record['data']['fingerprint']) == record['id']  # the id holds the recipe too
-        nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
-        rows.append({**record, **nested, 'current': current, **metrics})
-    return pd.DataFrame(rows)
+    rows = {}
+    for source, parent in (('record', records_dir(runs)), ('own', runs_dir(runs))):
+        for path in parent.iterdir() if parent.is_dir() else ():
+            if path.is_symlink() or path.name[0] == '.' or not is_complete(path): continue
+            try: record, metrics = read_record(path), read_metrics(path)
+            except ValueError as e:
+                warnings.warn(f'{path.name} is left out: {e}')
+                continue
+            nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
+            rows[path.name] = {'source': source, **record, **nested, **metrics}
+    return pd.DataFrame([rows[id] for id in sorted(rows)])
+
+def of_one_recipe(
+    table:pd.DataFrame, # see `load`
+    recipe:int|None=None, # that of most runs if not given, of as many the newest
+)->pd.DataFrame: # `attrs`: `recipe`, and `others`, how many runs there are of each other recipe
+    "The runs of one recipe: those of another one are other trainings, and never compared with them"
+    count = table.recipe[table.recipe > 0].value_counts().to_dict() if len(table) else {}
+    if recipe is None: recipe = max(count, key=lambda n: (count[n], n), default=RECIPE)
+    elif recipe not in count: raise ValueError(f"recipe={recipe!r}: there is no run of it. Choose from: {', '.join(map(str, sorted(count))) or 'none'}")
+    own = table[table.recipe == recipe].reset_index(drop=True) if len(table) else table.copy()
+    own.attrs = {'recipe': recipe, 'others': {n: count[n] for n in sorted(count) if n != recipe}}
+    return own
 
 # %% ../nbs/41_runs.ipynb
 def compare(
@@ -322,8 +351,10 @@ def delete(
     run:str, # the id
     runs:str|Path|None=None,
 )->None:
-    "Delete a run, so that asking for it trains it again"
+    "Delete your own run, so that asking for it trains it again"
     path = folder(run, runs)
+    if not path.exists() and (records_dir(runs)/run).is_dir():
+        raise FileNotFoundError(f'run {run!r} is a record, which is only read. It does not have to be deleted: asking for the run trains it')
     if not path.is_dir() or path.is_symlink():
         raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.runs.load() lists them')
     try:
@@ -331,3 +362,16 @@ def delete(
         shutil.rmtree(away)
     except BlockingIOError: raise
     except OSError as e: raise OSError(e.errno, f'run {run} cannot be deleted, {path.parent} cannot be written to: {e.strerror}') from None
+
+KEPT = 'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz', 'bootstrap.npz'  # in a record
+
+def add_record(
+    run:str, # the id of your own complete run
+    runs:str|Path|None=None,
+)->Path: # the record's folder
+    "Copy what is kept of a run into the records, to be committed; a `FileNotFoundError` if it is not complete"
+    path, record = folder(run, runs), records_dir(runs)/run
+    if not is_complete(path): raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}')
+    for name in KEPT:
+        if (path/name).exists(): write_bytes(record/name, (path/name).read_bytes())
+    return record

@@ -234,6 +234,8 @@ def collect(
 )->Path: # `samples.npz` in the run's folder
     "Write what the figures need of a trained run; errors of one line as from `pisa.launch.evaluate`"
     record, exp, file = trained(run, runs, weights)
+    if (path := store.find(run, runs)) != store.folder(run, runs): raise ValueError(
+        f'run {run} is a record, which is only read: copy its folder to {store.runs_dir(runs)}, and its samples are kept there')
     one_of('detector', exp.detector, ('faster_rcnn', 'mask_rcnn'))
     same_classes(record, spec)
     if type(images) is not int or images < 1: raise ValueError(f'images={images!r}: give a whole number, 1 or more')
@@ -248,7 +250,7 @@ def collect(
         found = [detections_of(model, s['logit'], s['boxes']) for s in seen]
         arrays = tables(seen, found, negatives) | curves(model, spec, seen, found, dataset.cat_ids)
     arrays |= {'images': len(seen), 'negatives': min(negatives, len(seen))}
-    buffer, path = io.BytesIO(), store.folder(run, runs)/'samples.npz'
+    buffer, path = io.BytesIO(), path/'samples.npz'
     np.savez_compressed(buffer, **{k: np.asarray(arrays[k], kind) for k, kind in (FIELDS | OBJECTS | FOUND | CURVES).items()})
     write_bytes(path, buffer.getbuffer())
     return path
@@ -272,7 +274,7 @@ def read(
     runs:str|Path|None=None,
 )->Study:
     "What was collected of a run; a `FileNotFoundError` of one line says how to collect it"
-    path, kinds = store.folder(run, runs)/'samples.npz', FIELDS | OBJECTS | FOUND | CURVES
+    path, kinds = store.find(run, runs)/'samples.npz', FIELDS | OBJECTS | FOUND | CURVES
     if not path.exists(): raise FileNotFoundError(
         f'{path} is not there: pisa.study.collect({run!r}, spec) writes it, from the weights of the run')
     with np.load(path, allow_pickle=False) as data:

@@ -14,7 +14,7 @@ import pandas as pd
 import submitit
 import torch
 from . import runs as store
-from .core import one_of, root, runs_dir, write_text
+from .core import one_of, records_dir, runs_dir, write_text
 from .data import DataSpec, load
 from .experiments import ROWS, Experiment, checkpoint_of, config, known_row, row_dataset, row_experiment, step_seconds, step_time, steps
 
@@ -77,15 +77,17 @@ def state(
     task:Task,
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     own:str|None=None, # of our job for it: 'RUNNING', or why it waits; None: there is no such job
+    reuse:bool=False, # whether a record counts as done
 )->dict[str, Any]: # state, step, loss, AP in percent, minutes, why it failed or who has it
     "What a run's folder says of it; `state` is 'done', 'failed', 'elsewhere', 'running', 'begun' or 'waiting'"
-    path = store.folder(task.id, runs)
+    path = (store.find if reuse else store.folder)(task.id, runs)
     running = own == 'RUNNING'
     out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='' if running else own or '')
     if store.is_complete(path):
         try: metrics, record = store.read_metrics(path), store.read_record(path)
         except ValueError as e: return out | dict(state='failed', why=str(e))  # damaged later
-        return out | dict(state='done', step=task.steps, AP=metrics['AP'], minutes=record.get('seconds', math.nan)/60)
+        return out | dict(state='done', step=task.steps, AP=metrics['AP'], minutes=record.get('seconds', math.nan)/60,
+                          why='a record' if path.parent == records_dir(runs) else '')
     with contextlib.suppress(OSError, ValueError, IndexError):  # not there yet, or being written at this moment
         last = json.loads((path/'scalars.jsonl').read_text().splitlines()[-1])
         out |= dict(state='running' if running else 'begun', step=last['step'], loss=last['loss'])
@@ -100,10 +102,11 @@ def overview(
     tasks:list[Task],
     runs:str|Path|None=None,
     ours:Mapping[str, str]={}, # ids that we have a job for, and 'RUNNING' or why it waits
+    reuse:bool=False, # whether a record counts as done
 )->pd.DataFrame: # one row a task; `state` is 'running' where a job is at it
     "All tasks of a plan and how far they are"
     rows = [{'row': t.row, 'detector': t.exp.detector, 'method': t.exp.method, 'seed': t.exp.seed,
-             **state(t, runs, ours.get(t.id)), 'of': t.steps, 'run': t.id} for t in tasks]
+             **state(t, runs, ours.get(t.id), reuse), 'of': t.steps, 'run': t.id} for t in tasks]
     columns = 'row detector method seed state step of loss AP minutes why run'
     return pd.DataFrame(rows, columns=columns.split())
 
@@ -332,6 +335,7 @@ def sweep(
     slurm:dict|None=None, # e.g. dict(partition='normal', time=600, nodes=2), see `Slurm`
     watch:Callable[[pd.DataFrame, str], None]|None=None, # given the overview and `in_words` whenever something changed
     poll:float=2.0, # seconds
+    reuse:bool=False, # whether to take from the records what is there, and to train the rest alone
 )->pd.DataFrame: # see `overview`
     "Train what is missing; a task that fails does not stop the others. An interrupt ends the jobs of this machine"
     local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
@@ -339,8 +343,8 @@ def sweep(
         if type(n) is not int or n < 1: raise ValueError(f'{name}={n!r}: give a whole number, 1 or more')
     gpus, folder, start = gpus_of_a_job(tasks, gpus, local), runs_dir(runs).resolve(), time.time()
     if (folder/'.submitit').is_symlink(): raise ValueError(f'{folder/".submitit"} is a link, which a sweep does not follow: remove it')
-    path = {t.id: store.folder(t.id, folder) for t in tasks}
-    waiting, seen, before = tasks, None, overview(tasks, folder)
+    path = {t.id: (store.find if reuse else store.folder)(t.id, folder) for t in tasks}
+    waiting, seen, before = tasks, None, overview(tasks, folder, reuse=reuse)
     own = Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {})
     for t in tasks:
         path[t.id].mkdir(exist_ok=True)
@@ -352,7 +356,7 @@ def sweep(
             ready = [t for t in waiting if not store.held(path[t.id])][:own.room()]
             own.submit(ready)
             waiting = [t for t in waiting if t not in ready]
-            table = overview(tasks, folder, own.running())
+            table = overview(tasks, folder, own.running(), reuse)
             if watch and (now := table[['state', 'step', 'why']].values.tolist()) != seen:
                 watch(table, in_words(table, before, time.time() - start))
                 seen = now

@@ -14,8 +14,8 @@ import pandas as pd
 import seaborn as sns
 from scipy.stats import t as student
 from . import runs as store
-from .core import figures_dir, one_of, read_json, root, runs_dir, write_json, write_text
-from .experiments import ROWS, SCALES, Experiment, row_experiment
+from .core import figures_dir, one_of, read_json, records_dir, runs_dir, write_json, write_text
+from .experiments import RECIPES, ROWS, SCALES, Experiment, row_experiment
 from .paper import published
 
 # %% auto 0
@@ -104,14 +104,15 @@ def _step(file:Path)->dict[str, dict[str, float]]: # name of a row of Table 1 to
 # %% ../nbs/60_tables.ipynb
 def read(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
+    recipe:int|None=None, # see `pisa.runs.of_one_recipe`
 )->pd.DataFrame: # `pisa.runs.load`, with `experiment` (of seed 0), `draws` (see `pisa.runs.bootstrap`) and `train_time` (s a step)
-    """The current runs, which tables are made of.
+    """The runs of one recipe, your own and the records, which tables are made of.
 
-    `attrs`: `diverged`, experiments that a sweep saw end with a loss that is no number; `earlier`, how many runs of earlier settings are left
-    out; `step`, rows to the time of a training step over the baseline's, from `bench/step.json` if it is there"""
-    table, earlier = store.load(runs), 0
+    `attrs`: those of `pisa.runs.of_one_recipe`; `diverged`, experiments that a sweep saw end with a loss that is no number; `step`, rows to
+    the time of a training step over the baseline's, from `records/bench/step.json` if it is there"""
+    table = store.of_one_recipe(store.load(runs), recipe)
+    attrs = table.attrs
     if len(table):
-        earlier, table = int((~table.current).sum()), table[table.current].reset_index(drop=True)
         fields = [f.name for f in dataclasses.fields(Experiment)]
         table['experiment'] = [Experiment(**r | {'seed': 0}) for r in table[fields].to_dict('records')]
         table['draws'] = [store.bootstrap(id, runs) for id in table.id]
@@ -123,8 +124,9 @@ def read(
         if store.is_complete(file.parent) or not file.read_text().startswith('FloatingPointError'): continue
         try: record = store.read_record(file.parent)
         except ValueError: continue  # `load` has warned of those that count
+        if record['recipe'] != attrs['recipe']: continue
         lost.append(Experiment(**{f.name: record.get(f.name, f.default) for f in dataclasses.fields(Experiment)} | {'seed': 0}))
-    table.attrs = {'diverged': lost, 'earlier': earlier, 'step': _step(runs_dir(runs)/'bench/step.json')}
+    table.attrs = attrs | {'diverged': lost, 'step': _step(records_dir(runs)/'bench/step.json')}
     return table
 
 # %% ../nbs/60_tables.ipynb
@@ -659,6 +661,10 @@ def _chance(number:int|str, part:Part)->str:
             + (f'So the interval of a difference is about {seen}; smaller effects are mostly not seen. ' if seen else '') + f'{paper}.')
 
 # %% ../nbs/60_tables.ipynb
+def _whose(cells:pd.DataFrame)->str: # '' where all are records
+    own = (cells.source == 'own').sum()
+    return f', {own} of them your own' if own else ''
+
 def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
     "What our runs of a table were trained on, how often, and at what cost; '' if there are none at the paper's scale"
     part, t = select(number, runs, scale), known(number)
@@ -670,7 +676,7 @@ def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
     stands = ', '.join(_label(big) if own == big else f'{own} for {_label(big)}' for big, own in networks.items())
     seeds = '–'.join(str(n) for n in sorted({per.min(), per.max()}))
     out = [f'*Ours, {scale} scale*: {len(per)} of {len(t.rows)} rows. Data: {_data(cells)}. '
-           f'{detector}Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs, {cost(cells)}.', _chance(number, part)]
+           f'{detector}Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs{_whose(cells)}, {cost(cells)}.', _chance(number, part)]
     if part.left: out.append(f'Left out: {part.left} on other data.')
     if n := sum(not d for d in cells.draws): out.append(f'{n} have no `bootstrap.npz`; their intervals are over seeds alone.')
     return ' '.join(out)
@@ -697,9 +703,10 @@ def caption(
            '; '.join([f'*Published*: on {where}', *notes]) + '.', *(_of_ours(number, runs, scale) for scale in SCALES)]
     if number == 1: out.append('Ours are evaluated on validation images, not on test-dev. What training costs is judged at the paper\'s scale alone.' + (
         " *Step*: the time of a training step with PISA over that without, with the paper's networks and image sizes but on a CPU, from "
-        "`runs/bench/step.json`: the losses, in which the two differ, are timed in turn, and related to a whole step; median and quartiles."
+        "`runs/records/bench/step.json`: the losses, in which the two differ, are timed in turn, and related to a whole step; median and quartiles."
         if runs.attrs.get('step') else ''))
-    if n := runs.attrs.get('earlier'): out.append(f'Not counted: {n} of earlier settings.')
+    if len(runs): out.append(f"Ours are of recipe {runs.attrs['recipe']}: {RECIPES[runs.attrs['recipe']]}." + ''.join(
+        f' Not counted: {n} runs of recipe {r} (`-p recipe {r}` draws them).' for r, n in runs.attrs['others'].items()))
     return '\n\n'.join(filter(None, out))
 
 # %% ../nbs/60_tables.ipynb
@@ -759,8 +766,8 @@ def run_ids(
 )->str: # Markdown
     "The ids of the runs that each row is made of"
     parts = {scale: select(number, runs, scale).cells for scale in SCALES}
-    ids = [f"- {_plain(', '.join(r.keys.values()))}, {scale} scale: {', '.join(f'`{i}`' for i in own)}" for r in known(number).rows
-           for scale, cells in parts.items() if len(own := cells.id[cells.row == r.name])]
+    ids = [f"- {_plain(', '.join(r.keys.values()))}, {scale} scale: {', '.join(f'`{i}`' + ' (your own)'*(s == 'own') for i, s in own)}" for r in known(number).rows
+           for scale, cells in parts.items() if (own := cells.loc[cells.row == r.name, ['id', 'source']].values.tolist() if len(cells) else [])]
     return '\n'.join(ids) or 'None.'
 
 def write(

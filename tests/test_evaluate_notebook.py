@@ -125,9 +125,13 @@ def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
     folder, run = trained
     shutil.copytree(folder / run, tmp_path / 'runs' / run, ignore=shutil.ignore_patterns('weights.pth'))
     last = papermill(tmp_path, code=1, run=run, runs_dir=tmp_path / 'runs')
-    assert last.startswith(f'FileNotFoundError: {tmp_path}/runs/{run}/weights.pth is not there: git keeps records only.')
-    assert f"pisa.runs.delete('{run}')" in last and last.endswith(
-        f"papermill nbs/train.ipynb out.ipynb -p detector mask_rcnn -p method pisa -p overrides '{' '.join(sorted(TINY.split()))}' -p runs_dir {tmp_path}/runs")
+    assert last.startswith(f'FileNotFoundError: run {run} has no weights: they are not in the folder of the run. Give the file (weights=), or train it, after pisa.runs.delete')
+    train_it = f"papermill nbs/train.ipynb out.ipynb -p detector mask_rcnn -p method pisa -p overrides '{' '.join(sorted(TINY.split()))}' -p runs_dir {tmp_path}/runs"
+    assert last.endswith(train_it)
+    (tmp_path / 'runs' / run).rename(tmp_path / 'record')
+    (tmp_path / 'record').rename((tmp_path / 'runs/records').mkdir() or tmp_path / 'runs/records' / run)
+    last = papermill(tmp_path, code=1, run=run, runs_dir=tmp_path / 'runs')
+    assert last == f'FileNotFoundError: run {run} has no weights: a record has none. Give the file (weights=), or train it: {train_it}'
     metrics, *_ = launch.evaluate(run, spec, tmp_path / 'runs', 0, folder / run / 'weights.pth')
     assert metrics == pytest.approx(read_json(folder / run / 'metrics.json'), abs=1e-2)
 

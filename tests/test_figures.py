@@ -49,7 +49,7 @@ def of_seed(name, score, images, seed):
     curve = np.linspace(1, 0, 101)
     study = Study(name, samples.drop(columns=['rank', 'local_rank', 'image_rank']), objects, found.assign(sample=found.index), images, 0,
                   precision=np.stack([np.tile(curve ** k, (10, 1)) for k in (2, 0.5, 1)]), raised_by=np.array([0, 5., 0.5]), loss_sum=np.array([20., 18, 18]))
-    return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=seed, data=dict(name='shapes', note='made up')), study, {0: 30., 1: 20.})
+    return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=seed, recipe=0, precision='float32', data=dict(name='shapes', note='made up')), study, {0: 30., 1: 20.})
 
 
 FLAT = trained('flat', lambda iou, rank, chance: 0.4 + 0.2 * chance)
@@ -197,8 +197,8 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
     of = {'table3/R-R': {1: 'b1', 2: 'b2', 3: 'b3'}, 'table4/isr': {1: 'i1', 2: 'i2'}}
     aps = {'b1': 30., 'b2': 20., 'b3': 10., 'i1': 40., 'i2': 50.}
     monkeypatch.setattr(figures, 'runs_of', lambda row, everything: of[row])
-    monkeypatch.setattr(figures.store, 'load', lambda runs: pd.DataFrame({'id': aps.keys(), 'AP': aps.values()}))
-    monkeypatch.setattr(figures.store, 'folder', lambda id, runs: tmp_path / id)
+    monkeypatch.setattr(figures.store, 'load', lambda runs: pd.DataFrame({'id': aps.keys(), 'AP': aps.values(), 'recipe': 5}))
+    monkeypatch.setattr(figures.store, 'find', lambda id, runs: tmp_path / id)
     monkeypatch.setattr(figures.store, 'read_record', lambda path: FLAT[0].record | {'seed': int(path.name[1])})
     monkeypatch.setattr(figures, 'read', lambda id, runs: dataclasses.replace((FLAT if id[0] == 'b' else STEEP)[0].study, run=id))
     for id in ('b1', 'b2', 'b3', 'i1'):
@@ -235,10 +235,10 @@ def test_parameters_of_a_notebook(notebook):
     values = {}
     exec(''.join(cell['source']), values)
     del values['__builtins__']
-    assert values == dict(runs='', out='', seed=None)
+    assert values == dict(runs='', out='', seed=None, recipe=None)
     assert not any(c.get('outputs') for c in cells)
     number = re.search(r'\d', notebook.stem)[0]
-    assert f'figures.draw({number}, runs, seed)' in ''.join(''.join(c['source']) for c in cells)
+    assert f'figures.draw({number}, runs, seed, recipe)' in ''.join(''.join(c['source']) for c in cells)
 
 
 def execute(notebook, **parameters):
@@ -257,9 +257,9 @@ def test_notebook_without_runs(number, tmp_path):
 
 @pytest.mark.parametrize('number', [n for n, rows in figures.ROWS.items() if rows])
 def test_from_the_projects_runs(number, tmp_path):
-    everything = runs.load(ROOT / 'runs')
+    everything = runs.of_one_recipe(runs.load(ROOT / 'runs'))
     ids = [figures.runs_of(row, everything) for row in figures.ROWS[number]]
-    seeds = set.intersection(*({s for s, id in own.items() if (ROOT / 'runs' / id / 'samples.npz').exists()} for own in ids))
+    seeds = set.intersection(*({s for s, id in own.items() if (runs.find(id, ROOT / 'runs') / 'samples.npz').exists()} for own in ids))
     if not seeds: pytest.skip('runs/ has not all runs of this figure')
     drawn = figures.draw(number, ROOT / 'runs')
     assert set(drawn.runs) <= {own[s] for own in ids for s in seeds} and (number == 3 or len(drawn.runs) == len(ids) * len(seeds))

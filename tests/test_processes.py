@@ -21,8 +21,8 @@ from pisa.core import read_json
 # Nothing is left to chance: no flips, batch norm as in evaluation, anchors are not sampled, ISR ranks the positives of all processes together
 SAME = ('train_cfg.max_epochs=3 train_dataloader.dataset.indices=20 train_dataloader.batch_size=4 val_dataloader.dataset.indices=7 '
         'train_dataloader.dataset.pipeline.3.prob=0.0 model.backbone.norm_eval=True model.train_cfg.isr.scope=world '
-        'optim_wrapper.type=OptimWrapper optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
-EXPERIMENT = experiments.experiment('atss', 'isr', overrides=SAME)
+        'optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
+EXPERIMENT = experiments.experiment('atss', 'isr', overrides=SAME, precision='float32')
 
 
 @pytest.fixture(scope='module')
@@ -122,11 +122,14 @@ def test_two_processes_killed_and_resumed_have_the_loss_curve_of_one(folder, tmp
     assert record['resumed'] == 1 and record['machine']['processes'] == 2 and alone['machine']['processes'] == 1
     curves = [[json.loads(line) for line in (p / 'scalars.jsonl').read_text().splitlines()] for p in (path, one)]
     assert [line['step'] for line in curves[0]] == [10, 15]
-    # The gradients are sums of the same numbers in another order: float32 rounds them to 6e-8, and 15 steps of SGD with a small
-    # learning rate add such errors up. Lines hold five digits. Losses of one process alone, or other images, differ by percents.
-    for ours, theirs in zip(*curves, strict=True): assert ours == pytest.approx(theirs, rel=1e-4)
+    # The gradients are sums of the same numbers in another order. float32 rounds a sum of a million numbers to some 1e-5 of its size, and each
+    # step passes its errors on to the next. What goes wrong with several processes (a mean that is a sum, other images, one process alone)
+    # changes losses by percents, and what the training does to a tensor of weights by as much as it does.
+    for ours, theirs in zip(*curves, strict=True): assert ours == pytest.approx(theirs, rel=1e-3)  # lines hold five digits
     weights = [torch.load(p / 'weights.pth', weights_only=True) for p in (path, one)]
-    for k, v in weights[1].items(): torch.testing.assert_close(weights[0][k], v, rtol=1e-3, atol=1e-5)
+    for k, v in weights[1].items():
+        apart, trained = (weights[0][k] - v).double().norm(), (v - state['model'][k]).double().norm()  # since the first epoch
+        assert apart <= 0.01*trained, f'{k}: {apart:.2g} apart, {trained:.2g} trained'
     detections = [read_json(p / 'detections.json') for p in (path, one)]
     assert [d['image_id'] for d in detections[0]] == [d['image_id'] for d in detections[1]]  # of all images, each once, in their order
 

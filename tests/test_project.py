@@ -2,7 +2,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 import pytest
 
@@ -29,28 +28,6 @@ def test_imports_point_to_lower_numbers_only():
 def test_opens_with_a_title_and_a_subtitle(notebook):
     first = sources(notebook, 'markdown')[0].splitlines()
     assert first[0].startswith('# ') and first[2].startswith('> '), first[:3]
-
-
-def test_core_needs_torch_alone():
-    "With every other package of the extras out of reach, pisa.hlr, pisa.isr and pisa.carl still import and run"
-    code = '''
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'mmdet', 'mmcv', 'mmengine', 'torchvision', 'fastcore', 'pandas', 'matplotlib', 'seaborn', 'tqdm', 'pycocotools', 'ipywidgets'}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Refuse())
-import torch
-from pisa.isr import isr_weights
-from pisa.carl import carl_loss
-from pisa.hlr import iou_hlr
-iou, gt, label = torch.rand(6), torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
-assert sorted(iou_hlr(iou, gt, label).tolist()) == [0, 0, 1, 1, 2, 3]
-loss = torch.rand(6)
-assert abs((isr_weights(iou, gt, label, loss) * loss).sum() - loss.sum()) < 1e-5
-assert carl_loss(torch.rand(6), loss).shape == (6,)
-'''
-    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 def test_no_api_that_only_the_continuations_have():
@@ -89,13 +66,22 @@ def test_train_notebook_keeps_its_defaults():
     exec(''.join(cell['source']), values)
     del values['__builtins__']
     assert values == dict(detector='faster_rcnn', method='pisa', dataset='auto', data_root=None, scale='auto', backbone='auto', seed=0,
-                          gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto', experiment='', nodes=1, node=0)
+                          gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto', precision='auto', experiment='', nodes=1, node=0)
 
 
 def test_committed_runs_are_complete():
     p = subprocess.run(['git', 'ls-files', 'runs'], cwd=ROOT, capture_output=True, text=True)
     if p.returncode: pytest.skip('not a git checkout')
-    folders = {Path(f).parent for f in p.stdout.split()} - {Path('runs/bench')}  # which holds benches
-    assert folders
+    files = [Path(f) for f in p.stdout.split()]
+    folders = {f.parent for f in files} - {Path('runs/records/bench')}  # which holds benches
+    assert folders and {f.parent for f in folders} == {Path('runs/records')}
     for folder in folders:
-        for name in ('run.json', 'metrics.json', 'scalars.jsonl'): assert f'{folder}/{name}' in p.stdout, f'{folder} has no {name}'
+        names = {f.name for f in files if f.parent == folder}
+        assert {'run.json', 'metrics.json', 'scalars.jsonl'} <= names <= {'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz', 'bootstrap.npz'}, folder
+
+
+def test_committed_tables_and_figures_are_of_committed_records():
+    "What was rendered where somebody had runs of their own is not committed"
+    files = [*ROOT.glob('figures/*.json'), ROOT/'nbs/paper/index.ipynb', ROOT/'README.md']
+    ids = {id for f in files for id in re.findall(r'[a-z0-9_]+-[a-z]+-[a-z]+-s\d+-[0-9a-f]{8}\b', f.read_text())} - {'faster_rcnn-pisa-shapes-s0-1a2b3c4d', 'faster_rcnn-pisa-coco-s0-1a2b3c4d'}
+    assert len(ids) > 50 and ids <= {f.name for f in (ROOT/'runs/records').iterdir()}

@@ -273,12 +273,11 @@ def test_record_fields(straight):
     assert not (straight[0] / 'checkpoints').exists()
 
 
-def test_git_keeps_the_record_only():
+def test_git_does_not_see_own_runs():
     if subprocess.run(['git', 'rev-parse'], cwd=ROOT, capture_output=True).returncode: pytest.skip('not a git checkout')
-    files = ['.lock', 'checkpoints/epoch_1.pth', 'checkpoints/epoch_1.pth.sha256', 'checkpoints/epoch_2.pth.bad', 'weights.pth',
-             'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz']
-    p = subprocess.run(['git', 'check-ignore', *(f'runs/an_id/{f}' for f in files)], cwd=ROOT, capture_output=True, text=True)
-    assert p.stdout.split() == [f'runs/an_id/{f}' for f in files[:5]]
+    files = ['runs/an_id/.lock', 'runs/an_id/run.json', 'runs/an_id/checkpoints/epoch_1.pth', 'runs/mask_rcnn.ipynb', 'runs/records/an_id/run.json']
+    p = subprocess.run(['git', 'check-ignore', *files], cwd=ROOT, capture_output=True, text=True)
+    assert p.stdout.split() == files[:4]
 
 
 # ---- what a record says can be trusted

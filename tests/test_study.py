@@ -185,14 +185,14 @@ def test_refusals(collected, folder, tmp_path, spec):
     run = collected.run
     with pytest.raises(ValueError, match='negatives=-1: give a whole number of images'): study.collect(run, spec, folder, negatives=-1)
     (runs.folder(run, folder) / 'weights.pth').rename(tmp_path / 'w.pth')
-    with pytest.raises(FileNotFoundError, match='git keeps records only'): study.collect(run, spec, folder)
+    with pytest.raises(FileNotFoundError, match='has no weights: they are not in the folder of the run'): study.collect(run, spec, folder)
     assert study.collect(run, spec, folder, images=1, weights=tmp_path / 'w.pth').exists()
     with pytest.raises(FileNotFoundError, match='there is no complete run'): study.collect('none', spec, folder)
 
 
 def test_committed_studies():
     "Small, of the format of today, and with the AP that the training recorded"
-    found = sorted((core.root() / 'runs').glob('*/samples.npz'))
+    found = sorted((core.root() / 'runs/records').glob('*/samples.npz'))
     if not found: pytest.skip('no run in runs/ has samples.npz')
     compared = 0
     for file in found:

@@ -73,6 +73,19 @@ def test_the_notebook_leaves_what_is_done_and_shows_what_failed(tmp_path):
     assert read_json(path / 'metrics.json') == {'AP': 12.3} and not (path / 'job.log').exists()
 
 
+def test_records_are_trained_unless_they_are_to_be_reused(spec, tmp_path):
+    one, other = plan(spec, ['table4/isr', 'table4/carl'])
+    path = runs.folder(one.id, tmp_path / 'records')
+    write_json(path / 'run.json', runs.describe(one.exp, spec) | {'seconds': 60., 'steps': 4})
+    write_json(path / 'metrics.json', {'AP': 99.})
+    table = sweep.sweep([one, other], 2, tmp_path, poll=0.2, reuse=True)
+    assert table.state.tolist() == ['done', 'done'] and table.why.tolist() == ['a record', ''] and table.AP[0] == 99
+    assert runs.load(tmp_path).set_index('id').source.to_dict() == {one.id: 'record', other.id: 'own'}
+    table = sweep.sweep([one, other], 2, tmp_path, poll=0.2)
+    assert table.state.tolist() == ['done', 'done'] and table.AP[0] < 99
+    assert runs.load(tmp_path).source.tolist() == ['own', 'own'] and runs.read_metrics(path) == {'AP': 99.}
+
+
 def test_a_killed_job_does_not_stop_the_others(spec, tmp_path):
     tasks = plan(spec, ['table4/baseline'], overrides=LONGER) + plan(spec, ['table4/isr'])
     killed = []

@@ -8,7 +8,7 @@ from scipy import stats
 
 pytest.importorskip('mmdet')
 from refusal import refused
-from pisa import paper, tables
+from pisa import paper, runs as store, tables
 from pisa.core import write_json
 from pisa.experiments import row_experiment
 
@@ -266,9 +266,9 @@ def test_time_is_compared_on_the_same_machine_alone(tmp_path):
 def test_time_at_mini_scale_is_the_benchs(folder):
     assert 'ours, full size' not in tables.shown(tables.table(1, tables.read(folder)))
     row = lambda method, ratio: dict(method=method, step_ratio=ratio, low=ratio - .02, high=ratio + .01)
-    (folder/'bench').mkdir()
-    write_json(folder/'bench/step.json', {'tables': [{'title': f'{d}: a step', 'rows': [row('baseline', 1.), row('pisa', r), row('mmdet', 9.)]}
-                                                     for d, r in (('faster_rcnn', 1.01), ('ssd300', 1.02), ('unheard_of', 7.))]})
+    (folder/'records/bench').mkdir(parents=True)
+    write_json(folder/'records/bench/step.json', {'tables': [{'title': f'{d}: a step', 'rows': [row('baseline', 1.), row('pisa', r), row('mmdet', 9.)]}
+                                                             for d, r in (('faster_rcnn', 1.01), ('ssd300', 1.02), ('unheard_of', 7.))]})
     runs = tables.read(folder)
     shown = tables.shown(tables.table(1, runs))['ours, full size', 'step']
     assert shown[shown != ''].to_dict() == {('Faster R-CNN', 'ResNet-50', 'PISA'): '×1.010\n0.990–1.020', ('SSD300', 'VGG16', 'PISA'): '×1.020\n1.000–1.030'}
@@ -340,14 +340,51 @@ def test_claims_in_words_are_those_of_the_numbers(folder):
     assert r'H\*' in text and '<' not in text and 'nan' not in text and '-0.0' not in text
 
 
-def test_runs_of_earlier_settings_are_counted(folder):
+def test_a_run_that_no_recipe_gives_is_not_counted(folder):
     old = folder/'faster_rcnn-baseline-shapes-s9-00000000'
     old.mkdir()
     record = json.loads(next(folder.glob('*/run.json')).read_text())
     write_json(old/'run.json', record | dict(id=old.name))
     write_json(old/'metrics.json', dict(AP=99.))
-    runs = tables.read(folder)
-    assert len(runs) == 9 and 'Not counted: 1 of earlier settings' in tables.caption(3, runs)
+    assert len(store.load(folder)) == 10 and len(tables.read(folder)) == 9
+
+
+def of_recipe_4(folder, row, seed, ap, amx, where='records'):
+    "A record of the time when the processor decided on the precision"
+    new = run(folder, row, seed, ap)
+    record = json.loads((folder/new/'run.json').read_text())
+    exp = dataclasses.replace(row_experiment(row, scale='mini', seed=seed), precision='')
+    record |= dict(id=exp.id('shapes-1', 4), machine=record['machine'] | dict(amx=amx))
+    del record['precision']
+    (folder/where).mkdir(exist_ok=True)
+    (folder/new).rename(folder/where/record['id'])
+    write_json(folder/where/record['id']/'run.json', record)
+    return record['id']
+
+
+def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
+    old = [of_recipe_4(tmp_path, row, seed, ap, amx=True) for row in PRIME for seed, ap in ((0, 30.), (1, 31.))]
+    of_recipe_4(tmp_path, 'table3/R-R', 2, 99., amx=False)  # trained in float32 under a name that says nothing of it
+    new = [run(tmp_path, row, 0, 50.) for row in PRIME]
+    runs = tables.read(tmp_path)
+    assert runs.attrs['recipe'] == 4 and runs.attrs['others'] == {5: 2} and set(runs.source) == {'record'}
+    assert set(tables.select(3, runs).cells.id) == set(old)
+    assert 'recipe 4: at mini scale the processor decides' in (said := tables.caption(3, runs))
+    assert 'Not counted: 2 runs of recipe 5 (`-p recipe 5` draws them)' in said and 'your own' not in said
+    runs = tables.read(tmp_path, recipe=5)
+    assert set(tables.select(3, runs).cells.id) == set(new)
+    assert '2 runs, 2 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)
+    refused(lambda: tables.read(tmp_path, recipe=3), 'recipe=3: there is no run of it. Choose from: 4, 5')
+
+
+def test_an_own_run_counts_in_place_of_a_record_of_the_same_training(folder):
+    id = run(folder, 'table3/H-H', 0, 41.)
+    store.add_record(id, folder)
+    write_json(folder/id/'metrics.json', dict(AP=43.))
+    of = lambda: store.load(folder).set_index('id').loc[id, ['AP', 'source']].tolist()
+    assert of() == [43., 'own'] and len(tables.read(folder)) == 10
+    store.delete(id, folder)
+    assert of() == [41., 'record']
 
 
 def test_overview_counts_a_comparison_once(folder):

@@ -15,15 +15,15 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pisa import data, experiments
 from pisa.detectors import DETECTORS
-from pisa.speed import channels_last, has_amx
+from pisa.speed import bfloat16_units, channels_last
 from record import against, paired, report, words
 
-SLOW = 'optim_wrapper.type=OptimWrapper optim_wrapper.optimizer.fused=False'
+SLOW = 'optim_wrapper.optimizer.fused=False'
 EXTRACTOR, RPN = ' model.roi_head.{}.type=SingleRoIExtractor', ' model.rpn_head.type=RPNHead'
 
 
-def stepper(detector, spec, overrides):
-    cfg = experiments.config(experiments.experiment(detector, overrides=overrides), spec)
+def stepper(detector, spec, overrides='', precision='auto'):
+    cfg = experiments.config(experiments.experiment(detector, overrides=overrides, precision=precision), spec)
     torch.manual_seed(0)
     with contextlib.redirect_stdout(None):
         model = MODELS.build(cfg.model).train()
@@ -39,8 +39,9 @@ def bench(detector):
     model = experiments.config(experiments.experiment(detector), spec).model
     slow = SLOW + ''.join(EXTRACTOR.format(key) for key in ('bbox_roi_extractor', 'mask_roi_extractor') if key in model.get('roi_head', {}))
     if 'rpn_head' in model: slow += RPN
-    steps = {'plain': stepper(detector, spec, slow), 'as it is': stepper(detector, spec, '')}
-    report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8, bfloat16=has_amx())
+    steps = {'plain': stepper(detector, spec, slow, 'float32'), 'as it is': stepper(detector, spec)}
+    report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8,
+           bfloat16=bfloat16_units() or 'no units')
 
 
 if __name__ == '__main__':

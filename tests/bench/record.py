@@ -1,11 +1,11 @@
-"""What a bench measured: printed, and with `--record` kept in `runs/bench/NAME.json`, which `nbs/bench.ipynb` draws."""
+"""What a bench measured: printed, and with `--record` kept in `runs/records/bench/NAME.json`, which `nbs/bench.ipynb` draws."""
 import sys
 import time
 import numpy as np
 import pandas as pd
 import torch
 from pisa import runs
-from pisa.core import root, write_json
+from pisa.core import records_dir, write_json
 
 
 def paired(functions, rounds, clock=time.process_time, repeats=1):
@@ -34,7 +34,7 @@ def report(name, title, rows, **about):
     print(f'\n{title}' + ''.join(f'; {k} {v}' for k, v in about.items()))
     print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f'{x:.4g}'), flush=True)
     if '--record' not in sys.argv: return
-    file = root() / 'runs' / 'bench' / f'{name}.json'
+    file = records_dir() / 'bench' / f'{name}.json'
     tables = _written.setdefault(name, [])
     tables.append({'title': title, 'about': about, 'rows': rows})
     write_json(file, {'git': runs.git_state(), 'versions': runs.versions(), 'machine': runs.machine(), 'tables': tables})

@@ -81,8 +81,8 @@ def test_two_gpus_over_nccl(tmp_path):
     from pisa import data, experiments, launch, runs
     same = ('train_cfg.max_epochs=3 train_dataloader.dataset.indices=20 train_dataloader.batch_size=4 val_dataloader.dataset.indices=7 '
             'train_dataloader.dataset.pipeline.3.prob=0.0 model.backbone.norm_eval=True model.train_cfg.isr.scope=world '
-            'optim_wrapper.type=OptimWrapper optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
-    exp, spec = experiments.experiment('atss', 'isr', overrides=same), data.load('shapes', n_train=64, n_val=16)
+            'optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
+    exp, spec = experiments.experiment('atss', 'isr', overrides=same, precision='float32'), data.load('shapes', n_train=64, n_val=16)
     curves = []
     for name, gpus, processes in (('gpus', 2, 1), ('cpu', 0, 2)):
         path = launch.train(exp, spec, tmp_path / name, gpus=gpus, processes=processes)
