@@ -6,8 +6,8 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-from .hlr import _check_vectors
-from .isr import _at_least_float32, _check_curve
+from .hlr import check_vectors
+from .isr import at_least_float32, check_curve
 
 # %% auto 0
 __all__ = ['carl_weights', 'carl_loss']
@@ -20,10 +20,10 @@ def carl_weights(
     mask:Tensor|None=None, # BoolTensor[N], the positives. All boxes if not given
 )->Tensor: # FloatTensor[N], with mean 1 inside the mask and 0 outside
     "Classification awareness c_i of each box (Eq. 4, v1); gradients flow to `prob`"
-    _check_curve(k, b, ('k', 'b'), zero=False)
+    check_curve(k, b, ('k', 'b'), zero=False)
     if prob.dim() != 1: raise ValueError(f'prob must be [N], not {list(prob.shape)}')
-    _check_vectors(prob.shape[0], mask=mask)
-    prob = _at_least_float32(prob)
+    check_vectors(prob.shape[0], mask=mask)
+    prob = at_least_float32(prob)
     if mask is not None: prob = torch.where(mask, prob, 1.)  # whatever is there, it does not reach the gradient
     v = ((1 - b)*prob + b).clamp(min=1e-6)
     if k != 1: v = v**k
@@ -49,7 +49,7 @@ def carl_loss(
     c = carl_weights(prob.detach() if detach else prob, k, b, mask)
     n, shape = prob.shape[0], tuple(reg_loss.shape)
     if shape not in ((n,), (n, 4)): raise ValueError(f'reg_loss must be [{n}] or [{n}, 4] like prob, not {list(shape)}')
-    loss = _at_least_float32(reg_loss)
+    loss = at_least_float32(reg_loss)
     if loss.dim() == 2: c, mask = c[:, None], None if mask is None else mask[:, None]
     if mask is not None: loss = torch.where(mask, loss, 0.)
     loss, before = c*loss, loss.detach()

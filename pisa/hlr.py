@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 # %% auto 0
-__all__ = ['hierarchical_local_rank', 'iou_hlr', 'score_hlr']
+__all__ = ['check_score', 'check_vectors', 'hierarchical_local_rank', 'iou_hlr', 'score_hlr']
 
 # %% ../nbs/10_hlr.ipynb
-def _check_score(
+def check_score(
     name:str, # the parameter's name, for the message
     score:Tensor, # what is ranked by
 )->int: # N
@@ -20,7 +20,7 @@ def _check_score(
     if not score.is_floating_point(): raise ValueError(f'{name} must be floating point, not {score.dtype}')
     return score.shape[0]
 
-def _check_vectors(
+def check_vectors(
     n:int, # N
     **vectors, # tensors by parameter name; None is passed over
 )->None:
@@ -36,190 +36,54 @@ def _check_vectors(
 # %% ../nbs/10_hlr.ipynb
 def _place_in_run(
     ids:Tensor, # [N] sorted
-    mask:Tensor|None=None, # BoolTensor[N] in the same order; what is False is not counted
-)->tuple[Tensor, Tensor]: # IntTensor[N] twice
-    "For each element the number of elements before it in its run of equal `ids`, and of all elements of the run"
-    start, end = (torch.searchsorted(ids, ids, out_int32=True, right=right) for right in (False, True))
-    if mask is None: return torch.arange(len(ids), dtype=torch.int32, device=ids.device) - start, end - start
-    upto = mask.cumsum(0, dtype=torch.int32)
-    before = upto - mask.int()
-    return before - before[start], upto[end - 1] - before[start]
-
-# %% ../nbs/10_hlr.ipynb
-def _ranking_by_sorts(
-    score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None,
-)->tuple[Tensor, Tensor, Tensor]: # the samples in the order of classes and ranks; the rank and the class's size of each
-    "What `hierarchical_local_rank` is made of, on any device"
-    def pick(order): return None if mask is None else mask.gather(0, order)
-    score = score.detach()
-    order = (-score if score.element_size() > 2 else -score.float()).sort(stable=True)[1]
-    ids, by = group.gather(0, order).sort(stable=True)
-    place = _place_in_run(ids, None if mask is None else pick(order.gather(0, by)))[0]
-    local = torch.empty_like(place).scatter_(0, by, place)  # in order of score
-    order = order.gather(0, local.sort(stable=True)[1])
-    if cls is None: ids = torch.zeros_like(order)
-    else:
-        ids, by = cls.gather(0, order).sort(stable=True)
-        order = order.gather(0, by)
-    return order, *_place_in_run(ids, pick(order))
-
-# %% ../nbs/10_hlr.ipynb
-try: import numpy as np
-except ImportError: np = None  # torch does without
-
-def _arrays(*tensors)->list|None: # numpy's view of each; None stays None
-    "The tensors as arrays where numpy can work on them: on a CPU, with numpy, outside of `torch.compile`"
-    if np is None or torch.compiler.is_compiling(): return None
-    for t in tensors:
-        if t is not None and (type(t) is not Tensor or not t.is_cpu): return None
-    return [None if t is None else t.numpy() for t in tensors]
-
-# %% ../nbs/10_hlr.ipynb
-def _descending_bits(
-    score, # float32[N]
-): # int64[N], from 0 to 2**32 - 1
-    "Integers that ascend as the score descends, equal for equal scores, the largest for NaN"
-    bits = score.view(np.uint32)
-    if bits.max(initial=0) <= 0x7f800000: return np.int64(0x7f800000) - bits  # all from 0 to infinity, as IoUs and scores are
-    bits = (0 - score).view(np.int32)  # 0 - x is never -0
-    bits = (bits ^ (bits >> 31 & 0x7fffffff)) + np.int64(2**31)
-    if (nan := np.isnan(score)).any(): bits[nan] = 2**32 - 1
-    return bits
-
-# %% ../nbs/10_hlr.ipynb
-def _not_negative(
-    ids, # integers[N]
-): # int64[N], and the bits that they need
-    "Ids that are at least 0: as they are, or shifted so that the smallest is 0"
-    ids = ids.astype(np.int64, copy=False)
-    bits = int(np.bitwise_or.reduce(ids))
-    if bits < 0 or bits >= 2**32:
-        low, high = int(ids.min()), int(ids.max())
-        ids, bits = ids - low, high - low  # which wraps round if they are 64 bits apart, too many for `_ranking_by_integers`
-    return ids, bits.bit_length()
-
-# %% ../nbs/10_hlr.ipynb
-def _runs(
-    ids, # integers[N], sorted
-): # int64[runs] twice
-    "Where each run of equal `ids` begins, and its size"
-    cut = np.ones(len(ids) + 1, bool)
-    np.not_equal(ids[1:], ids[:-1], out=cut[1:-1])
-    cuts = cut.nonzero()[0]
-    return cuts[:-1], cuts[1:] - cuts[:-1]
-
-# %% ../nbs/10_hlr.ipynb
-def _places(
-    ids, # integers[N], sorted
-    at, # 0 .. N - 1
-    mask=None, # bool[N] in the same order
-): # int64[N] twice
-    "`_place_in_run` of arrays"
-    starts, size = _runs(ids)
-    if mask is None: return at - starts.repeat(size), size.repeat(size)
-    upto = mask.cumsum()
-    before = (upto - mask)[starts]
-    return upto - mask - before.repeat(size), (upto[starts + size - 1] - before).repeat(size)
-
-# %% ../nbs/10_hlr.ipynb
-def _ranking_by_integers(
-    score, group, cls, mask, # arrays[N]; the score float32
-): # int64[N] three times; None: the ids are too far apart
-    "`_ranking_by_sorts` of arrays"
-    n = len(score)
-    at, b = np.arange(n), (n - 1).bit_length()
-    position = (1 << b) - 1  # the bits of it
-    (s, s_bits), (group, group_bits) = (_descending_bits(score), 32), _not_negative(group)
-    cls, cls_bits = (0*at, 0) if cls is None else _not_negative(cls)
-
-    def by_rank(s):
-        out = np.empty_like(at)
-        out[np.sort((s << b) | at) & position] = at
-        return out
-
-    def in_order(key, bits, drop=0): # by `key`, then by `last`, which has so many bits: the order, and the keys in it less some bits
-        key = key << bits
-        key |= last
-        key.sort()
-        order = key & position
-        key >>= bits + drop
-        return order, key
-
-    if group_bits + s_bits + b > 63: s, s_bits = by_rank(s), b
-    if group_bits + s_bits + b > 63: return None
-    last = (s << b) | at
-    order, ids = in_order(group, s_bits + b)
-    local = np.empty_like(at)
-    local[order] = _places(ids, at, None if mask is None else mask[order])[0]
-
-    local_bits = int(local.max()).bit_length()
-    if cls_bits + local_bits + s_bits + b > 63: last, s_bits = (by_rank(s) << b) | at, b
-    if cls_bits + local_bits + s_bits + b > 63: return None
-    order, ids = in_order((cls << local_bits) | local, s_bits + b, local_bits)
-    return order, *_places(ids, at, None if mask is None else mask[order])
-
-# %% ../nbs/10_hlr.ipynb
-def _ranking(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->tuple: # three tensors, or three arrays
-    "`_ranking_by_sorts`, or the same by integers where that can be"
-    if len(score) and score.element_size() <= 4:
-        arrays = _arrays(score.detach().float(), group, cls, mask)
-        if arrays and (found := _ranking_by_integers(*arrays)): return found
-    return _ranking_by_sorts(score, group, cls, mask)
-
-def _back(
-    order, values, # tensors, or arrays
-    mask:Tensor|None, fill:float, dtype:str,
-)->Tensor: # [N]
-    "Values in order, put where they belong, with `fill` outside the mask"
-    if isinstance(order, Tensor):
-        values = values.to(getattr(torch, dtype))
-        out = torch.empty_like(values).scatter_(0, order, values)
-    else:
-        out = np.empty(len(order), dtype)
-        out[order] = values
-        out = torch.from_numpy(out)
-    return out if mask is None else torch.where(mask, out, fill)
-
-def _rank(score:Tensor, group:Tensor, cls:Tensor|None, mask:Tensor|None)->Tensor:
-    "`hierarchical_local_rank` without the checks"
-    order, place, _ = _ranking(score, group, cls, mask)
-    return _back(order, place, mask, -1, 'int64')
+)->Tensor: # LongTensor[N]
+    "For each element the number of elements before it in its run of equal `ids`"
+    return torch.arange(len(ids), device=ids.device) - torch.searchsorted(ids, ids)
 
 # %% ../nbs/10_hlr.ipynb
 def hierarchical_local_rank(
     score:Tensor, # [N] floating point, larger is more important
-    group:Tensor, # [N] integer ids; samples of one id compete for the local rank
-    cls:Tensor|None=None, # [N] integer ids; each is ranked apart. One class if not given
+    group:Tensor, # [N] ids from 0; samples of one id compete for the local rank
+    cls:Tensor|None=None, # [N] ids from 0, below 2**63/N; each is ranked apart. One class if not given
     mask:Tensor|None=None, # BoolTensor[N], what is False is left out. All are ranked if not given
 )->Tensor: # LongTensor[N], 0 is the most important of its class, -1 is left out
     """Rank by local rank, then by score (Sections 3 and 4.1, v1).
 
     Within each `group` the samples are numbered by descending `score`: the local rank. Within each `cls` they are then
     ordered by (local rank ascending, score descending), and the position, from 0 to n_j - 1 with n_j the samples of the
-    class that are not left out, is the result. Ties go to the earlier sample, NaN ranks last in its group. Ids may be any
-    integers. The rank is exact: scores are compared, never added to. No gradient, no host synchronisation.
+    class that are not left out, is the result. Ties go to the earlier sample, NaN ranks last in its group. The rank is
+    exact: scores are compared, never added to. No gradient, no host synchronisation.
 
     A `ValueError` is raised where shapes or types do not fit."""
-    _check_vectors(_check_score('score', score), group=group, cls=cls, mask=mask)
-    return _rank(score, group, cls, mask)
+    n = check_score('score', score)
+    check_vectors(n, group=group, cls=cls, mask=mask)
+    group, cls = group.long(), torch.zeros_like(group, dtype=torch.long) if cls is None else cls.long()
+    if mask is not None: group, cls = group.where(mask, -1), cls.where(mask, -1)
+    score = score.detach().to(torch.promote_types(score.dtype, torch.float32))  # shorter types cannot be sorted everywhere
+    order = score.neg().sort(stable=True)[1]
+    ids, by = group[order].sort(stable=True)
+    local = torch.empty_like(by).scatter_(0, by, _place_in_run(ids))
+    key, by = (cls[order]*n + local).sort(stable=True)
+    rank = torch.empty_like(by).scatter_(0, order[by], _place_in_run(key.div(max(n, 1), rounding_mode='floor')))
+    return rank if mask is None else rank.where(mask, -1)
 
 # %% ../nbs/10_hlr.ipynb
 def iou_hlr(
     iou:Tensor, # [N] from 0 to 1, IoU of the regressed box and its ground truth
-    gt:Tensor, # [N] integer id of the ground truth, distinct in the whole batch
-    label:Tensor, # [N] class of the ground truth
+    gt:Tensor, # [N] id of the ground truth, from 0, distinct in the whole batch
+    label:Tensor, # [N] class of the ground truth, from 0
     mask:Tensor|None=None, # BoolTensor[N], the positives. All samples if not given
 )->Tensor: # LongTensor[N], 0 .. n_j - 1 within class j, -1 outside the mask
     "IoU hierarchical local rank of positive samples (Section 3, v1); see `hierarchical_local_rank`"
-    _check_vectors(_check_score('iou', iou), gt=gt, label=label, mask=mask)
-    return _rank(iou, gt, label, mask)
+    check_vectors(check_score('iou', iou), gt=gt, label=label, mask=mask)  # by their names here
+    return hierarchical_local_rank(iou, gt, label, mask)
 
 # %% ../nbs/10_hlr.ipynb
 def score_hlr(
     score:Tensor, # [N] score of a negative, larger is more important
-    cluster:Tensor, # [N] integer id of its cluster, distinct in the whole batch
+    cluster:Tensor, # [N] id of its cluster, from 0, distinct in the whole batch
     mask:Tensor|None=None, # BoolTensor[N], the negatives to rank. All samples if not given
 )->Tensor: # LongTensor[N], 0 .. n - 1, -1 outside the mask
     "Score hierarchical local rank of negative samples (ISR-N, v2), as one class; see `hierarchical_local_rank`"
-    _check_vectors(_check_score('score', score), cluster=cluster, mask=mask)
-    return _rank(score, cluster, None, mask)
+    check_vectors(check_score('score', score), cluster=cluster, mask=mask)
+    return hierarchical_local_rank(score, cluster, mask=mask)

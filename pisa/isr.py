@@ -6,10 +6,10 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-from .hlr import iou_hlr, _back, _check_score, _check_vectors, _ranking
+from .hlr import check_score, check_vectors, iou_hlr
 
 # %% auto 0
-__all__ = ['importance', 'importance_weight', 'preserve_loss', 'isr_weights']
+__all__ = ['importance', 'at_least_float32', 'check_curve', 'importance_weight', 'preserve_loss', 'isr_weights']
 
 # %% ../nbs/11_isr.ipynb
 def importance(
@@ -19,22 +19,20 @@ def importance(
 )->Tensor: # FloatTensor[N], from 1/n_j to 1, and 0 outside the mask
     "Importance of each sample, linear in its rank (Eq. 1, v1); n_j counts the samples of its class inside the mask"
     if rank.dim() != 1: raise ValueError(f'rank must be [N], not {list(rank.shape)}')
-    _check_vectors(len(rank), rank=rank, label=label, mask=mask)
-    if label is None: n = len(rank) if mask is None else mask.sum()
-    else:
-        ids = label.sort()[0]
-        run = torch.searchsorted(ids, label)  # one number for each class, below N
-        if mask is None: n = torch.searchsorted(ids, label, right=True) - run
-        else: n = torch.zeros_like(run).scatter_add_(0, run, mask.long()).gather(0, run)
-    u = (n - rank).float() / n
-    return u if mask is None else torch.where(mask, u, 0.)
+    check_vectors(len(rank), rank=rank, label=label, mask=mask)
+    label = torch.zeros_like(rank) if label is None else label.long()
+    if mask is not None: label = label.where(mask, -1)  # a class of its own for what was left out
+    ids = label.sort()[0]
+    n = torch.searchsorted(ids, label, right=True) - torch.searchsorted(ids, label)
+    u = (n - rank)/n
+    return u if mask is None else u.where(mask, 0.)
 
 # %% ../nbs/11_isr.ipynb
-def _at_least_float32(x:Tensor)->Tensor: # float32, or float64 if `x` is that
+def at_least_float32(x:Tensor)->Tensor: # float32, or float64 if `x` is that
     "`x` in the type that weights are computed in"
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
-def _check_curve(
+def check_curve(
     degree:float, # at least 0
     bias:float, # 0 <= bias < 1
     names:tuple[str, str]=('gamma', 'beta'), # what the caller knows them by
@@ -53,8 +51,8 @@ def importance_weight(
     beta:float=0.0, # bias, 0 <= beta < 1
 )->Tensor: # FloatTensor[...], from beta**gamma to 1
     "Loss weight of each importance (Eq. 2, v1)"
-    _check_curve(gamma, beta)
-    u = _at_least_float32(u)
+    check_curve(gamma, beta)
+    u = at_least_float32(u)
     return ((1 - beta)*u + beta if beta else u)**gamma
 
 # %% ../nbs/11_isr.ipynb
@@ -69,11 +67,11 @@ def preserve_loss(
     Inside the mask this is `base*weight*ratio` with `ratio = sum(base*loss) / sum(base*weight*loss)`, outside it is
     `base`. The ratio is 1 where the fraction is not finite or the sum below is zero."""
     if weight.dim() != 1: raise ValueError(f'weight must be [N], not {list(weight.shape)}')
-    _check_vectors(len(weight), loss=loss, base=base, mask=mask)
-    weight, loss = _at_least_float32(weight.detach()), _at_least_float32(loss.detach())
+    check_vectors(len(weight), loss=loss, base=base, mask=mask)
+    weight, loss = at_least_float32(weight.detach()), at_least_float32(loss.detach())
     before = loss
     if base is not None:
-        base = _at_least_float32(base.detach())
+        base = at_least_float32(base.detach())
         weight, before = base*weight, base*loss
     after = weight*loss
     if mask is not None: before, after = torch.where(mask, before, 0.), torch.where(mask, after, 0.)
@@ -93,8 +91,5 @@ def isr_weights(
     mask:Tensor|None=None, # BoolTensor[N], the positives. All samples if not given
 )->Tensor: # FloatTensor[N], to be used instead of `base`; no gradient flows through it
     "Importance-based Sample Reweighting: IoU-HLR, then Eq. 1, 2 and 3 (v1); outside the mask the weights are `base`"
-    _check_vectors(_check_score('iou', iou), gt=gt, label=label, mask=mask)
-    order, rank, n = _ranking(iou, gt, label, mask)
-    if mask is not None: n = n.clip(1)  # a class may be wholly outside
-    u = _back(order, (n - rank)/n, mask, 0., 'float32')  # `importance`; the ranking knows the sizes of the classes already
+    u = importance(iou_hlr(iou, gt, label, mask), label, mask)
     return preserve_loss(importance_weight(u, gamma, beta), loss, base, mask)

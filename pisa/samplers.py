@@ -16,7 +16,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, cat_boxes, get_box_tensor
 from .core import one_of
 from .hlr import score_hlr
-from .isr import _check_curve, importance_weight, preserve_loss
+from .isr import check_curve, importance_weight, preserve_loss
 
 # %% auto 0
 __all__ = ['HLR_DEFAULTS', 'POS', 'NEG', 'own_class', 'probabilities', 'class_loss', 'random_choice', 'hardest', 'nms_match',
@@ -249,7 +249,7 @@ class PrimeSampler:
         if mines(self) and not hasattr(context, '_bbox_forward'):
             raise ValueError(f"{name} mines with an RoI head, and context is {type(context).__name__}: use pos='R', neg='R' here")
         self.hlr, self.context = {**HLR_DEFAULTS, **(hlr or {})}, context
-        _check_curve(self.hlr['power'], self.hlr['bias'], ('hlr.power', 'hlr.bias'))
+        check_curve(self.hlr['power'], self.hlr['bias'], ('hlr.power', 'hlr.bias'))
         for key in ('score_thr', 'iou_thr'):
             if isinstance(self.hlr[key], str) or not 0 <= self.hlr[key] <= 1: raise ValueError(f'hlr.{key} must be from 0 to 1, not {self.hlr[key]!r}')
         self.stage = context.current_stage if hasattr(context, 'num_stages') else None

@@ -14,7 +14,7 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor
 from .carl import carl_loss
 from .core import one_of
-from .isr import _check_curve, isr_weights
+from .isr import check_curve, isr_weights
 from .samplers import class_loss, own_class, probabilities, refuse_mining_with_focal
 
 # %% auto 0
@@ -42,13 +42,13 @@ def prime_config(
     if 'rcnn' in (train_cfg or {}): raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
     isr, carl = complete('isr', ISR_DEFAULTS), complete('carl', CARL_DEFAULTS)
     if isr:
-        _check_curve(isr['gamma'], isr['beta'], ('isr.gamma', 'isr.beta'))
+        check_curve(isr['gamma'], isr['beta'], ('isr.gamma', 'isr.beta'))
         one_of('isr.metric', isr['metric'], ISR_METRICS)
         scope = isr['scope']
         if not (scope in ('batch', 'image', 'world') or (type(scope) is int and scope > 0)):
             raise ValueError(f"isr.scope={scope!r} is not known. Choose from: 'batch', 'image', 'world', a number of images")
     if carl:
-        _check_curve(carl['k'], carl['b'], ('carl.k', 'carl.b'), zero=False)
+        check_curve(carl['k'], carl['b'], ('carl.k', 'carl.b'), zero=False)
         one_of('carl.form', carl['form'], ('replace', 'add'))
     return isr, carl
 

@@ -107,8 +107,9 @@ def test_lowest_versions(installed, tmp_path):
     version, = (s.version for s in torch.specifier if s.operator == '>=')
     subprocess.run([python, '-m', 'venv', tmp_path/'env'], check=True)
     python = tmp_path/'env/bin/python'
-    # torch of that time was built with numpy 1
-    subprocess.run([python, '-m', 'pip', 'install', '-q', f'torch=={version}.*' if version.count('.') == 1 else f'torch=={version}', 'numpy<2', 'pytest'], check=True)
-    p = subprocess.run([python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *(str(ROOT/f'tests/test_{name}.py') for name in ('hlr', 'isr', 'carl'))],
+    subprocess.run([python, '-m', 'pip', 'install', '-q', f'torch=={version}', 'numpy<2', 'pytest'], check=True)  # which it was built with
+    # fake tensors of a GPU and whole graphs are newer
+    p = subprocess.run([python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', 'not fake and not compiles',
+                        *(str(ROOT/f'tests/test_{name}.py') for name in ('hlr', 'isr', 'carl'))],
                        cwd=installed, env={'PATH': '/usr/bin', 'PYTHONPATH': str(installed)}, capture_output=True, text=True)
     assert p.returncode == 0 and ' passed' in p.stdout, p.stdout[-3000:]

@@ -32,7 +32,7 @@ def random_case(seed, n):
     rand = lambda: torch.rand(n, generator=gen)
     gt = ints(9)
     iou = rand() if seed % 2 else (rand()*4).round()/4
-    return dict(iou=iou, gt=gt - 4, label=tensor([80, -3, 2**40])[gt % 3], loss=rand()*3), dict(base=ints(3).float(), mask=ints(3) > 0)
+    return dict(iou=iou, gt=gt, label=tensor([80, 3, 2**40])[gt % 3], loss=rand()*3), dict(base=ints(3).float(), mask=ints(3) > 0)
 
 
 @pytest.mark.parametrize('n', [1, 2, 5, 40, 120])
@@ -47,7 +47,7 @@ def test_agrees_with_the_reference(n):
 
 
 def test_importance_by_hand():
-    rank, label = tensor([0, 2, 1, 0, 3]), tensor([7, 7, 7, -1, 7])
+    rank, label = tensor([0, 2, 1, 0, 3]), tensor([7, 7, 7, 1, 7])
     torch.testing.assert_close(importance(rank, label), tensor([1, .5, .75, 1, .25]))
     mask = tensor([True, False, True, True, False])
     torch.testing.assert_close(importance(tensor([0, -1, 1, 0, -1]), label, mask), tensor([1, 0, .5, 1, 0]))
