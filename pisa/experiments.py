@@ -430,7 +430,8 @@ def step_seconds(
                 r = read_json(file.with_name('run.json'))
                 key, machine = tuple(r[k] for k in ('detector', 'backbone', 'scale', 'dataset', 'sampler')), r.get('machine', {})
                 cores = 1 if machine.get('gpu') else machine.get('threads', 1)*machine.get('processes', 1)
-                found[key].append(cores*r['seconds']/r['steps'])
+                seconds = cores*r['seconds']/r['steps']
+                found[key].append(seconds)
         return {key: min(times) for key, times in found.items()}
     return fastest(records_dir(runs)) | fastest(runs_dir(runs))
 

@@ -241,7 +241,7 @@ def test_errors_are_one_line(run, notebook, monkeypatch, tmp_path):
     folder, _ = run
     e = Explorer({'a run': partial(run_scene, 'a-run', runs=folder)}, notebook.measure)
     before = e.svg.value
-    for where, value, says in (('image', 16, 'has validation images 0 to 15'), ('file', None, 'git does not keep it'), ('cache', None, "pisa.data.load('shapes', n_train=64, n_val=16) renders them")):
+    for where, value, says in (('image', 16, 'has validation images 0 to 15'), ('file', None, 'records have none: train the run'), ('cache', None, "pisa.data.load('shapes', n_train=64, n_val=16) renders them")):
         if where == 'image': e.which_image.value = value
         if where == 'file':
             (folder / 'a-run/detections.json').rename(folder / 'kept')

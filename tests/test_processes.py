@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import groupby
 from pathlib import Path
 import pytest
 import torch
@@ -122,16 +123,16 @@ def test_two_processes_killed_and_resumed_have_the_loss_curve_of_one(folder, tmp
     assert record['resumed'] == 1 and record['machine']['processes'] == 2 and alone['machine']['processes'] == 1
     curves = [[json.loads(line) for line in (p / 'scalars.jsonl').read_text().splitlines()] for p in (path, one)]
     assert [line['step'] for line in curves[0]] == [10, 15]
-    # The gradients are sums of the same numbers in another order. float32 rounds a sum of a million numbers to some 1e-5 of its size, and each
-    # step passes its errors on to the next. What goes wrong with several processes (a mean that is a sum, other images, one process alone)
-    # changes losses by percents, and what the training does to a tensor of weights by as much as it does.
-    for ours, theirs in zip(*curves, strict=True): assert ours == pytest.approx(theirs, rel=1e-3)  # lines hold five digits
-    weights = [torch.load(p / 'weights.pth', weights_only=True) for p in (path, one)]
-    for k, v in weights[1].items():
-        apart, trained = (weights[0][k] - v).double().norm(), (v - state['model'][k]).double().norm()  # since the first epoch
-        assert apart <= 0.01*trained, f'{k}: {apart:.2g} apart, {trained:.2g} trained'
+    # The gradients are sums of the same numbers in another order, and the network passes on what is rounded otherwise: with two threads in place
+    # of one, too, losses move in the fifth digit, and the weights by up to 0.5% of what the training changes them by (seen with AVX2; single
+    # small tensors by 9%). What goes wrong with several processes (a sum for a mean, other images, one process alone) changes all by as much as
+    # it is, and losses by percents.
+    for ours, theirs in zip(*curves, strict=True): assert ours == pytest.approx(theirs, rel=1e-3)
+    flat = lambda state: torch.cat([v.double().flatten() for v in state.values()])
+    weights = [flat(torch.load(p / 'weights.pth', weights_only=True)) for p in (path, one)]
+    assert (weights[0] - weights[1]).norm() < 0.1*(weights[1] - flat(state['model'])).norm()  # since the first epoch
     detections = [read_json(p / 'detections.json') for p in (path, one)]
-    assert [d['image_id'] for d in detections[0]] == [d['image_id'] for d in detections[1]]  # of all images, each once, in their order
+    assert [[image for image, _ in groupby(d, lambda d: d['image_id'])] for d in detections] == [[1, 2, 3, 4, 5, 6, 7]]*2  # each once, in order
 
 
 def test_error_of_the_process_that_failed_first(folder, tmp_path, spec):
