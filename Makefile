@@ -5,14 +5,14 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
             $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null && echo $$p && break; done)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
-# The stamp's name holds the hash of the pins: a second call finds it and costs nothing; after a change what has changed is installed
+# The stamp's name holds the hash of the pins: a second call finds it and costs nothing; after a change only the difference is installed
 PINS   := $(shell { cat constraints.txt .ci/*.py; grep requirements settings.ini; } | sha256sum | cut -c1-12)
 STAMP  := $(VENV)/.pisa-$(PINS)
 # What `make train` trains, for example: make train DETECTOR=faster_rcnn ARGS="-p method baseline -p seed 1"
 DETECTOR ?= mask_rcnn
 ARGS     ?=
-# bfloat16 where the processor has units for it; elsewhere float32 is faster
-PRECISION ?= $(shell grep -qwE 'amx_bf16|avx512_bf16|bf16' /proc/cpuinfo 2> /dev/null && echo bfloat16 || echo float32)
+# the scale's own, or float32 where the processor has no units for bfloat16
+PRECISION ?= $(shell grep -qwE 'amx_bf16|avx512_bf16|bf16' /proc/cpuinfo 2> /dev/null && echo auto || echo float32)
 # This checkout's package, whichever checkout the environment was made for
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
@@ -61,12 +61,12 @@ export: $(STAMP)  ## write pisa/ from the notebooks, and clean them of outputs
 	jupyter nbconvert --clear-output --inplace $$(git ls-files 'nbs/*.ipynb' ':!nbs/paper/index.ipynb') 2> /dev/null
 	nbdev_clean
 
-readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/
+readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/records/
 	jupyter nbconvert nbs/index.ipynb --execute --to markdown --no-input --output-dir . --output README --NbConvertApp.output_files_dir=figures/readme
 	sed -i 's/^!\[png\]/![Six samples around two objects, ranked by IoU-HLR and weighted by ISR]/' README.md
 	sed -i -e 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' -e 's#](\.\./#](#g' README.md
 
-paper: $(STAMP)  ## render the paper's tables and figures from runs/ into figures/, and the page nbs/paper/index.ipynb
+paper: $(STAMP)  ## render the paper's tables and figures from records and own runs into figures/ and nbs/paper/index.ipynb
 	@mkdir -p _proc/nbs/paper
 	printf '%s\n' nbs/paper/table?.ipynb nbs/paper/fig?.ipynb | xargs -P 2 -I{} sh -c 'papermill {} _proc/{} -p out figures --no-progress-bar 2> _proc/{}.log || { tail -n 20 _proc/{}.log; exit 255; }' 
 	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/nbs/paper/index.log || { tail -n 20 _proc/nbs/paper/index.log; false; }

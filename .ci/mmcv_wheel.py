@@ -14,9 +14,9 @@ ALONE = {"bezier_align", "roi_align", "roi_align_rotated", "rotated_feature_alig
 
 
 def cached(python: Path, constraints: Path) -> Path:
-    "The folder for the wheel: another one for each mmcv, torch, Python and way to build. The wheel is there, or is to be built"
-    about = subprocess.run([python, "-c", "import sys, torch; print(sys.implementation.cache_tag, torch.__version__, torch.cuda.is_available())"],
-                           capture_output=True, text=True, check=True).stdout
+    "The folder for the wheel, one for each mmcv, torch, Python and version of this file. It may be empty, or not there"
+    code = "import sys, torch; print(sys.implementation.cache_tag, torch.__version__, torch.cuda.is_available())"
+    about = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
     pin, = (line for line in constraints.read_text().splitlines() if line.startswith("onedl-mmcv=="))
     key = hashlib.sha256((about + pin + Path(__file__).read_text()).encode()).hexdigest()[:12]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pisa" / "wheels" / f"{pin.replace('==', '-')}-{key}"
@@ -27,7 +27,7 @@ def gather(csrc: Path) -> None:
     for name, folder, n in (("a", csrc, 2), ("b", csrc / "cpu", 1)):
         files = sorted(f for f in folder.glob("*.cpp") if name == "a" or f.stem not in ALONE)
         files = [f.rename(f.with_suffix(".inc")) for f in files]
-        # the names sort before the others': the longest begin first
+        # these names sort first, so the longest compilations start first
         for i in range(n): (folder / f"a{name}{i}.cpp").write_text("".join(f'#include "{f.name}"\n' for f in files[i::n]))
 
 
@@ -40,7 +40,7 @@ def build(python: Path, constraints: Path, run: Callable[[list, dict], bool]) ->
         if not run(["download", "--no-deps", "--no-build-isolation", "--no-binary=onedl-mmcv", "-d", tmp, "onedl-mmcv"], {}): return None
         sdist, = Path(tmp).glob("onedl_mmcv-*.tar.gz")
         for way in ("gathered", "plain"):
-            with tarfile.open(sdist) as tar: tar.extractall(f"{tmp}/{way}", filter="data")
+            with tarfile.open(sdist) as tar: tar.extractall(f"{tmp}/{way}")
             source, = Path(tmp, way).iterdir()
             cpp20(source / "setup.py")
             if way == "gathered": gather(source / "mmcv/ops/csrc/pytorch")

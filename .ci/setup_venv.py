@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make the virtual environment that `make` uses, or bring it up to date: python .ci/setup_venv.py VENV
 
-Needs only Python's standard library, 3.11 to 3.13. What is there already is kept, so after a failure, or after a pin has changed, the same
-command does the rest alone.
+Needs only Python's standard library, 3.11 to 3.13. What is installed already is kept. So after a failure, or after a pin has changed, the same
+command does only what is missing.
 """
 from __future__ import annotations
 import configparser, os, re, subprocess, sys, time, venv

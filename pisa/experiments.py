@@ -53,9 +53,9 @@ def default_sampler(detector:str, method:str, formulation:str='v1')->str|None: #
     return 'R/score_hlr' if formulation == 'v2' and 'isr' in METHODS[method] and detector != 'cascade_rcnn' else 'R/R'
 
 # %% ../nbs/40_experiments.ipynb
-# The same words come to mean another training when something changes, so the number of the recipe goes into the ids of runs
-RECIPES = {4: 'at mini scale the processor decides, bfloat16 where it has AMX, float32 elsewhere',
-           5: 'at mini scale bfloat16 on every processor, unless float32 is asked for'}
+# When the code changes what the same parameters train, the recipe gets a new number, which is part of a run's id
+RECIPES = {4: 'precision at mini scale depends on the processor, bfloat16 with AMX, else float32',
+           5: 'precision at mini scale is bfloat16, or float32 on request'}
 RECIPE = max(RECIPES)
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Experiment:
     sampler: str = 'auto'
     pretrained: str = 'auto'
     pretrained_sha256: str = ''  # of the file that `pretrained` is, if it is one: stands for it in the id, wherever it lies
-    precision: str = ''  # one of `PRECISIONS`; '' in records of recipe 4 and before it, when the processor decided
+    precision: str = ''  # one of `PRECISIONS`; '' in records of recipe 4, which does not name it
 
     def id(self, fingerprint:str, recipe:int=RECIPE)->str: # e.g. `mask_rcnn-pisa-shapes-s0-1a2b3c4d`
         "Id of the run: readable words, and eight digits that stand for all of them, the data and the recipe"
@@ -155,7 +155,7 @@ def experiment(
     usual = usual_values(Experiment(detector, method, dataset, scale, backbone, seed, '', formulation))
     pairs = {k: v for k, v in parse_overrides(overrides).items() if k not in usual or v != usual[k]}
     if pairs.get('optim_wrapper.type') in PRECISIONS.values():
-        raise ValueError(f"overrides: optim_wrapper.type is chosen by precision. Choose from: {', '.join(PRECISIONS)}")
+        raise ValueError("overrides: leave out optim_wrapper.type, and give precision='bfloat16' or precision='float32'")
     overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
     if pretrained not in ('auto', 'none') and not Path(pretrained).is_file(): raise ValueError(
         f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, 'auto' for those of ImageNet, or 'none'")
@@ -513,6 +513,5 @@ def summary(
             **({'formulation': version} if isr or carl else {}),
             **parts,
             'samples': samples,
-            **({'precision': exp.precision + {'bfloat16': ' (convolutions and matrix products; all else is in float32)'}.get(exp.precision, '')}
-               if exp.precision else {}),
+            'precision': {'bfloat16': 'bfloat16 in convolutions and matrix products, float32 elsewhere'}.get(exp.precision, exp.precision),
             'schedule': f'{cfg.train_cfg.max_epochs} epochs, {cfg.train_dataloader.batch_size} images a step, {optimizer.type} with lr {optimizer.lr}'}

@@ -54,7 +54,8 @@ def hierarchical_local_rank(
     class that are not left out, is the result. Ties go to the earlier sample, NaN ranks last in its group. The rank is
     exact: scores are compared, never added to. No gradient, no host synchronisation.
 
-    A `ValueError` is raised where shapes or types do not fit."""
+    A `ValueError` is raised where shapes or types do not fit. That ids are at least 0 is not checked: to look at values is to
+    wait for the GPU."""
     n = check_score('score', score)
     check_vectors(n, group=group, cls=cls, mask=mask)
     group, cls = group.long(), torch.zeros_like(group, dtype=torch.long) if cls is None else cls.long()
@@ -75,7 +76,7 @@ def iou_hlr(
     mask:Tensor|None=None, # BoolTensor[N], the positives. All samples if not given
 )->Tensor: # LongTensor[N], 0 .. n_j - 1 within class j, -1 outside the mask
     "IoU hierarchical local rank of positive samples (Section 3, v1); see `hierarchical_local_rank`"
-    check_vectors(check_score('iou', iou), gt=gt, label=label, mask=mask)  # by their names here
+    check_vectors(check_score('iou', iou), gt=gt, label=label, mask=mask)  # so that messages name these parameters
     return hierarchical_local_rank(iou, gt, label, mask)
 
 # %% ../nbs/10_hlr.ipynb

@@ -14,7 +14,7 @@ __all__ = ['importance', 'at_least_float32', 'check_curve', 'importance_weight',
 # %% ../nbs/11_isr.ipynb
 def importance(
     rank:Tensor, # [N] integers, 0 .. n_j - 1 within class j as from `iou_hlr`
-    label:Tensor|None, # [N] integers, class of the sample; None if all are of one class, as the negatives of ISR-N
+    label:Tensor|None, # [N] class of the sample, from 0; None if all are of one class, as the negatives of ISR-N
     mask:Tensor|None=None, # BoolTensor[N], the samples that were ranked. All if not given
 )->Tensor: # FloatTensor[N], from 1/n_j to 1, and 0 outside the mask
     "Importance of each sample, linear in its rank (Eq. 1, v1); n_j counts the samples of its class inside the mask"
@@ -82,8 +82,8 @@ def preserve_loss(
 # %% ../nbs/11_isr.ipynb
 def isr_weights(
     iou:Tensor, # [N] from 0 to 1, IoU of the regressed box and its ground truth
-    gt:Tensor, # [N] integer id of the ground truth, distinct in the whole batch
-    label:Tensor, # [N] class of the ground truth
+    gt:Tensor, # [N] id of the ground truth, from 0, distinct in the whole batch
+    label:Tensor, # [N] class of the ground truth, from 0
     loss:Tensor, # [N] unreduced and unweighted classification loss
     gamma:float=2.0, # degree, at least 0
     beta:float=0.0, # bias, 0 <= beta < 1

@@ -218,7 +218,7 @@ def slow_precision(
     "What to say where bfloat16 is trained on a processor that is slow at it"
     if exp.precision != 'bfloat16' or bfloat16_units() or (torch.cuda.is_available() and gpus): return ''
     return ('this processor has no units for bfloat16: a step takes several times as long as in float32 (measured in nbs/bench.ipynb). '
-            "precision='float32' is faster here; it is another run")
+            "precision='float32' is faster here, and gives a run with another id")
 
 def part_of(exp:Experiment, processes:int)->Experiment:
     "The experiment as one of several processes trains it: an overridden batch size is divided"
@@ -559,6 +559,9 @@ def train_line(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->str: # a line for a shell
     "How to train an experiment through `nbs/train.ipynb`"
+    if not exp.precision:  # of recipe 4, where an override stood for float32
+        named = exp.overrides.replace("optim_wrapper.type='OptimWrapper'", '')
+        exp = dataclasses.replace(exp, overrides=' '.join(named.split()), precision='float32' if named != exp.overrides else '')
     usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
     usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
     given = {k: v for k, v in dataclasses.asdict(exp).items() if v not in (usual[k], '') and k != 'pretrained_sha256'}
@@ -585,9 +588,8 @@ def trained(
     if path.parent != records_dir(runs): why, first = 'they are not in the folder of the run', f', after pisa.runs.delete({run!r})'
     else: why, first = 'a record has none', ''
     if record['recipe'] != RECIPE: raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=). '
-        f'Today\'s recipe is another than that of this run, and trains a run of its own: {train_line(exp, runs)}')
+        f'The recipe has changed since, so a training gives a new run, with another id: {train_line(exp, runs)}')
     raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=), or train it{first}: {train_line(exp, runs)}')
-    return record, exp, file
 
 # %% ../nbs/42_launch.ipynb
 def same_classes(

@@ -47,7 +47,7 @@ def find(
     run:str, # the id
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
-    "The folder to read a run from: your own, or where that is not complete the record, if there is one"
+    "The folder to read a run from: your own if it is complete, else the record if there is one, else your own"
     own, record = folder(run, runs), records_dir(runs)/run
     return record if not is_complete(own) and is_complete(record) else own
 
@@ -230,7 +230,7 @@ ADDED = {'schema': SCHEMA, 'resumed': 0, **{f.name: f.default for f in dataclass
 def how_trained(
     record:dict[str, Any], # what `run.json` holds, and `ADDED`
 )->dict[str, Any]: # `recipe`, one of `pisa.experiments.RECIPES`, 0 if the id does not come from any of them; `precision`, one of `PRECISIONS`
-    "What the id says of a training. Where it does not say the precision, at mini scale the processor decided, or an override"
+    "Recipe and precision of a run. Older records do not name the precision: it follows from the machine and the overrides"
     exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
     recipe = next((n for n in sorted(RECIPES, reverse=True) if exp.id(record['data']['fingerprint'], n) == record['id']), 0)
     short = record['scale'] == 'mini' and record['machine'].get('amx') and "optim_wrapper.type='OptimWrapper'" not in record['overrides']
@@ -316,6 +316,7 @@ def load(
             try: record, metrics = read_record(path), read_metrics(path)
             except ValueError as e:
                 warnings.warn(f'{path.name} is left out: {e}')
+                rows.pop(path.name, None)
                 continue
             nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
             rows[path.name] = {'source': source, **record, **nested, **metrics}
@@ -323,12 +324,13 @@ def load(
 
 def of_one_recipe(
     table:pd.DataFrame, # see `load`
-    recipe:int|None=None, # that of most runs if not given, of as many the newest
+    recipe:int|None=None, # the one with the most runs if not given; in a tie, the newest
 )->pd.DataFrame: # `attrs`: `recipe`, and `others`, how many runs there are of each other recipe
-    "The runs of one recipe: those of another one are other trainings, and never compared with them"
+    "The runs of one recipe. Runs of different recipes are different trainings, and are not compared"
     count = table.recipe[table.recipe > 0].value_counts().to_dict() if len(table) else {}
     if recipe is None: recipe = max(count, key=lambda n: (count[n], n), default=RECIPE)
-    elif recipe not in count: raise ValueError(f"recipe={recipe!r}: there is no run of it. Choose from: {', '.join(map(str, sorted(count))) or 'none'}")
+    elif recipe not in count:
+        raise ValueError(f"recipe={recipe!r}: there is no run of it. Choose from: {', '.join(map(str, sorted(count))) or 'none'}")
     own = table[table.recipe == recipe].reset_index(drop=True) if len(table) else table.copy()
     own.attrs = {'recipe': recipe, 'others': {n: count[n] for n in sorted(count) if n != recipe}}
     return own
@@ -354,7 +356,7 @@ def delete(
     "Delete your own run, so that asking for it trains it again"
     path = folder(run, runs)
     if not path.exists() and (records_dir(runs)/run).is_dir():
-        raise FileNotFoundError(f'run {run!r} is a record, which is only read. It does not have to be deleted: asking for the run trains it')
+        raise FileNotFoundError(f'run {run!r} is a record, which is only read. A training does not look at records: there is nothing to delete')
     if not path.is_dir() or path.is_symlink():
         raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.runs.load() lists them')
     try:
@@ -369,9 +371,10 @@ def add_record(
     run:str, # the id of your own complete run
     runs:str|Path|None=None,
 )->Path: # the record's folder
-    "Copy what is kept of a run into the records, to be committed; a `FileNotFoundError` if it is not complete"
+    "Put what is kept of a run into the records, to be committed; a `FileNotFoundError` if it is not complete"
     path, record = folder(run, runs), records_dir(runs)/run
     if not is_complete(path): raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}')
+    shutil.rmtree(record, ignore_errors=True)
     for name in KEPT:
         if (path/name).exists(): write_bytes(record/name, (path/name).read_bytes())
     return record

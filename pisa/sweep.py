@@ -78,7 +78,7 @@ def state(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     own:str|None=None, # of our job for it: 'RUNNING', or why it waits; None: there is no such job
     reuse:bool=False, # whether a record counts as done
-)->dict[str, Any]: # state, step, loss, AP in percent, minutes, why it failed or who has it
+)->dict[str, Any]: # state, step, loss, AP in percent, minutes, why: it failed, or waits, who has it, 'a record'
     "What a run's folder says of it; `state` is 'done', 'failed', 'elsewhere', 'running', 'begun' or 'waiting'"
     path = (store.find if reuse else store.folder)(task.id, runs)
     running = own == 'RUNNING'
@@ -115,7 +115,7 @@ def cost(
     tasks:list[Task],
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.Series: # minutes of one job, nan where no such detector was trained yet
-    "What each task will take, by the time of a step in the fastest earlier run of its detector at its scale on its data set"
+    "What each task will take, by the time of a step in earlier runs, see `pisa.experiments.step_seconds`"
     measured = step_seconds(runs)
     return pd.Series([t.steps*(step_time(t.exp, measured)[0] or math.nan)/60 for t in tasks], dtype=float)
 
@@ -335,7 +335,7 @@ def sweep(
     slurm:dict|None=None, # e.g. dict(partition='normal', time=600, nodes=2), see `Slurm`
     watch:Callable[[pd.DataFrame, str], None]|None=None, # given the overview and `in_words` whenever something changed
     poll:float=2.0, # seconds
-    reuse:bool=False, # whether to take from the records what is there, and to train the rest alone
+    reuse:bool=False, # whether to count records as done, and train only the rest
 )->pd.DataFrame: # see `overview`
     "Train what is missing; a task that fails does not stop the others. An interrupt ends the jobs of this machine"
     local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'

@@ -1,4 +1,5 @@
-"""What an extra of settings.ini brings is enough for its modules, in an environment made of that extra alone, and the lowest versions are true.
+"""What an extra of settings.ini brings is enough for its modules, in an environment made of that extra alone, and the lowest versions that are
+claimed work.
 
 An environment is a folder with the distributions that the extra requires, directly or not, linked from the environment of the tests,
 and the package as pip installs it. So nothing is downloaded, but for the lowest versions (`make slow`)."""

@@ -369,7 +369,7 @@ def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
     runs = tables.read(tmp_path)
     assert runs.attrs['recipe'] == 4 and runs.attrs['others'] == {5: 2} and set(runs.source) == {'record'}
     assert set(tables.select(3, runs).cells.id) == set(old)
-    assert 'recipe 4: at mini scale the processor decides' in (said := tables.caption(3, runs))
+    assert 'recipe 4: precision at mini scale depends on the processor' in (said := tables.caption(3, runs))
     assert 'Not counted: 2 runs of recipe 5 (`-p recipe 5` draws them)' in said and 'your own' not in said
     runs = tables.read(tmp_path, recipe=5)
     assert set(tables.select(3, runs).cells.id) == set(new)
