@@ -19,7 +19,7 @@ from .data import DataSpec
 from .detectors import BACKBONES, DETECTORS, MEAN, SIZES, SMALLER, TWO_STAGE, backbones, model
 from .paper import published
 from .samplers import HLR_DEFAULTS
-from .two_stage import prime_config
+from .prime import CARL, ISR, settings
 
 # %% auto 0
 __all__ = ['METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'PRECISIONS', 'RECIPES', 'RECIPE', 'LOADED', 'ROWS',
@@ -496,8 +496,8 @@ def summary(
     train, optimizer = cfg.model.train_cfg, cfg.optim_wrapper.optimizer
     rcnn = train.get('rcnn', train)
     stage = rcnn[0] if isinstance(rcnn, builtins.list) else rcnn
-    isr, carl = prime_config({key: stage.get(key) for key in ('isr', 'carl')})
-    parts = {name: in_words(settings) for name, settings in (('ISR', isr), ('CARL', carl)) if settings}
+    isr, carl = (settings(kind, stage.get(key)) for key, kind in (('isr', ISR), ('carl', CARL)))
+    parts = {name: in_words(dataclasses.asdict(of)) for name, of in (('ISR', isr), ('CARL', carl)) if of}
     if exp.detector in TWO_STAGE:
         s = stage.sampler
         ways = {'PrimeSampler': f"{s.get('pos', 'R')} for positives, {s.get('neg', 'R')} for negatives", 'RandomSampler': 'R (random) for both'}.get(s.type, s.type)

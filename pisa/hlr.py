@@ -54,13 +54,13 @@ def hierarchical_local_rank(
     class that are not left out, is the result. Ties go to the earlier sample, NaN ranks last in its group. The rank is
     exact: scores are compared, never added to. No gradient, no host synchronisation.
 
-    A `ValueError` is raised where shapes or types do not fit. That ids are at least 0 is not checked: to look at values is to
-    wait for the GPU."""
+    A `ValueError` is raised where shapes or types do not fit. That ids are at least 0 is not checked: looking at values
+    would wait for the GPU."""
     n = check_score('score', score)
     check_vectors(n, group=group, cls=cls, mask=mask)
     group, cls = group.long(), torch.zeros_like(group, dtype=torch.long) if cls is None else cls.long()
     if mask is not None: group, cls = group.where(mask, -1), cls.where(mask, -1)
-    score = score.detach().to(torch.promote_types(score.dtype, torch.float32))  # shorter types cannot be sorted everywhere
+    score = score.detach().to(torch.promote_types(score.dtype, torch.float32))  # not all devices sort halves
     order = score.neg().sort(stable=True)[1]
     ids, by = group[order].sort(stable=True)
     local = torch.empty_like(by).scatter_(0, by, _place_in_run(ids))

@@ -12,13 +12,13 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import reduce_mean
 from torch import Tensor
-from .carl import carl_weights
+from .prime import ISR, Positives, prime_box_loss, prime_weights
 from .samplers import refuse_mining_with_focal
-from .two_stage import Positives, carl_sum, class_prob, gt_ids, prime_config, refuse_iou_of_deltas, regressed, reweighted
+from .two_stage import gt_ids, of_head, prime_config, refuse_iou_of_deltas
 
 # %% auto 0
 __all__ = ['Anchors', 'by_anchor', 'rows_of', 'pos_boxes', 'in_a_row', 'collect', 'isr_label_weights', 'cls_losses', 'box_loss',
-           'PrimeRetinaHead', 'PrimeSSDHead', 'collect_atss', 'carl_by_centerness', 'PrimeATSSHead']
+           'PrimeRetinaHead', 'PrimeSSDHead', 'collect_atss', 'PrimeATSSHead']
 
 # %% ../nbs/22_single_stage.ipynb
 @dataclass
@@ -79,6 +79,7 @@ def in_a_row(
     targets:list[Tensor], # labels [B, A], label weights [B, A], box targets [B, A, 4], box weights [B, A, 4]
     total:float, # what the losses are divided by
     results:list, # B results of mmdet's sampler
+    decoded:bool, # the box loss compares boxes, not deltas
 )->Anchors:
     "Bring predictions into the order of the targets, and find the positives with their ground truths"
     label, weight, target, box_weight = targets
@@ -86,8 +87,8 @@ def in_a_row(
     where = ((label >= 0) & (label < head.num_classes)).flatten().nonzero()[:, 0]
     of = lambda x: x.flatten(0, 1)[where]
     gt, gt_box = pos_boxes(results)
-    pos = Positives(score=rows_of(score, where), delta=of(delta).float(), label=of(label), weight=of(weight),
-                    image=where // label.shape[1], prior=of(box), gt=gt, gt_box=gt_box, target=of(target))
+    pos = of_head(head, rows_of(score, where), of(delta).float(), of(target), decoded, prior=of(box), gt_box=gt_box, gt=gt, label=of(label),
+                  image=where // label.shape[1], weight=of(weight))
     return Anchors(score, delta, box, label, weight, target, box_weight, total, where, pos)
 
 # %% ../nbs/22_single_stage.ipynb
@@ -101,17 +102,15 @@ def collect(
     *targets, total, results = head.get_targets(anchors, valid, gts, metas, batch_gt_instances_ignore=gts_ignore,
                                                 return_sampling_results=True)
     box = torch.stack([torch.cat([get_box_tensor(a) for a in image]) for image in anchors])
-    return in_a_row(head, cls_scores, bbox_preds, box, [torch.cat(t, 1) for t in targets], total, results)
+    return in_a_row(head, cls_scores, bbox_preds, box, [torch.cat(t, 1) for t in targets], total, results, head.reg_decoded_bbox)
 
 # %% ../nbs/22_single_stage.ipynb
 def isr_label_weights(
     a:Anchors,
-    head, # an mmdet `AnchorHead`
-    isr:dict|None, # complete settings, see `prime_config`; `None` is off
+    isr:ISR|None, # None is off
 )->Tensor: # [B * A]
     "Label weights of all anchors, with those of the positives from ISR"
-    weight = a.weight.flatten()
-    return weight.index_put((a.where,), reweighted(a.pos, head.bbox_coder, head.loss_cls, isr)) if isr else weight
+    return a.weight.flatten().index_put((a.where,), prime_weights(a.pos, isr))
 
 # %% ../nbs/22_single_stage.ipynb
 def cls_losses(
@@ -157,10 +156,10 @@ class PrimeRetinaHead(RetinaHead):
         args = cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         if not (isr or carl): return super().loss_by_feat(*args)
         a = collect(self, *args)
-        weight = isr_label_weights(a, self, isr)
+        weight = isr_label_weights(a, isr)
         losses = {'loss_cls': cls_losses(a, self, weight)}
-        if carl: prime = carl_sum(a.pos, self.bbox_coder, self.reg_decoded_bbox, self.loss_cls, self.loss_bbox, carl) / a.total
-        if carl and carl['form'] == 'replace': return losses | {'loss_bbox': prime}
+        if carl: prime = prime_box_loss(a.pos, carl) / a.total
+        if carl and carl.form == 'replace': return losses | {'loss_bbox': prime}
         losses['loss_bbox'] = box_loss(self, *(x.flatten(0, 1) for x in (a.box, a.delta, a.target, a.box_weight)), a.total)
         return losses | ({'loss_carl': prime} if carl else {})
 
@@ -195,13 +194,13 @@ class PrimeSSDHead(SSDHead):
         args = cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         if not (isr or carl): return super().loss_by_feat(*args)
         a = collect(self, *args)
-        weight = isr_label_weights(a, self, isr).view_as(a.weight)
+        weight = isr_label_weights(a, isr).view_as(a.weight)
         loss_cls, loss_bbox = multi_apply(self.loss_by_feat_single, torch.cat(a.score, 1), a.delta, a.box, a.label, weight, a.target,
                                           a.box_weight, avg_factor=a.total)
         losses = {'loss_cls': loss_cls, 'loss_bbox': loss_bbox}
         if carl:
-            prime = carl_sum(a.pos, self.bbox_coder, self.reg_decoded_bbox, self.loss_cls, self.loss_bbox, carl) / a.total
-            losses['loss_bbox' if carl['form'] == 'replace' else 'loss_carl'] = [prime]
+            prime = prime_box_loss(a.pos, carl) / a.total
+            losses['loss_bbox' if carl.form == 'replace' else 'loss_carl'] = [prime]
         return losses
 
 # %% ../nbs/22_single_stage.ipynb
@@ -218,26 +217,7 @@ def collect_atss(
     box, *targets = (torch.stack(x) for x in list(zip(*rows))[:5])
     results = [row[-1] for row in rows]
     total = reduce_mean(torch.tensor(sum(res.avg_factor for res in results), dtype=torch.float, device=device)).item()
-    return in_a_row(head, cls_scores, bbox_preds, box, targets, total, results)
-
-# %% ../nbs/22_single_stage.ipynb
-def carl_by_centerness(
-    prob:Tensor, # [P] from 0 to 1, predicted probability of the ground-truth class
-    reg_loss:Tensor, # [P] unreduced box loss
-    center:Tensor, # [P] from 0 to 1, centerness of each anchor
-    carl:dict, # complete settings, see `prime_config`
-)->Tensor: # [P] float32, or float64 if `prob` is that; gradients flow to `reg_loss` and, unless `detach` is set, to `prob`
-    """Classification-Aware Regression Loss of samples that count by their centerness, unreduced.
-
-    With the form 'replace' the sum is that of `center * reg_loss`. A `ValueError` is raised where the loss is not per box."""
-    n, shape = len(center), list(reg_loss.shape)
-    if shape != [n]: raise ValueError(f'beside a centerness reg_loss must be [{n}], one number a box, not {shape}')
-    c = carl_weights(prob.detach() if carl['detach'] else prob, carl['k'], carl['b'])
-    tiny = torch.finfo(c.dtype).tiny  # protects against no positive
-    plain = center * reg_loss.to(c.dtype)
-    loss = c * (center.sum() / (center*c).sum().clamp(min=tiny)) * plain
-    if carl['form'] == 'add': return loss
-    return loss * (plain.detach().sum() / loss.detach().sum()).nan_to_num(1., 1., 1.)
+    return in_a_row(head, cls_scores, bbox_preds, box, targets, total, results, True)
 
 # %% ../nbs/22_single_stage.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
@@ -245,7 +225,7 @@ class PrimeATSSHead(ATSSHead):
     """ATSS's head with ISR and CARL, which the paper did not try.
 
     Takes the arguments of mmdet's `ATSSHead`; `train_cfg` as for `PrimeRetinaHead`. Any box loss that is per box, as the IoU
-    losses are. CARL counts a positive by its centerness, see `carl_by_centerness`. A `ValueError` is raised as by
+    losses are. CARL counts a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A `ValueError` is raised as by
     `PrimeRetinaHead`. Both off, and in testing, it is `ATSSHead`.
     """
     def __init__(self, *args, **kwargs):
@@ -260,16 +240,12 @@ class PrimeATSSHead(ATSSHead):
         gts = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         if not (isr or carl): return super().loss_by_feat(cls_scores, bbox_preds, centernesses, *gts)
         a = collect_atss(self, cls_scores, bbox_preds, *gts)
-        pos, box, target = a.pos, regressed(a.pos, self.bbox_coder), a.pos.target
-        center = self.centerness_target(pos.prior, target)
+        pos = a.pos
+        center = self.centerness_target(pos.prior, pos.gt_box)
         total = reduce_mean(center.sum()).clamp(min=1).item()
-        weight = isr_label_weights(a, self, isr)
+        weight = isr_label_weights(a, isr)
         losses = {'loss_cls': cls_losses(a, self, weight),
-                  'loss_bbox': self.loss_bbox(box, target, weight=center, avg_factor=1.) / total,
+                  'loss_bbox': self.loss_bbox(pos.box, pos.gt_box, weight=center, avg_factor=1.) / total,
                   'loss_centerness': self.loss_centerness(rows_of(by_anchor(centernesses, 1), a.where)[:, 0], center, avg_factor=a.total)}
-        if carl and len(box):
-            prob, reg = class_prob(pos.score, pos.label, self.loss_cls), self.loss_bbox(box, target, reduction_override='none')
-            prime = carl_by_centerness(prob, reg, center, carl).sum() / total
-            losses['loss_bbox' if carl['form'] == 'replace' else 'loss_carl'] = prime
-        elif carl and carl['form'] == 'add': losses['loss_carl'] = box.sum()  # zero, and keeps the graph
+        if carl: losses['loss_bbox' if carl.form == 'replace' else 'loss_carl'] = prime_box_loss(pos, carl, center) / total
         return losses

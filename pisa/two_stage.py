@@ -4,53 +4,27 @@
 
 # %% ../nbs/21_two_stage.ipynb 3
 from __future__ import annotations
-from dataclasses import dataclass
 from typing import Any
 import torch
-from torch import Tensor, distributed as dist, nn
+from torch import Tensor, nn
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor
-from .carl import carl_loss
-from .core import one_of
-from .isr import check_curve, isr_weights
+from mmdet.structures.bbox import bbox2roi, get_box_tensor
+from .prime import CARL, ISR, Positives, prime_box_loss, prime_weights, settings
 from .samplers import class_loss, own_class, probabilities, refuse_mining_with_focal
 
 # %% auto 0
-__all__ = ['ISR_DEFAULTS', 'CARL_DEFAULTS', 'ISR_METRICS', 'prime_config', 'positives', 'gt_ids', 'class_prob', 'Positives',
-           'regressed', 'gather', 'reweighted', 'carl_sum', 'join_weights', 'prime_loss_and_target',
+__all__ = ['prime_config', 'positives', 'gt_ids', 'class_prob', 'of_head', 'join_weights', 'prime_loss_and_target',
            'refuse_iou_of_deltas', 'sample_rois', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
 
 # %% ../nbs/21_two_stage.ipynb
-ISR_DEFAULTS = dict(gamma=2.0, beta=0.0, metric='iou_hlr', scope='batch')
-CARL_DEFAULTS = dict(k=1.0, b=0.1, form='replace', detach=False)
-ISR_METRICS = ('iou_hlr', 'iou', 'iou_before', 'loss')
-
 def prime_config(
     train_cfg:dict|None, # `train_cfg` of the head; may hold `isr` and `carl`
-)->tuple[dict|None, dict|None]: # complete settings of ISR and of CARL; `None` is off
-    "Read the `isr` and `carl` keys and complete them with the defaults; a `ValueError` names what is not known or out of range"
-    def complete(name, defaults):
-        given = (train_cfg or {}).get(name)
-        if given is None: return None
-        if wrong := [key for key in given if key not in defaults]:
-            released = {'isr': 'gamma and beta', 'carl': 'k and b (and form="add")'}[name]
-            raise ValueError(f"{name} in train_cfg does not know {wrong[0]!r}; it takes {', '.join(defaults)}. "
-                             f"What mmdet's own PISA calls k and bias is {released} here")
-        return {**defaults, **given}
+)->tuple[ISR|None, CARL|None]: # `None` is off
+    "Read the `isr` and `carl` keys; a `ValueError` names what is not known or out of range"
     if 'rcnn' in (train_cfg or {}): raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
-    isr, carl = complete('isr', ISR_DEFAULTS), complete('carl', CARL_DEFAULTS)
-    if isr:
-        check_curve(isr['gamma'], isr['beta'], ('isr.gamma', 'isr.beta'))
-        one_of('isr.metric', isr['metric'], ISR_METRICS)
-        scope = isr['scope']
-        if not (scope in ('batch', 'image', 'world') or (type(scope) is int and scope > 0)):
-            raise ValueError(f"isr.scope={scope!r} is not known. Choose from: 'batch', 'image', 'world', a number of images")
-    if carl:
-        check_curve(carl['k'], carl['b'], ('carl.k', 'carl.b'), zero=False)
-        one_of('carl.form', carl['form'], ('replace', 'add'))
-    return isr, carl
+    return tuple(settings(kind, (train_cfg or {}).get(key)) for key, kind in (('isr', ISR), ('carl', CARL)))
 
 # %% ../nbs/21_two_stage.ipynb
 def positives(
@@ -85,81 +59,21 @@ def class_prob(
     return probabilities(cls_score, loss_cls).gather(1, label[:, None])[:, 0]
 
 # %% ../nbs/21_two_stage.ipynb
-@dataclass
-class Positives:
-    "The positive samples of a mini-batch"
-    score: Tensor   # [P, C + 1] or [P, C] logits
-    delta: Tensor   # [P, 4] float32, box prediction for the own class
-    label: Tensor   # [P] ground-truth classes
-    weight: Tensor  # [P] label weights so far
-    image: Tensor   # [P] which image of the mini-batch
-    prior: Tensor   # [P, 4] the RoI or anchor
-    gt: Tensor      # [P] id of the ground truth, unique in the mini-batch
-    gt_box: Tensor  # [P, 4] the ground truth
-    target: Tensor  # [P, 4] what the box loss compares the prediction with
-
-def regressed(
-    pos:Positives,
-    coder:Any, # the head's box coder
-)->Tensor: # [P, 4]
-    "Where the regression moves the samples"
-    return get_box_tensor(coder.decode(pos.prior, pos.delta))
-
-# %% ../nbs/21_two_stage.ipynb
-def gather(
-    floats:tuple[Tensor, ...], # each [P] of this process
-    ids:tuple[Tensor, ...], # each [P] integers; the first are ids of ground truths, which no two processes share afterwards
-)->tuple[list[Tensor], list[Tensor], slice]: # the same with the rows of all, process by process; which rows are this one's
-    "Join the rows of all processes; without other processes, the rows as they are"
-    floats, ids = [x.float() for x in floats], [x.long() for x in ids]
-    if not (dist.is_available() and dist.is_initialized()): return floats, ids, slice(None)
-    floats, ids = torch.stack(floats, 1), torch.stack([ids[0] + dist.get_rank()*2**32, *ids[1:]], 1)
-    sizes = [torch.zeros(1, dtype=torch.long, device=ids.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(ids)], device=ids.device))
-    sizes = torch.cat(sizes).tolist()
-
-    def rows(x): # all processes must send as many
-        sent = torch.cat([x, x.new_zeros(max(sizes) - len(x), x.shape[1])])
-        parts = [torch.empty_like(sent) for _ in sizes]
-        dist.all_gather(parts, sent)
-        return list(torch.cat([part[:n] for part, n in zip(parts, sizes)]).T.contiguous())
-
-    start = sum(sizes[:dist.get_rank()])
-    return rows(floats), rows(ids), slice(start, start + len(ids))
-
-# %% ../nbs/21_two_stage.ipynb
-def reweighted(
-    pos:Positives,
-    coder:Any, # the head's box coder
-    loss_cls:nn.Module, # the head's classification loss
-    isr:dict, # complete settings, see `prime_config`
-)->Tensor: # [P] label weights, to be used instead of `pos.weight`
-    "ISR: label weights by the rank of the samples (Section 4.1, v1), by default the IoU-HLR of the regressed boxes"
-    metric, scope = isr['metric'], isr['scope']
-    with torch.no_grad():
-        loss = class_loss(pos.score, pos.label, loss_cls)
-        box = pos.prior if metric == 'iou_before' else regressed(pos, coder)
-        score = loss if metric == 'loss' else bbox_overlaps(box, pos.gt_box, is_aligned=True)
-    gt, cls, base, own = pos.gt, pos.label, pos.weight, slice(None)
-    if scope == 'world': (score, loss, base), (gt, cls), own = gather((score, loss, base), (gt, cls))
-    elif scope != 'batch':  # a class of its own for each part of the mini-batch
-        cls = cls + pos.image.long()//(1 if scope == 'image' else scope)*2**32
-    return isr_weights(score, gt if metric == 'iou_hlr' else cls, cls, loss, isr['gamma'], isr['beta'], base)[own]
-
-# %% ../nbs/21_two_stage.ipynb
-def carl_sum(
-    pos:Positives,
-    coder:Any, # the head's box coder
-    decoded:bool, # the box loss compares boxes, not deltas: the head's `reg_decoded_bbox`
-    loss_cls:nn.Module, # the head's classification loss
-    loss_bbox:nn.Module, # the head's box loss
-    carl:dict, # complete settings, see `prime_config`
-)->Tensor: # scalar, not divided by anything
-    "CARL: summed regression loss, weighted by the scores (Section 4.2, v1)"
-    pred = regressed(pos, coder) if decoded else pos.delta
-    if not len(pred): return pred.sum()  # mmdet's losses return a scalar then; this is zero and keeps the graph
-    reg = loss_bbox(pred, pos.target, reduction_override='none')
-    return carl_loss(class_prob(pos.score, pos.label, loss_cls), reg, **carl).sum()
+def of_head(
+    head:nn.Module, # mmdet's `BBoxHead` or `AnchorHead`
+    score:Tensor, # [P, C + 1] or [P, C] logits
+    delta:Tensor, # [P, 4] float32, box prediction for the own class
+    target:Tensor, # [P, 4] what the box loss compares the prediction with
+    decoded:bool, # the box loss compares boxes, not deltas
+    **rest, # of `Positives`: prior, gt_box, gt, label, image, weight
+)->Positives:
+    "The positives of a mini-batch as plain tensors"
+    label, box = rest['label'], get_box_tensor(head.bbox_coder.decode(rest['prior'], delta))
+    pred = box if decoded else delta
+    # mmdet's losses return a scalar where there is no sample: keep the shape, and the graph
+    reg_loss = head.loss_bbox(pred, target, reduction_override='none') if len(pred) else pred.sum(1)
+    with torch.no_grad(): loss = class_loss(score, label, head.loss_cls)
+    return Positives(loss=loss, prob=class_prob(score, label, head.loss_cls), reg_loss=reg_loss, box=box, **rest)
 
 # %% ../nbs/21_two_stage.ipynb
 def join_weights(
@@ -191,17 +105,14 @@ def prime_loss_and_target(
     isr, carl = prime_config(train_cfg)
     targets = label, label_weight, box_target, box_weight = bbox_head.get_targets(sampling_results, train_cfg)
     of = lambda x: positives(x, sampling_results)
-    pos = Positives(score=of(cls_score), delta=own_class(of(bbox_pred), of(label)), label=of(label), weight=of(label_weight),
-                    image=of(rois)[:, 0], prior=of(rois)[:, 1:], gt=gt_ids(sampling_results), target=of(box_target),
-                    gt_box=torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results]))
-    weight = reweighted(pos, bbox_head.bbox_coder, bbox_head.loss_cls, isr) if isr else pos.weight
-    label_weight = join_weights(weight, label_weight, sampling_results, neg_weights)
+    pos = of_head(bbox_head, of(cls_score), own_class(of(bbox_pred), of(label)), of(box_target), bbox_head.reg_decoded_bbox,
+                  prior=of(rois)[:, 1:], gt_box=torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results]),
+                  gt=gt_ids(sampling_results), label=of(label), image=of(rois)[:, 0], weight=of(label_weight))
+    label_weight = join_weights(prime_weights(pos, isr), label_weight, sampling_results, neg_weights)
 
-    replace = carl and carl['form'] == 'replace'
+    replace = carl and carl.form == 'replace'
     losses = bbox_head.loss(cls_score, None if replace else bbox_pred, rois, label, label_weight, box_target, box_weight)
-    if carl:
-        reg = carl_sum(pos, bbox_head.bbox_coder, bbox_head.reg_decoded_bbox, bbox_head.loss_cls, bbox_head.loss_bbox, carl)
-        losses['loss_bbox' if replace else 'loss_carl'] = reg / max(len(rois), 1)
+    if carl: losses['loss_bbox' if replace else 'loss_carl'] = prime_box_loss(pos, carl) / max(len(rois), 1)
     return {'loss_bbox': losses, 'bbox_targets': targets}
 
 # %% ../nbs/21_two_stage.ipynb

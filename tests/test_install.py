@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {'core', 'hlr', 'isr', 'carl'}
+CORE = {'core', 'hlr', 'isr', 'carl', 'prime'}
 MMDET = CORE | {'samplers', 'two_stage', 'single_stage', 'roi_align', 'rpn', 'detectors', 'speed'}
 MODULES = {'': CORE, 'mmdet': MMDET, 'lab': {f.stem for f in ROOT.glob('pisa/[a-z]*.py')}}
 USE = '''

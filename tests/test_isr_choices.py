@@ -5,10 +5,9 @@ import torch
 from torch import distributed as dist, multiprocessing as mp
 
 pytest.importorskip('mmdet')
-from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox_overlaps
 from toy import roi_head, run
-from pisa.two_stage import ISR_METRICS, Positives, reweighted
+from pisa.prime import ISR, METRICS, Positives, prime_weights
 
 
 def samples(n=60, images=4, classes=3, seed=0):
@@ -19,14 +18,15 @@ def samples(n=60, images=4, classes=3, seed=0):
     label = torch.randint(classes, (images * 5,), generator=g)[gt]
     corner = (rand(images * 5, 2) * 50)[gt]
     gt_box = torch.cat([corner, corner + 30], 1)
-    return Positives(score=torch.randn(n, classes + 1, generator=g), delta=(rand(n, 4) - .5) * 0.5, label=label, weight=torch.ones(n),
-                     image=image.float(), prior=gt_box + rand(n, 4) * 10 - 5, gt=gt, gt_box=gt_box, target=torch.zeros(n, 4))
+    prob, prior = rand(n), gt_box + rand(n, 4) * 10 - 5
+    return Positives(loss=-prob.log(), prob=prob, reg_loss=rand(n, 4), box=prior + rand(n, 4) * 10 - 5, prior=prior, gt_box=gt_box, gt=gt, label=label,
+                     image=image.float(), weight=torch.ones(n))
 
 
-def by_loops(pos, coder, metric, images, gamma=2., beta=0.1):
-    loss = torch.nn.functional.cross_entropy(pos.score, pos.label, reduction='none').tolist()
+def by_loops(pos, metric, images, gamma=2., beta=0.1):
+    loss = pos.loss.tolist()
     before = bbox_overlaps(pos.prior, pos.gt_box, is_aligned=True).tolist()
-    after = bbox_overlaps(coder.decode(pos.prior, pos.delta), pos.gt_box, is_aligned=True).tolist()
+    after = bbox_overlaps(pos.box, pos.gt_box, is_aligned=True).tolist()
     value = dict(iou_hlr=after, iou=after, iou_before=before, loss=loss)[metric]
     n, weight = len(loss), [0.] * len(loss)
     part = [int(i) // images for i in pos.image]
@@ -39,13 +39,10 @@ def by_loops(pos, coder, metric, images, gamma=2., beta=0.1):
     return torch.tensor([w * ratio for w in weight])
 
 
-@pytest.mark.parametrize('metric', ISR_METRICS)
+@pytest.mark.parametrize('metric', METRICS)
 @pytest.mark.parametrize('scope,images', [('batch', 99), ('image', 1), (1, 1), (2, 2), (3, 3)])
 def test_weights(metric, scope, images):
-    coder, ce = TASK_UTILS.build(dict(type='DeltaXYWHBBoxCoder')), MODELS.build(dict(type='CrossEntropyLoss'))
-    pos = samples()
-    ours = reweighted(pos, coder, ce, dict(gamma=2., beta=0.1, metric=metric, scope=scope))
-    torch.testing.assert_close(ours, by_loops(pos, coder, metric, images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights(samples(), metric, scope), by_loops(samples(), metric, images), rtol=1e-4, atol=1e-5)
 
 
 def of_images(pos, images):
@@ -56,14 +53,13 @@ def of_images(pos, images):
 
 
 def weights(pos, metric, scope):
-    coder, ce = TASK_UTILS.build(dict(type='DeltaXYWHBBoxCoder')), MODELS.build(dict(type='CrossEntropyLoss'))
-    return reweighted(pos, coder, ce, dict(gamma=2., beta=0.1, metric=metric, scope=scope))
+    return prime_weights(pos, ISR(beta=0.1, metric=metric, scope=scope))
 
 
 def process(rank, folder, split):
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     mine = of_images(samples(), split[rank]) if split[rank] else Positives(*(getattr(samples(), f.name)[:0] for f in dataclasses.fields(Positives)))
-    torch.save({m: weights(mine, m, 'world') for m in ISR_METRICS}, f'{folder}/{rank}')
+    torch.save({m: weights(mine, m, 'world') for m in METRICS}, f'{folder}/{rank}')
     dist.destroy_process_group()
 
 
@@ -71,12 +67,12 @@ def process(rank, folder, split):
 def test_two_processes_rank_as_one(tmp_path, split):
     mp.spawn(process, (str(tmp_path), split), nprocs=2)
     both = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
-    for metric in ISR_METRICS:
+    for metric in METRICS:
         torch.testing.assert_close(torch.cat([b[metric] for b in both]), weights(samples(), metric, 'batch'), rtol=1e-5, atol=1e-6)
 
 
 def test_one_process_is_the_world():
-    for metric in ISR_METRICS: assert torch.equal(weights(samples(), metric, 'world'), weights(samples(), metric, 'batch'))
+    for metric in METRICS: assert torch.equal(weights(samples(), metric, 'world'), weights(samples(), metric, 'batch'))
 
 
 def test_metrics_and_scopes_reach_the_head():

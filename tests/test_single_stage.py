@@ -12,6 +12,7 @@ from mmdet.models.losses import GIoULoss
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
+from pisa import prime
 from refusal import refused
 from toy import atss, dense_run, dense_scene, retina, ssd
 
@@ -155,14 +156,12 @@ def test_carl_of_atss_counts_by_centerness(objects, k, b):
     torch.testing.assert_close(dense_run(head, objects)[0]['loss_carl'], torch.tensor(want), rtol=1e-4, atol=1e-6)
 
 
-def test_carl_by_centerness_checks_shapes_and_survives_nothing():
-    how = dict(k=1., b=.1, form='replace', detach=False)
-    refused(lambda: single.carl_by_centerness(torch.rand(3), torch.rand(3, 4), torch.rand(3), how),
-            'must be [3], one number a box, not [3, 4]')
+def test_weighted_carl_checks_shapes_and_survives_nothing():
+    refused(lambda: prime.weighted_carl_loss(torch.rand(3), torch.rand(3, 4), torch.rand(3), prime.CARL()), 'must be [3], one number a box, not [3, 4]')
     for form in 'replace', 'add':
         for n in 0, 3:
             prob = torch.rand(n, requires_grad=True)
-            out = single.carl_by_centerness(prob, torch.zeros(n), torch.zeros(n), dict(how, form=form))
+            out = prime.weighted_carl_loss(prob, torch.zeros(n), torch.zeros(n), prime.CARL(form=form))
             out.sum().backward()
             assert torch.equal(out, torch.zeros(n)) and torch.equal(prob.grad, torch.zeros(n))
 
@@ -306,8 +305,8 @@ def test_an_image_that_is_all_crowd(head, standard):
 def test_weights_of_positives_follow_their_own_ground_truth(head, standard, monkeypatch):
     "The rows taken for positives are those that the assigner meant: box, label and IoU belong together"
     seen = []
-    real = single.reweighted
-    monkeypatch.setattr(single, 'reweighted', lambda pos, *a: seen.append(pos) or real(pos, *a))
+    real = single.prime_weights
+    monkeypatch.setattr(single, 'prime_weights', lambda pos, *a: seen.append(pos) or real(pos, *a))
     dense_run(head(**ISR), (4, 0, 3), pad=48)
     pos, = seen
     assert len(pos.label) > 10 and len(set(pos.gt.tolist())) == 7

@@ -176,8 +176,8 @@ def test_ignored_ground_truths(head, plain, keys):
 def test_isr_ranks_no_ignored_proposal(keys, monkeypatch):
     "What is ranked are the positives of the sampler, which lie in no crowd region"
     import pisa.two_stage as t
-    seen, real = [], t.reweighted
-    monkeypatch.setattr(t, 'reweighted', lambda pos, *a: seen.append(pos) or real(pos, *a))
+    seen, real = [], t.prime_weights
+    monkeypatch.setattr(t, 'prime_weights', lambda pos, *a: seen.append(pos) or real(pos, *a))
     for crowd in (None, CROWD): run(ignoring(roi_head(sampler=dict(ALL, add_gt_as_proposals=False), **keys)), (3, 0, 2), crowd=crowd)
     free, pos = seen
     assert 0 < len(pos.label) < len(free.label)
