@@ -8,6 +8,7 @@ BIN    := $(abspath $(VENV))/bin
 # The stamp's name holds the hash of the pins: a second call finds it and costs nothing; after a change only the difference is installed
 PINS   := $(shell { cat constraints.txt .ci/*.py; grep requirements settings.ini; } | sha256sum | cut -c1-12)
 STAMP  := $(VENV)/.pisa-$(PINS)
+$(if $(word 2,$(VENV)),$(error VENV=$(VENV): a path without spaces is needed))
 # What `make train` trains, for example: make train DETECTOR=faster_rcnn ARGS="-p method baseline -p seed 1"
 DETECTOR ?= mask_rcnn
 ARGS     ?=
@@ -66,9 +67,9 @@ readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs
 	sed -i 's/^!\[png\]/![Six samples around two objects, ranked by IoU-HLR and weighted by ISR]/' README.md
 	sed -i -e 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' -e 's#](\.\./#](#g' README.md
 
-paper: $(STAMP)  ## render the paper's tables and figures from records and own runs into figures/ and nbs/paper/index.ipynb
+paper: $(STAMP)  ## render the paper's tables, figures and page from records and own runs (ARGS="-p recipe 5")
 	@mkdir -p _proc/nbs/paper
-	printf '%s\n' nbs/paper/table?.ipynb nbs/paper/fig?.ipynb | xargs -P 2 -I{} sh -c 'papermill {} _proc/{} -p out figures --no-progress-bar 2> _proc/{}.log || { tail -n 20 _proc/{}.log; exit 255; }' 
+	printf '%s\n' nbs/paper/table?.ipynb nbs/paper/fig?.ipynb | xargs -P 2 -I{} sh -c 'papermill {} _proc/{} -p out figures $(ARGS) --no-progress-bar 2> _proc/{}.log || { tail -n 20 _proc/{}.log; exit 255; }' 
 	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/nbs/paper/index.log || { tail -n 20 _proc/nbs/paper/index.log; false; }
 	nbdev_clean --fname nbs/paper/index.ipynb
 

@@ -35,6 +35,7 @@ def build(python: Path, constraints: Path, run: Callable[[list, dict], bool]) ->
     "The wheel, from the cache or built now; None: it cannot be built. `run` is given pip's arguments and environment variables"
     cache = cached(python, constraints)
     if found := [*cache.glob("*.whl")]: return found[0]
+    cache.mkdir(parents=True, exist_ok=True)  # fails now, not after the build
     cpp20 = lambda setup: setup.write_text(setup.read_text().replace("-std=c++17", "-std=c++20"))  # which torch's headers ask for
     with tempfile.TemporaryDirectory() as tmp:
         if not run(["download", "--no-deps", "--no-build-isolation", "--no-binary=onedl-mmcv", "-d", tmp, "onedl-mmcv"], {}): return None
@@ -48,7 +49,6 @@ def build(python: Path, constraints: Path, run: Callable[[list, dict], bool]) ->
             if run(["wheel", "-v", "--no-deps", "--no-build-isolation", "-w", f"{tmp}/wheel", str(source)],
                    {"MAX_JOBS": os.environ.get("MAX_JOBS", str(CORES)), "CFLAGS": "-g0 " + os.environ.get("CFLAGS", "")}):
                 wheel, = Path(tmp, "wheel").glob("*.whl")
-                cache.mkdir(parents=True, exist_ok=True)
                 shutil.copy(wheel, cache / f".{os.getpid()}")
                 return (cache / f".{os.getpid()}").rename(cache / wheel.name)
     return None

@@ -5,7 +5,7 @@ Needs only Python's standard library, 3.11 to 3.13. What is installed already is
 command does only what is missing.
 """
 from __future__ import annotations
-import configparser, os, re, subprocess, sys, time, venv
+import configparser, os, re, shutil, subprocess, sys, time, venv
 from pathlib import Path
 import mmcv_wheel
 
@@ -56,7 +56,12 @@ def main(folder: str) -> int:
     python, logs = env_dir / "bin" / "python", env_dir / "logs"
     if not python.exists():
         print(f"pisa: new virtual environment in {env_dir}", flush=True)
-        venv.create(env_dir, with_pip=True)
+        try: venv.create(env_dir, with_pip=True)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(env_dir)
+            print("pisa: this Python cannot make environments. Install what it lacks (on Debian and Ubuntu: apt install python3-venv), "
+                  "or give another: make PYTHON=/path/to/python3.13", file=sys.stderr)
+            return 1
     logs.mkdir(exist_ok=True)
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
     todo = steps()
@@ -80,7 +85,12 @@ def main(folder: str) -> int:
 
         done = False
         if args: done = pip(["install", *args])
-        elif wheel := mmcv_wheel.build(python, PINS, pip): done = pip(["install", "--force-reinstall", "--no-deps", str(wheel)])
+        else:
+            try: wheel = mmcv_wheel.build(python, PINS, pip)
+            except OSError as e:
+                print(f"pisa: mmcv's wheel cannot be kept ({e}): give a folder that can be written to, XDG_CACHE_HOME=/path", file=sys.stderr)
+                return 1
+            done = wheel and pip(["install", "--force-reinstall", "--no-deps", str(wheel)])
         if not done:
             tail = [l for l in log.read_text(errors="replace").splitlines() if l.strip()][-15:]
             print("\n".join("      " + l[:200] for l in tail))

@@ -154,7 +154,7 @@ def experiment(
     if formulation == 'v2' and not METHODS[method]: formulation = 'v1'  # a baseline has nothing to formulate
     usual = usual_values(Experiment(detector, method, dataset, scale, backbone, seed, '', formulation))
     pairs = {k: v for k, v in parse_overrides(overrides).items() if k not in usual or v != usual[k]}
-    if pairs.get('optim_wrapper.type') in PRECISIONS.values():
+    if 'optim_wrapper.type' in pairs:
         raise ValueError("overrides: leave out optim_wrapper.type, and give precision='bfloat16' or precision='float32'")
     overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
     if pretrained not in ('auto', 'none') and not Path(pretrained).is_file(): raise ValueError(

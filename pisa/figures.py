@@ -708,11 +708,11 @@ def figure9(
 # %% ../nbs/61_figures.ipynb
 def runs_of(
     row:str, # e.g. 'table3/R-R'
-    everything:pd.DataFrame, # see `pisa.runs.of_one_recipe`
+    everything:pd.DataFrame, # see `pisa.runs.comparable`
 )->dict[int, str]: # seed to id
     "The runs of a row at mini scale; of those on different data, the ones on most images"
     asked = dataclasses.asdict(row_experiment(row, scale='mini'))
-    del asked['seed']
+    del asked['seed'], asked['precision']  # of which `comparable` keeps one
     if not len(everything): return {}
     same = everything[(everything[[*asked]] == pd.Series(asked)).all(axis=1)].sort_values('data_n_train')
     same = same[same.data_fingerprint == same.data_fingerprint.iloc[-1]] if len(same) else same
@@ -740,12 +740,12 @@ def draw(
     number:int, # of the figure, 1 to 9
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     seed:int|None=None, # of the runs; all seeds that are there if not given
-    recipe:int|None=None, # see `pisa.runs.of_one_recipe`
+    recipe:int|None=None, # see `pisa.runs.comparable`
 )->Drawn|None: # None: runs are missing, which is printed in one line
     "Draw a figure of the paper from the runs at mini scale; a `ValueError` for a number that is none"
     if number not in FIGURES: raise ValueError(f'number={number!r} is no figure of the paper: give 1 to {max(FIGURES)}')
     if not ROWS[number]: return FIGURES[number]()
-    everything = store.of_one_recipe(store.load(runs), recipe)
+    everything = store.comparable(store.load(runs), recipe)
     ids = {row: runs_of(row, everything) for row in ROWS[number]}
     seeds = set.intersection(*({s for s, id in own.items() if _samples(id, runs).exists() and seed in (None, s)} for own in ids.values()))
     if not seeds: return print(_needs(number, ids, 1 if seed is None else seed, runs))
@@ -759,10 +759,10 @@ def draw(
 def prepare(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     anew:bool=False, # those too that are there
-    recipe:int|None=None, # see `pisa.runs.of_one_recipe`
+    recipe:int|None=None, # see `pisa.runs.comparable`
 )->None:
     "Collect the samples of all trained runs that figures need (half a minute each), and say what is not trained"
-    everything = store.of_one_recipe(own, recipe) if len(own := store.load(runs)) else own
+    everything = store.comparable(store.load(runs), recipe)
     for row in dict.fromkeys(row for rows in ROWS.values() for row in rows):
         ids = runs_of(row, everything)
         if not ids: print(f'{row}: not trained')

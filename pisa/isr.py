@@ -22,7 +22,7 @@ def importance(
     check_vectors(len(rank), rank=rank, label=label, mask=mask)
     label = torch.zeros_like(rank) if label is None else label.long()
     if mask is not None: label = label.where(mask, -1)  # a class of its own for what was left out
-    ids = label.sort()[0]
+    ids, label = label.sort()[0], label.contiguous()
     n = torch.searchsorted(ids, label, right=True) - torch.searchsorted(ids, label)
     u = (n - rank)/n
     return u if mask is None else u.where(mask, 0.)

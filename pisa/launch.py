@@ -559,9 +559,8 @@ def train_line(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->str: # a line for a shell
     "How to train an experiment through `nbs/train.ipynb`"
-    if not exp.precision:  # of recipe 4, where an override stood for float32
-        named = exp.overrides.replace("optim_wrapper.type='OptimWrapper'", '')
-        exp = dataclasses.replace(exp, overrides=' '.join(named.split()), precision='float32' if named != exp.overrides else '')
+    named = exp.overrides.replace("optim_wrapper.type='OptimWrapper'", '')
+    if named != exp.overrides: exp = dataclasses.replace(exp, overrides=' '.join(named.split()), precision='float32')  # as recipe 4 said it
     usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
     usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
     given = {k: v for k, v in dataclasses.asdict(exp).items() if v not in (usual[k], '') and k != 'pretrained_sha256'}

@@ -23,7 +23,7 @@ from .speed import bfloat16_units
 __all__ = ['SCHEMA', 'PACKAGES', 'WORDS', 'TYPES', 'ADDED', 'KEPT', 'folder', 'is_complete', 'find', 'no_link', 'no_links',
            'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint',
            'read_checkpoint', 'last_checkpoint', 'describe', 'how_trained', 'read_record', 'going_on', 'read_metrics',
-           'scalars', 'bootstrap', 'load', 'of_one_recipe', 'compare', 'delete', 'add_record']
+           'scalars', 'bootstrap', 'load', 'of_one_recipe', 'comparable', 'compare', 'delete', 'add_record']
 
 # %% ../nbs/41_runs.ipynb
 SCHEMA = 1  # of run.json and of checkpoints
@@ -35,6 +35,7 @@ def folder(
     "The folder of your own run, which is trained there; a `ValueError` for an id that is not a plain name"
     if not isinstance(run, str) or not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
         raise ValueError(f'run={run!r:.210} is not the id of a run: up to 200 letters, digits, ".", "-" and "_"')
+    if run == 'records': raise ValueError("run='records' is the folder of the records, and no run")
     path = runs_dir(runs)/run
     if path.is_symlink(): raise ValueError(f'{path} is a link: a run is a folder of its own')
     return path
@@ -48,8 +49,9 @@ def find(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
     "The folder to read a run from: your own if it is complete, else the record if there is one, else your own"
-    own, record = folder(run, runs), records_dir(runs)/run
-    return record if not is_complete(own) and is_complete(record) else own
+    own = runs_dir(runs)/run if isinstance(run, str) and (runs_dir(runs)/run).is_symlink() else folder(run, runs)
+    record = records_dir(runs)/own.name
+    return record if (own.is_symlink() or not is_complete(own)) and is_complete(record) else folder(run, runs)
 
 def no_link(file:Path)->None:
     "A `ValueError` of one line if a file of a run is a link: what is written there would go elsewhere"
@@ -306,15 +308,16 @@ def bootstrap(
 
 def load(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
+    own:bool=True, # your own runs too, not the records alone
 )->pd.DataFrame: # one row a complete run: `source`, parameters, `recipe`, data, machine, metrics
     "All complete runs as one table, sorted by id. `source` is 'own' or 'record'; where both are there, your own run counts"
     if runs and not Path(runs).expanduser().is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
     rows = {}
-    for source, parent in (('record', records_dir(runs)), ('own', runs_dir(runs))):
+    for source, parent in (('record', records_dir(runs)), ('own', runs_dir(runs)))[:1 + own]:
         for path in parent.iterdir() if parent.is_dir() else ():
             if path.is_symlink() or path.name[0] == '.' or not is_complete(path): continue
             try: record, metrics = read_record(path), read_metrics(path)
-            except ValueError as e:
+            except (OSError, ValueError) as e:
                 warnings.warn(f'{path.name} is left out: {e}')
                 rows.pop(path.name, None)
                 continue
@@ -327,6 +330,7 @@ def of_one_recipe(
     recipe:int|None=None, # the one with the most runs if not given; in a tie, the newest
 )->pd.DataFrame: # `attrs`: `recipe`, and `others`, how many runs there are of each other recipe
     "The runs of one recipe. Runs of different recipes are different trainings, and are not compared"
+    if recipe is not None and type(recipe) is not int: raise ValueError(f'recipe={recipe!r}: give a whole number')
     count = table.recipe[table.recipe > 0].value_counts().to_dict() if len(table) else {}
     if recipe is None: recipe = max(count, key=lambda n: (count[n], n), default=RECIPE)
     elif recipe not in count:
@@ -334,6 +338,17 @@ def of_one_recipe(
     own = table[table.recipe == recipe].reset_index(drop=True) if len(table) else table.copy()
     own.attrs = {'recipe': recipe, 'others': {n: count[n] for n in sorted(count) if n != recipe}}
     return own
+
+def comparable(
+    table:pd.DataFrame, # see `load`
+    recipe:int|None=None, # see `of_one_recipe`
+)->pd.DataFrame: # `attrs` as of `of_one_recipe`; `precision`, that of each scale; `left`, how many runs there are of the other one
+    "The runs of one recipe, and at each scale of one precision: the one with the most runs"
+    own = of_one_recipe(table, recipe)
+    most = own.groupby('scale').precision.agg(lambda p: p.value_counts().idxmax()).to_dict() if len(own) else {}
+    keep = own[own.precision == own.scale.map(most)].reset_index(drop=True) if len(own) else own
+    keep.attrs = own.attrs | {'precision': most, 'left': len(own) - len(keep)}
+    return keep
 
 # %% ../nbs/41_runs.ipynb
 def compare(
@@ -374,6 +389,7 @@ def add_record(
     "Put what is kept of a run into the records, to be committed; a `FileNotFoundError` if it is not complete"
     path, record = folder(run, runs), records_dir(runs)/run
     if not is_complete(path): raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}')
+    read_record(path), read_metrics(path)  # damaged ones are refused
     shutil.rmtree(record, ignore_errors=True)
     for name in KEPT:
         if (path/name).exists(): write_bytes(record/name, (path/name).read_bytes())

@@ -15,7 +15,7 @@ import seaborn as sns
 from scipy.stats import t as student
 from . import runs as store
 from .core import figures_dir, one_of, read_json, records_dir, runs_dir, write_json, write_text
-from .experiments import RECIPES, ROWS, SCALES, Experiment, row_experiment
+from .experiments import RECIPES, ROWS, SCALES, Experiment, experiment, row_experiment
 from .paper import published
 
 # %% auto 0
@@ -104,17 +104,19 @@ def _step(file:Path)->dict[str, dict[str, float]]: # name of a row of Table 1 to
 # %% ../nbs/60_tables.ipynb
 def read(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    recipe:int|None=None, # see `pisa.runs.of_one_recipe`
+    recipe:int|None=None, # see `pisa.runs.comparable`
+    own:bool=True, # your own runs too, not the records alone
 )->pd.DataFrame: # `pisa.runs.load`, with `experiment` (of seed 0), `draws` (see `pisa.runs.bootstrap`) and `train_time` (s a step)
-    """The runs of one recipe, your own and the records, which tables are made of.
+    """The runs of one recipe and precision, your own and the records, which tables are made of.
 
-    `attrs`: those of `pisa.runs.of_one_recipe`; `diverged`, experiments that a sweep saw end with a loss that is no number; `step`, rows to
+    `attrs`: those of `pisa.runs.comparable`; `diverged`, experiments that a sweep saw end with a loss that is no number; `step`, rows to
     the time of a training step over the baseline's, from `records/bench/step.json` if it is there"""
-    table = store.of_one_recipe(store.load(runs), recipe)
+    table = store.comparable(store.load(runs, own), recipe)
     attrs = table.attrs
     if len(table):
         fields = [f.name for f in dataclasses.fields(Experiment)]
-        table['experiment'] = [Experiment(**r | {'seed': 0}) for r in table[fields].to_dict('records')]
+        usual = {scale: experiment(scale=scale).precision for scale in SCALES}  # that of rows; which one it is, `attrs` say
+        table['experiment'] = [Experiment(**r | {'seed': 0, 'precision': usual[r['scale']]}) for r in table[fields].to_dict('records')]
         table['draws'] = [store.bootstrap(id, runs) for id in table.id]
         table['train_time'] = table.seconds/table.steps
         of_draws = pd.Series([d['AP_VOC'][0] if 'AP_VOC' in d else np.nan for d in table.draws], dtype=float)
@@ -124,8 +126,9 @@ def read(
         if store.is_complete(file.parent) or not file.read_text().startswith('FloatingPointError'): continue
         try: record = store.read_record(file.parent)
         except ValueError: continue  # `load` has warned of those that count
-        if record['recipe'] != attrs['recipe']: continue
-        lost.append(Experiment(**{f.name: record.get(f.name, f.default) for f in dataclasses.fields(Experiment)} | {'seed': 0}))
+        if (record['recipe'], record['precision']) != (attrs['recipe'], attrs['precision'].get(record['scale'], record['precision'])): continue
+        words = {f.name: record.get(f.name, f.default) for f in dataclasses.fields(Experiment)}
+        lost.append(Experiment(**words | {'seed': 0, 'precision': experiment(scale=record['scale']).precision}))
     table.attrs = attrs | {'diverged': lost, 'step': _step(records_dir(runs)/'bench/step.json')}
     return table
 
@@ -706,7 +709,8 @@ def caption(
         "`runs/records/bench/step.json`: the losses, in which the two differ, are timed in turn, and related to a whole step; median and quartiles."
         if runs.attrs.get('step') else ''))
     if len(runs): out.append(f"Ours are of recipe {runs.attrs['recipe']}: {RECIPES[runs.attrs['recipe']]}." + ''.join(
-        f' Not counted: {n} runs of recipe {r} (`-p recipe {r}` draws them).' for r, n in runs.attrs['others'].items()))
+        f' Not counted: {n} runs of recipe {r} (`-p recipe {r}` draws them).' for r, n in runs.attrs['others'].items()) + (
+        f" Not counted: {runs.attrs['left']} runs in another precision." if runs.attrs['left'] else ''))
     return '\n\n'.join(filter(None, out))
 
 # %% ../nbs/60_tables.ipynb

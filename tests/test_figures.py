@@ -197,7 +197,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
     of = {'table3/R-R': {1: 'b1', 2: 'b2', 3: 'b3'}, 'table4/isr': {1: 'i1', 2: 'i2'}}
     aps = {'b1': 30., 'b2': 20., 'b3': 10., 'i1': 40., 'i2': 50.}
     monkeypatch.setattr(figures, 'runs_of', lambda row, everything: of[row])
-    monkeypatch.setattr(figures.store, 'load', lambda runs: pd.DataFrame({'id': aps.keys(), 'AP': aps.values(), 'recipe': 5}))
+    monkeypatch.setattr(figures.store, 'load', lambda runs: pd.DataFrame({'id': aps.keys(), 'AP': aps.values(), 'recipe': 5, 'scale': 'mini', 'precision': 'bfloat16'}))
     monkeypatch.setattr(figures.store, 'find', lambda id, runs: tmp_path / id)
     monkeypatch.setattr(figures.store, 'read_record', lambda path: FLAT[0].record | {'seed': int(path.name[1])})
     monkeypatch.setattr(figures, 'read', lambda id, runs: dataclasses.replace((FLAT if id[0] == 'b' else STEEP)[0].study, run=id))

@@ -15,9 +15,9 @@ from pisa.experiments import row_experiment
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(folder, row, seed, ap, scale='mini', data='shapes-1', draws=None, gpu=None, threads=1, **metrics):
+def run(folder, row, seed, ap, scale='mini', data='shapes-1', draws=None, gpu=None, threads=1, precision='auto', **metrics):
     "A complete run, as a training leaves it"
-    exp = row_experiment(row, scale=scale, seed=seed)
+    exp = row_experiment(row, scale=scale, seed=seed, precision=precision)
     record = dict(schema=1, id=exp.id(data), **dataclasses.asdict(exp), steps=1000, seconds=720.,
                   data=dict(name='shapes', fingerprint=data, classes=['disk'], n_train=2000, n_val=500, area_limits=[1, 2], note=f'data {data}'),
                   git={}, versions={}, resumed=0, machine=dict(host='h', cpu='c', cores=2, processes=1, threads=threads, gpu=gpu))
@@ -375,6 +375,17 @@ def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
     assert set(tables.select(3, runs).cells.id) == set(new)
     assert '2 runs, 2 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)
     refused(lambda: tables.read(tmp_path, recipe=3), 'recipe=3: there is no run of it. Choose from: 4, 5')
+    refused(lambda: tables.read(tmp_path, recipe='5'), "recipe='5': give a whole number")
+    assert set(tables.read(tmp_path, own=False).id) == set(old)
+
+
+def test_the_precision_of_most_runs_is_drawn_and_the_other_is_counted(tmp_path):
+    for seed in (0, 1):
+        for row in PRIME: run(tmp_path, row, seed, 40., precision='float32')
+    run(tmp_path, PRIME[0], 2, 99.)
+    runs = tables.read(tmp_path)
+    assert runs.attrs['precision'] == {'mini': 'float32'} and len(tables.select(3, runs).cells) == 4
+    assert 'Not counted: 1 runs in another precision' in tables.caption(3, runs)
 
 
 def test_an_own_run_counts_in_place_of_a_record_of_the_same_training(folder):
