@@ -49,9 +49,8 @@ def find(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
     "The folder to read a run from: your own if it is complete, else the record if there is one, else your own"
-    own = runs_dir(runs)/run if isinstance(run, str) and (runs_dir(runs)/run).is_symlink() else folder(run, runs)
-    record = records_dir(runs)/own.name
-    return record if (own.is_symlink() or not is_complete(own)) and is_complete(record) else folder(run, runs)
+    own, record = folder(run, runs), records_dir(runs)/run
+    return record if not is_complete(own) and is_complete(record) else own
 
 def no_link(file:Path)->None:
     "A `ValueError` of one line if a file of a run is a link: what is written there would go elsewhere"
