@@ -36,6 +36,7 @@ $(STAMP):
 
 train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
 	papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) -p precision $(PRECISION) $(ARGS) --log-output --no-progress-bar
+	@echo 'What was trained, with pictures: runs/$(DETECTOR).ipynb'
 
 test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export
 

@@ -90,11 +90,10 @@ class Recorder(Hook):
 # %% ../nbs/42_launch.ipynb
 class Progress(Hook):
     "A bar with the loss and the time left, for training and for evaluation"
-    def bar(self, total, unit):
-        return tqdm(total=total, unit=unit, file=sys.stdout, mininterval=5, miniters=1, ncols=100, ascii=' =')
+    def bar(self, total, unit, initial=0): # its size is given: a terminal that does not know its own would hide it
+        return tqdm(total=total, unit=unit, initial=initial, file=sys.stdout, mininterval=5, miniters=1, ncols=100, nrows=20, ascii=' =')
     def before_train(self, runner):
-        self.train_bar = self.bar(runner.max_iters, 'step')
-        self.train_bar.update(runner.iter)
+        self.train_bar = self.bar(runner.max_iters, 'step', runner.iter)
         if runner.iter == runner.max_iters: self.train_bar.close()
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.train_bar.set_postfix_str(f"loss {float(outputs['loss']):.3f}", refresh=False)
