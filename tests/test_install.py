@@ -110,7 +110,7 @@ def test_lowest_versions(installed, tmp_path):
     python = tmp_path/'env/bin/python'
     subprocess.run([python, '-m', 'pip', 'install', '-q', f'torch=={version}', 'numpy<2', 'pytest'], check=True)  # which it was built with
     # fake tensors of a GPU and whole graphs are newer
-    p = subprocess.run([python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', 'not fake and not compiles',
+    p = subprocess.run([python, '-m', 'pytest', '-p', 'no:cacheprovider', '-k', 'not fake and not compiles',
                         *(str(ROOT/f'tests/test_{name}.py') for name in ('hlr', 'isr', 'carl'))],
                        cwd=installed, env={'PATH': '/usr/bin', 'PYTHONPATH': str(installed)}, capture_output=True, text=True)
     assert p.returncode == 0 and ' passed' in p.stdout, p.stdout[-3000:]
