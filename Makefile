@@ -69,9 +69,10 @@ readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs
 	sed -i -e 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' -e 's#](\.\./#](#g' README.md
 
 paper: $(STAMP)  ## render the paper's tables, figures and page from records and own runs (ARGS="-p recipe 5")
-	@mkdir -p _proc/nbs/paper
-	printf '%s\n' nbs/paper/table?.ipynb nbs/paper/fig?.ipynb | xargs -P 2 -I{} sh -c 'papermill {} _proc/{} -p out figures $(ARGS) --no-progress-bar 2> _proc/{}.log || { tail -n 20 _proc/{}.log; exit 255; }' 
-	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/nbs/paper/index.log || { tail -n 20 _proc/nbs/paper/index.log; false; }
+	@mkdir -p _proc
+	printf '%s\n' table:{1,2,3,4,5,6,7,text} figure:{1,2,3,4,5,6,7,8,9} | xargs -P 2 -I{} bash -c 'IFS=: read kind number <<< {}; file=_proc/$$kind$$number; \
+	  papermill nbs/paper/$$kind.ipynb $$file.ipynb -p number $$number -p out figures $(ARGS) --no-progress-bar 2> $$file.log || { tail -n 20 $$file.log; exit 255; }'
+	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/index.log || { tail -n 20 _proc/index.log; false; }
 	nbdev_clean --fname nbs/paper/index.ipynb
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)

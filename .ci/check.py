@@ -22,7 +22,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp) / "pisa"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "figures", "__pycache__", ".ipynb_checkpoints"))
-        for f in copy.glob("pisa/*.py"):
+        for f in copy.glob("pisa/**/*.py"):
             if f.name != "__init__.py": f.unlink()
         env = dict(os.environ, PYTHONPATH=str(copy))
         for command in (["nbdev_clean"], ["nbdev_export"]):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-from .hlr import check_score, check_vectors, iou_hlr
+from .hlr import check_vectors, iou_hlr
 
 # %% auto 0
 __all__ = ['importance', 'at_least_float32', 'check_curve', 'importance_weight', 'preserve_loss', 'isr_weights']

@@ -4,17 +4,30 @@
 
 # %% ../nbs/13_prime.ipynb 3
 from __future__ import annotations
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, distributed as dist
 from .carl import carl_loss, carl_weights
-from .core import one_of
 from .isr import check_curve, isr_weights
 
 # %% auto 0
-__all__ = ['METRICS', 'ISR', 'CARL', 'settings', 'Positives', 'pair_iou', 'gather', 'prime_weights', 'weighted_carl_loss',
-           'prime_box_loss']
+__all__ = ['METRICS', 'one_of', 'ISR', 'CARL', 'settings', 'Positives', 'pair_iou', 'gather', 'prime_weights',
+           'weighted_carl_loss', 'prime_box_loss']
+
+# %% ../nbs/13_prime.ipynb
+def one_of(
+    name:str, # the parameter's name, for the message
+    value:str, # what was given
+    known:Iterable[str], # what can be given
+)->str: # `value`
+    "Check that `value` is among `known`; a `ValueError` of one line otherwise"
+    known = list(known)
+    if value in known: return value
+    near = [k for k in known if k.lower() == str(value).lower()] or difflib.get_close_matches(str(value), known, 1)
+    raise ValueError(f"{name}={value!r} is not known{f', did you mean {near[0]!r}?' if near else '.'} "
+                     f"Choose from: {', '.join(known)}")
 
 # %% ../nbs/13_prime.ipynb
 METRICS = ('iou_hlr', 'iou', 'iou_before', 'loss')

@@ -1,4 +1,4 @@
-"pisa.data: the rendered data set to the byte, and folders that others made"
+"pisa.lab.data: the rendered data set to the byte, and folders that others made"
 import hashlib, json, os, shutil, subprocess, sys, warnings
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools import mask as rle
-from pisa import data
-from pisa.core import read_json, root, write_json
-from pisa.data import AREA_LIMITS, CLASSES, SIZE, coco_test_dev, coverage, load, load_samples, outline, place, render, show_grid
+from pisa.lab import data
+from pisa.lab.data import coco_test_dev, load
+from pisa.lab.files import read_json, root, write_json
+from pisa.lab.shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, coverage, outline, place, render
+from pisa.lab.show import load_samples, show_grid
 
 BCCD = Path(os.environ.get('PISA_BCCD', root().parent/'shared'/'data'/'bccd'))  # a folder in the VOC layout
 
@@ -35,7 +37,7 @@ def test_shapes_bytes(spec):
     for folder in (spec.train_images, spec.val_images):
         for f in sorted(folder.iterdir()): sha.update(f.read_bytes())
     for f in (spec.train_json, spec.val_json): sha.update(json.dumps(read_json(f), sort_keys=True).encode())
-    assert (data.VERSION, sha.hexdigest()[:32]) == (1, '8c9f3effb6dd1320b0cda43bd6ce19a8')
+    assert (VERSION, sha.hexdigest()[:32]) == (1, '8c9f3effb6dd1320b0cda43bd6ce19a8')
     assert spec.fingerprint == '4c03635f6921430b'
 
 
@@ -123,7 +125,7 @@ def test_rendered_once_and_quietly(spec, capfd):
 
 
 def test_two_processes_at_once(tmp_path):
-    code = "from pisa.data import load; print(load('shapes', n_train=40, n_val=2).fingerprint)"
+    code = "from pisa.lab.data import load; print(load('shapes', n_train=40, n_val=2).fingerprint)"
     env = dict(os.environ, PISA_DATA=str(tmp_path), PYTHONPATH=str(root()))
     runs = [subprocess.Popen([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
     a, b = (p.communicate()[0].strip() for p in runs)
@@ -163,7 +165,7 @@ def test_spec_is_frozen(spec):
 
 
 def test_no_mmdet():
-    code = "import sys, pisa.data; print([m for m in ('mmdet', 'mmengine', 'mmcv') if m in sys.modules])"
+    code = "import sys, pisa.lab.data; print([m for m in ('mmdet', 'mmengine', 'mmcv') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, '-c', code], text=True, env=dict(os.environ, PYTHONPATH=str(root()))).strip() == '[]'
 
 

@@ -6,8 +6,8 @@ pytest.importorskip('mmdet')
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
-from pisa import data, experiments, launch
-from pisa.detectors import BACKBONES, DETECTORS, SMALLER, backbones
+from pisa.lab import config, data, experiments, weights
+from pisa.lab.experiments import BACKBONES, DETECTORS, SMALLER, backbones
 from refusal import refused
 
 
@@ -18,7 +18,7 @@ def spec():
 
 
 def build(spec, **words):
-    model = MODELS.build(experiments.config(experiments.experiment(**words), spec).model)
+    model = MODELS.build(config.config(experiments.experiment(**words), spec).model)
     model.init_weights()
     return model
 
@@ -33,14 +33,14 @@ def test_weights_from_a_file(tmp_path, spec, detector):
     loaded = build(spec, detector=detector, pretrained=str(tmp_path / 'backbone.pth')).backbone.state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in given.items())
     assert not all(torch.equal(scratch[k], v) for k, v in given.items())
-    launch.find_weights(str(tmp_path / 'backbone.pth'))
+    weights.find_weights(str(tmp_path / 'backbone.pth'))
 
 
 def test_weights_that_cannot_be_had(monkeypatch, spec):
     def offline(*args, **kwargs): raise OSError('<urlopen error Name or service not known>')
     monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', offline)
-    cfg = experiments.config(experiments.experiment('retinanet', scale='paper'), spec)
-    with pytest.raises(FileNotFoundError) as e: launch.find_weights(cfg.model.backbone.init_cfg['checkpoint'])
+    cfg = config.config(experiments.experiment('retinanet', scale='paper'), spec)
+    with pytest.raises(FileNotFoundError) as e: weights.find_weights(cfg.model.backbone.init_cfg['checkpoint'])
     for part in ('torchvision://resnet50', 'Name or service not known', 'pretrained=/path', 'pretrained=none'): assert part in str(e.value)
     assert '\n' not in str(e.value)
 

@@ -1,13 +1,13 @@
-"pisa.evaluate: the same numbers as pycocotools and mmdet, and what happens at the edges"
+"pisa.lab.evaluate: the same numbers as pycocotools and mmdet, and what happens at the edges"
 import copy, json, zipfile
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as rle
 from refusal import refused
-from pisa.core import read_json, write_json
-from pisa.data import load
-from pisa.evaluate import (COCOAP, VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, resamples, to_coco, voc_ap, voc_average, voc_curves, weighted_ap,
+from pisa.lab.data import load
+from pisa.lab.files import read_json, write_json
+from pisa.lab.evaluate import (COCOAP, VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, resamples, to_coco, voc_ap, voc_average, voc_curves, weighted_ap,
                            write_results)
 
 NAMES = ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L']

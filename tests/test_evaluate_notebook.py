@@ -10,8 +10,8 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
-from pisa import data, experiments, launch
-from pisa.core import read_json, write_json
+from pisa.lab import data, experiments, predict, train as training
+from pisa.lab.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4'
@@ -35,7 +35,7 @@ def train(folder, spec, *words, overrides=TINY, **more):
     "A tiny run, trained with one thread as the notebook has; its id"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: return launch.train(experiments.experiment(*words, overrides=overrides, **more), spec, folder, gpus=0).name
+    try: return training.train(experiments.experiment(*words, overrides=overrides, **more), spec, folder, gpus=0).name
     finally: torch.set_num_threads(threads)
 
 
@@ -79,10 +79,10 @@ def test_the_numbers_are_those_of_the_run(trained, tmp_path):
 def test_the_images_that_the_run_chose_are_its_own(tmp_path, spec):
     "An override takes 8 of the run's images; of other data all are looked at"
     run = train(tmp_path, spec, overrides=TINY + ' val_dataloader.dataset.indices=8')
-    metrics, _, images = launch.evaluate(run, spec, tmp_path, gpus=0)
+    metrics, _, images = predict.evaluate(run, spec, tmp_path, gpus=0)
     assert images == list(range(1, 9)) and list(metrics) == list(read_json(tmp_path / run / 'metrics.json'))
     other = data.load('shapes', n_train=64, n_val=12)
-    assert launch.evaluate(run, other, tmp_path, gpus=0)[2] == list(range(1, 13))
+    assert predict.evaluate(run, other, tmp_path, gpus=0)[2] == list(range(1, 13))
 
 
 def test_test_dev(trained, coco, tmp_path):
@@ -125,14 +125,14 @@ def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
     folder, run = trained
     shutil.copytree(folder / run, tmp_path / 'runs' / run, ignore=shutil.ignore_patterns('weights.pth'))
     last = papermill(tmp_path, code=1, run=run, runs_dir=tmp_path / 'runs')
-    assert last.startswith(f'FileNotFoundError: run {run} has no weights: they are not in the folder of the run. Give the file (weights=), or train it, after pisa.runs.delete')
+    assert last.startswith(f'FileNotFoundError: run {run} has no weights: they are not in the folder of the run. Give the file (weights=), or train it, after pisa.lab.runs.delete')
     train_it = f"papermill nbs/train.ipynb out.ipynb -p detector mask_rcnn -p method pisa -p overrides '{' '.join(sorted(TINY.split()))}' -p runs_dir {tmp_path}/runs"
     assert last.endswith(train_it)
     (tmp_path / 'runs' / run).rename(tmp_path / 'record')
     (tmp_path / 'record').rename((tmp_path / 'runs/records').mkdir() or tmp_path / 'runs/records' / run)
     last = papermill(tmp_path, code=1, run=run, runs_dir=tmp_path / 'runs')
     assert last == f'FileNotFoundError: run {run} has no weights: a record has none. Give the file (weights=), or train it: {train_it}'
-    metrics, *_ = launch.evaluate(run, spec, tmp_path / 'runs', 0, folder / run / 'weights.pth')
+    metrics, *_ = predict.evaluate(run, spec, tmp_path / 'runs', 0, folder / run / 'weights.pth')
     assert metrics == pytest.approx(read_json(folder / run / 'metrics.json'), abs=1e-2)
 
 
@@ -155,5 +155,5 @@ def test_what_cannot_be_is_refused_in_one_line(trained, parameters, message):
 def test_weights_of_another_detector_are_refused(trained, spec, tmp_path):
     folder, run = trained
     other = train(tmp_path, spec, 'retinanet')
-    with pytest.raises(ValueError, match='are not of this detector') as e: launch.evaluate(run, spec, folder, 0, tmp_path / other / 'weights.pth')
+    with pytest.raises(ValueError, match='are not of this detector') as e: predict.evaluate(run, spec, folder, 0, tmp_path / other / 'weights.pth')
     assert '\n' not in str(e.value)

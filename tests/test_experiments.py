@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip('mmdet')
 import mmdet
 from mmengine.config import Config
-from pisa import data, experiments
-from pisa.detectors import BACKBONES, DETECTORS, TWO_STAGE, backbones
+from pisa.lab import config, data, experiments
+from pisa.lab.experiments import DETECTORS, TWO_STAGE, backbones
 from refusal import refused
 
 
@@ -17,8 +17,8 @@ def spec():
     return dataclasses.replace(data.load('shapes', n_train=1, n_val=1), n_train=16_551)
 
 
-def config(spec, detector, processes=8, **words):
-    return experiments.config(experiments.experiment(detector, scale='paper', **words), spec, processes)
+def paper_config(spec, detector, processes=8, **words):
+    return config.config(experiments.experiment(detector, scale='paper', **words), spec, processes)
 
 
 def at(cfg, path):
@@ -118,7 +118,7 @@ CASES = [(d, dataset) for d in DETECTORS for dataset in ('coco', 'voc') if (d, d
 @pytest.mark.parametrize('detector,dataset', CASES)
 @pytest.mark.parametrize('method', ['baseline', 'pisa'])
 def test_settings_of_the_paper(spec, detector, dataset, method):
-    cfg = config(spec, detector, dataset=dataset, method=method)
+    cfg = paper_config(spec, detector, dataset=dataset, method=method)
     expected = dict(PAPER[detector])
     if dataset == 'voc':
         expected = {k: v for k, v in expected.items() if not k.startswith('param_scheduler') or detector == 'ssd300'} | VOC[detector]
@@ -129,7 +129,7 @@ def test_settings_of_the_paper(spec, detector, dataset, method):
 @pytest.mark.parametrize('detector,dataset', CASES)
 def test_images_of_the_paper(spec, detector, dataset):
     "Sizes, flips and, for SSD alone, colours, expansion and crops"
-    cfg = config(spec, detector, dataset=dataset)
+    cfg = paper_config(spec, detector, dataset=dataset)
     train, val = ([plain(step) for step in cfg[f'{split}_dataloader'].dataset.pipeline] for split in ('train', 'val'))
     if detector == 'ssd300': size, keep = [300, 300], False
     else: size, keep = [1333, 800] if dataset == 'coco' else [1000, 600], True
@@ -149,15 +149,15 @@ def test_images_of_the_paper(spec, detector, dataset):
     ('x101_32x4d', dict(type='ResNeXt', depth=101, groups=32, base_width=4, base_channels=64,
                         init_cfg=dict(type='Pretrained', checkpoint='open-mmlab://resnext101_32x4d')))])
 def test_backbones_of_the_paper(spec, name, expected):
-    backbone = plain(config(spec, 'faster_rcnn', backbone=name).model.backbone)
+    backbone = plain(paper_config(spec, 'faster_rcnn', backbone=name).model.backbone)
     assert {k: backbone[k] for k in expected} == expected
-    scratch = config(spec, 'faster_rcnn', backbone=name, pretrained='none').model.backbone  # nothing is frozen that was never trained
+    scratch = paper_config(spec, 'faster_rcnn', backbone=name, pretrained='none').model.backbone  # nothing is frozen that was never trained
     assert scratch.frozen_stages == -1 and not scratch.norm_eval and scratch.init_cfg is None
 
 
 def test_components_of_the_paper(spec):
     "Section 5.3 (v1) and, for v2, the released code"
-    rcnn = lambda **words: plain(config(spec, 'faster_rcnn', **words).model.train_cfg.rcnn)
+    rcnn = lambda **words: plain(paper_config(spec, 'faster_rcnn', **words).model.train_cfg.rcnn)
     v1, v2 = rcnn(), rcnn(formulation='v2')
     assert v1['isr'] == v2['isr'] == dict(gamma=2.0, beta=0.0)
     assert v1['carl'] == dict(k=1.0, b=0.1, form='replace') and v2['carl'] == dict(k=1.0, b=0.2, form='add')
@@ -167,7 +167,7 @@ def test_components_of_the_paper(spec):
 @pytest.mark.parametrize('scale,warmup', [('paper', False), ('mini', True)])
 def test_no_warm_up_is_no_scheduler(spec, scale, warmup):
     "On VOC at paper scale the learning rate starts where it is; SSD is warmed up, and every mini training"
-    kinds = lambda d: [s.type for s in experiments.config(experiments.experiment(d, dataset='voc', scale=scale), spec).param_scheduler]
+    kinds = lambda d: [s.type for s in config.config(experiments.experiment(d, dataset='voc', scale=scale), spec).param_scheduler]
     assert kinds('faster_rcnn') == (['LinearLR'] if warmup else []) + ['MultiStepLR']
     assert kinds('ssd300') == ['LinearLR', 'MultiStepLR']
 
@@ -183,7 +183,7 @@ def proposals(model):
 @pytest.mark.parametrize('detector', DETECTORS)
 def test_baseline_and_pisa_have_the_same_proposals(spec, detector, scale):
     for backbone in backbones(detector, scale):
-        models = {(m, f): experiments.config(experiments.experiment(detector, m, scale=scale, backbone=backbone, formulation=f), spec).model
+        models = {(m, f): config.config(experiments.experiment(detector, m, scale=scale, backbone=backbone, formulation=f), spec).model
                   for m in experiments.METHODS for f in experiments.FORMULATIONS}
         expected = proposals(models['baseline', 'v1'])
         for key, model in models.items(): assert proposals(model) == expected, key
@@ -203,7 +203,7 @@ def test_in_the_released_configs_they_differ():
 
 def said(spec, **words):
     exp = experiments.experiment(**words)
-    return experiments.summary(exp, experiments.config(exp, spec))
+    return config.summary(exp, config.config(exp, spec))
 
 
 def test_summary_says_all_that_a_formulation_sets(spec):
@@ -240,25 +240,25 @@ def test_summary_reads_overrides(spec):
     'default_scope=antigravity', "custom_imports.imports=['antigravity']",
     "val_dataloader.dataset.pipeline.0.backend_args={{'backend':'memcached','server_list_cfg':'a','client_cfg':'b','sys_path':'foreign'}}"])
 def test_overrides_can_name_neither_code_nor_files(spec, tmp_path, pair):
-    refused(lambda: config(spec, 'ssd300', overrides=pair.format(tmp_path / 'file.pkl')), 'it could load a file or run code')
+    refused(lambda: paper_config(spec, 'ssd300', overrides=pair.format(tmp_path / 'file.pkl')), 'it could load a file or run code')
 
 
 @pytest.mark.parametrize('pair', ['val_evaluator.type=antigravity', 'val_dataloader.dataset.type=this', "optim_wrapper={'type':'antigravity'}",
                                   "model.neck.init_cfg=[{'type':'antigravity'}]"])
 def test_overrides_name_no_modules(spec, pair):
     "mmengine would import what no registry holds"
-    refused(lambda: config(spec, 'ssd300', overrides=pair), "is refused: neither mmdet nor mmengine knows a '")
+    refused(lambda: paper_config(spec, 'ssd300', overrides=pair), "is refused: neither mmdet nor mmengine knows a '")
 
 
 @pytest.mark.parametrize('pair', ['model.test_cfg.nms.type=soft_nms', 'model.backbone.norm_cfg.type=GN', 'optim_wrapper.optimizer.type=Adam',
                                   "model.neck.init_cfg={'type':'Kaiming','layer':'Conv2d'}", 'param_scheduler.1.type=CosineAnnealingLR'])
 def test_overrides_name_what_is_registered(spec, pair):
-    assert pair.rpartition('=')[2] in repr(config(spec, 'retinanet', overrides=pair)._cfg_dict) or 'Kaiming' in pair
+    assert pair.rpartition('=')[2] in repr(paper_config(spec, 'retinanet', overrides=pair)._cfg_dict) or 'Kaiming' in pair
 
 
 def test_overrides_can_name_classes_and_settings(spec):
     words = "optim_wrapper.optimizer={'_delete_':True,'type':'SGD','lr':0.1} model.bbox_head.loss_bbox.type=GIoULoss val_evaluator.voc='11-point'"
-    cfg = config(spec, 'retinanet', overrides=words)
+    cfg = paper_config(spec, 'retinanet', overrides=words)
     assert (cfg.optim_wrapper.optimizer.type, cfg.model.bbox_head.loss_bbox.type, cfg.val_evaluator.voc) == ('SGD', 'GIoULoss', '11-point')
 
 
@@ -271,7 +271,7 @@ def test_a_default_that_is_spelt_out_is_no_other_run(spec, words, overrides):
     a, b = experiments.experiment(**words), experiments.experiment(**words, overrides=overrides)
     assert a == b and a.id('data') == b.id('data')
     said = dataclasses.replace(a, overrides=overrides)  # that it is the default, seen in the config
-    assert plain(experiments.config(said, spec).to_dict()) == plain(experiments.config(a, spec).to_dict())
+    assert plain(config.config(said, spec).to_dict()) == plain(config.config(a, spec).to_dict())
 
 
 def test_other_values_are_other_runs():

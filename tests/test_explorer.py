@@ -19,10 +19,10 @@ import pytest
 
 pytest.importorskip('ipywidgets')
 import torch
-from pisa import explorer
-from pisa.core import write_json
-from pisa.explorer import Explorer, Scene, label_places, run_scene
 from pisa.hlr import iou_hlr
+from pisa.lab import explorer
+from pisa.lab.explorer import Explorer, Scene, label_places, run_scene
+from pisa.lab.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -199,14 +199,14 @@ def test_labels_do_not_cover_each_other_where_there_is_room():
 @pytest.fixture(scope='module')
 def spec():
     pytest.importorskip('mmdet')
-    from pisa import data
+    from pisa.lab import data
     return data.load('shapes', n_train=64, n_val=16)
 
 
 @pytest.fixture
 def run(spec, tmp_path):
     "A record and detections: each object of each image twice, with noise, and a box anywhere; scores at random"
-    from pisa.data import load_samples
+    from pisa.lab.show import load_samples
     rng = random.Random(0)
     detections = []
     for i, s in enumerate(load_samples(spec, 'val', 16)):
@@ -220,7 +220,7 @@ def run(spec, tmp_path):
 
 
 def test_a_run(run, spec, notebook):
-    from pisa.data import load_samples
+    from pisa.lab.show import load_samples
     folder, detections = run
     assert explorer.runs_with_detections(folder) == ['a-run']
     e = Explorer({'toy': notebook.toy, 'a run': partial(run_scene, 'a-run', n=6, runs=folder)}, notebook.measure)
@@ -241,7 +241,7 @@ def test_errors_are_one_line(run, notebook, monkeypatch, tmp_path):
     folder, _ = run
     e = Explorer({'a run': partial(run_scene, 'a-run', runs=folder)}, notebook.measure)
     before = e.svg.value
-    for where, value, says in (('image', 16, 'has validation images 0 to 15'), ('file', None, 'records have none: train the run'), ('cache', None, "pisa.data.load('shapes', n_train=64, n_val=16) renders them")):
+    for where, value, says in (('image', 16, 'has validation images 0 to 15'), ('file', None, 'records have none: train the run'), ('cache', None, "pisa.lab.data.load('shapes', n_train=64, n_val=16) renders them")):
         if where == 'image': e.which_image.value = value
         if where == 'file':
             (folder / 'a-run/detections.json').rename(folder / 'kept')

@@ -1,7 +1,6 @@
 "Figures: what they compute, by loops; what they say, on samples whose answer is known; what they do without runs"
 import dataclasses
 import json
-import re
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -11,11 +10,10 @@ pytest.importorskip('mmdet')
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-from pisa import figures, runs
-from pisa.study import FALSE_POSITIVES, Study
+from pisa.lab import figures, runs
+from pisa.lab.samples import FALSE_POSITIVES, Study
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = [ROOT / f'nbs/paper/fig{n}.ipynb' for n in figures.FIGURES]
 
 
 def positives(rng, images=12, objects=3, each=6, classes=2):
@@ -183,7 +181,7 @@ def test_means_of_figure_4_are_in_its_words():
 
 
 def test_missing_runs_are_one_line(tmp_path, capsys):
-    for number, rows in figures.ROWS.items():
+    for number, rows in figures.NEEDS.items():
         if not rows: continue
         assert figures.draw(number, tmp_path) is None
         said = capsys.readouterr().out
@@ -196,7 +194,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
     "Baseline with seeds 1, 2 and 3, ISR with 1 and 2; of seed 2 of ISR there are no samples"
     of = {'table3/R-R': {1: 'b1', 2: 'b2', 3: 'b3'}, 'table4/isr': {1: 'i1', 2: 'i2'}}
     aps = {'b1': 30., 'b2': 20., 'b3': 10., 'i1': 40., 'i2': 50.}
-    monkeypatch.setattr(figures, 'runs_of', lambda row, everything: of[row])
+    monkeypatch.setattr(figures, 'runs_of_row', lambda row, everything: of[row])
     monkeypatch.setattr(figures.store, 'load', lambda runs: pd.DataFrame({'id': aps.keys(), 'AP': aps.values(), 'recipe': 5, 'scale': 'mini', 'precision': 'bfloat16'}))
     monkeypatch.setattr(figures.store, 'find', lambda id, runs: tmp_path / id)
     monkeypatch.setattr(figures.store, 'read_record', lambda path: FLAT[0].record | {'seed': int(path.name[1])})
@@ -214,7 +212,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
 def test_the_line_of_the_projects_own_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('PISA_ROOT', str(tmp_path))
     for none in ('', None): assert figures.draw(4, none) is None
-    assert capsys.readouterr().out.count('-p seed 1 && python -c "from pisa import figures; figures.prepare()"\n') == 2
+    assert capsys.readouterr().out.count('-p seed 1 && python -c "from pisa.lab import figures; figures.prepare()"\n') == 2
 
 
 def test_files(tmp_path):
@@ -228,19 +226,6 @@ def test_files(tmp_path):
     assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
 
 
-@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
-def test_parameters_of_a_notebook(notebook):
-    cells = json.loads(notebook.read_text())['cells']
-    cell, = [c for c in cells if 'parameters' in c['metadata'].get('tags', [])]
-    values = {}
-    exec(''.join(cell['source']), values)
-    del values['__builtins__']
-    assert values == dict(runs='', out='', seed=None, recipe=None)
-    assert not any(c.get('outputs') for c in cells)
-    number = re.search(r'\d', notebook.stem)[0]
-    assert f'figures.draw({number}, runs, seed, recipe)' in ''.join(''.join(c['source']) for c in cells)
-
-
 def execute(notebook, **parameters):
     papermill = pytest.importorskip('papermill')
     return json.dumps(papermill.execute_notebook(notebook, None, parameters, progress_bar=False, cwd=ROOT))
@@ -249,16 +234,16 @@ def execute(notebook, **parameters):
 @pytest.mark.parametrize('number', [4, 6])
 def test_notebook_without_runs(number, tmp_path):
     (tmp_path / 'runs').mkdir()
-    said = execute(ROOT / f'nbs/paper/fig{number}.ipynb', runs=str(tmp_path / 'runs'), out=str(tmp_path / 'out'))
-    if figures.ROWS[number]:
+    said = execute(ROOT / 'nbs/paper/figure.ipynb', number=number, runs=str(tmp_path / 'runs'), out=str(tmp_path / 'out'))
+    if figures.NEEDS[number]:
         assert 'Figure 4 needs a run of table3/R-R with seed 1' in said and not (tmp_path / 'out').exists()
     else: assert {p.suffix for p in (tmp_path / 'out').iterdir()} == {'.png', '.pdf', '.json'}
 
 
-@pytest.mark.parametrize('number', [n for n, rows in figures.ROWS.items() if rows])
+@pytest.mark.parametrize('number', [n for n, rows in figures.NEEDS.items() if rows])
 def test_from_the_projects_runs(number, tmp_path):
     everything = runs.of_one_recipe(runs.load(ROOT / 'runs'))
-    ids = [figures.runs_of(row, everything) for row in figures.ROWS[number]]
+    ids = [figures.runs_of_row(row, everything) for row in figures.NEEDS[number]]
     seeds = set.intersection(*({s for s, id in own.items() if (runs.find(id, ROOT / 'runs') / 'samples.npz').exists()} for own in ids))
     if not seeds: pytest.skip('runs/ has not all runs of this figure')
     drawn = figures.draw(number, ROOT / 'runs')

@@ -1,10 +1,10 @@
-"pisa.paper: the tables agree with what the paper says of them, and with each other"
+"pisa.lab.paper: the tables agree with what the paper says of them, and with each other"
 import os, subprocess, sys
 import pandas as pd
 import pytest
 from refusal import refused
-from pisa.core import root
-from pisa.paper import published, row, tables
+from pisa.lab.files import root
+from pisa.lab.paper import published, row, tables
 
 ALL = ('table1', 'table2', 'table3', 'table4', 'table5_isr', 'table5_carl', 'table6', 'table7', 'carl_gradient')
 
@@ -80,8 +80,8 @@ def test_errors(call, message):
 
 def test_needs_pandas_alone(tmp_path):
     "No file beside it and no other package: it works wherever it is installed"
-    code = "import sys, pisa.paper as p; print(p.row('table2', detector='ssd300', method='pisa').AP, [m for m in ('torch', 'mmdet', 'matplotlib') if m in sys.modules])"
-    (tmp_path/'pisa').mkdir()
-    for f in ('__init__', 'paper'): (tmp_path/'pisa'/f'{f}.py').write_text((root()/'pisa'/f'{f}.py').read_text())
+    code = "import sys, pisa.lab.paper as p; print(p.row('table2', detector='ssd300', method='pisa').AP, [m for m in ('torch', 'mmdet', 'matplotlib') if m in sys.modules])"
+    (tmp_path/'pisa/lab').mkdir(parents=True)
+    for f in ('__init__', 'lab/__init__', 'lab/paper'): (tmp_path/'pisa'/f'{f}.py').write_text((root()/'pisa'/f'{f}.py').read_text())
     out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path)), capture_output=True, text=True, check=True).stdout
     assert out.strip() == '51.3 []'

@@ -11,9 +11,9 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from pisa import data, experiments
-from pisa.core import seed_everything
-from pisa.detectors import DETECTORS, backbones
+from pisa.lab import config, data, experiments
+from pisa.lab.experiments import DETECTORS, backbones
+from pisa.lab.files import seed_everything
 
 WORDS = [dict(detector=d, backbone=b) for d in DETECTORS for b in backbones(d, 'paper')]
 WORDS += [dict(detector=d, backbone=backbones(d, 'paper')[0], method='baseline') for d in DETECTORS]
@@ -46,7 +46,7 @@ def stepped(spec, **words):
     "A model after one training step, with its gradients, and its state before it"
     init_default_scope('mmdet')
     seed_everything(0)
-    cfg = experiments.config(experiments.experiment(scale='paper', **words), spec)
+    cfg = config.config(experiments.experiment(scale='paper', **words), spec)
     model = MODELS.build(cfg.model)
     model.init_weights()
     model.train()
@@ -73,7 +73,7 @@ def weights(spec, file, **words):
     "Weights of a backbone as if it had been trained: nothing in them is zero by construction"
     init_default_scope('mmdet')
     torch.manual_seed(0)
-    backbone = MODELS.build(experiments.config(experiments.experiment(scale='paper', pretrained='none', **words), spec).model.backbone)
+    backbone = MODELS.build(config.config(experiments.experiment(scale='paper', pretrained='none', **words), spec).model.backbone)
     backbone.init_weights()
     state = backbone.state_dict()
     for k, v in state.items():  # a new ResNet's branches end in a batch norm of weight 0

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
-from pisa import data, experiments, launch, runs
-from pisa.core import read_json
+from pisa.lab import data, experiments, processes, rows, runs, train
+from pisa.lab.files import read_json
 
 # Nothing is left to chance: no flips, batch norm as in evaluation, anchors are not sampled, ISR ranks the positives of all processes together
 SAME = ('train_cfg.max_epochs=3 train_dataloader.dataset.indices=20 train_dataloader.batch_size=4 val_dataloader.dataset.indices=7 '
@@ -45,7 +45,7 @@ def own_processes():
     for folder in Path('/proc').glob('[0-9]*'):
         try: words, state = (folder / 'cmdline').read_bytes(), (folder / 'stat').read_text().rpartition(')')[2].split()[0]
         except OSError: continue
-        if b'from pisa.launch import worker' in words and str(os.getpid()).encode() in words and state != 'Z': found.append(int(folder.name))
+        if b'from pisa.lab.processes import join_and_work' in words and str(os.getpid()).encode() in words and state != 'Z': found.append(int(folder.name))
     return found
 
 
@@ -82,7 +82,7 @@ def all_gone():
 def train_with_two(folder):
     "In a process of its own, to be killed"
     torch.set_num_threads(1)
-    launch.train(EXPERIMENT, data.load('shapes', n_train=64, n_val=16), folder, gpus=0, processes=2)
+    train.train(EXPERIMENT, data.load('shapes', n_train=64, n_val=16), folder, gpus=0, processes=2)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ needs_proc = pytest.mark.skipif(not Path('/proc/net/tcp').exists(), reason='look
 def test_two_processes_killed_and_resumed_have_the_loss_curve_of_one(folder, tmp_path, spec, capsys):
     "kill -9 of the caller in the second epoch: nothing goes on running, and the rest is trained as one process trains it"
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['pisa.launch'])
+    context.set_forkserver_preload(['pisa.lab.train'])
     caller = context.Process(target=train_with_two, args=(folder,))
     caller.start()
     addresses = []
@@ -115,9 +115,9 @@ def test_two_processes_killed_and_resumed_have_the_loss_curve_of_one(folder, tmp
     state = runs.last_checkpoint(path)
     assert len(state['rng']['torch']) == 2 and not torch.equal(*state['rng']['torch'])  # chance differs between processes
 
-    assert launch.train(EXPERIMENT, spec, folder, gpus=0, processes=2) == path
+    assert train.train(EXPERIMENT, spec, folder, gpus=0, processes=2) == path
     assert '/15' in capsys.readouterr().out  # steps: the progress of the first process came through
-    one = launch.train(EXPERIMENT, spec, tmp_path / 'one', gpus=0)
+    one = train.train(EXPERIMENT, spec, tmp_path / 'one', gpus=0)
     record, alone = (read_json(p / 'run.json') for p in (path, one))
     assert record['id'] == alone['id'] and record['steps'] == alone['steps'] == 15
     assert record['resumed'] == 1 and record['machine']['processes'] == 2 and alone['machine']['processes'] == 1
@@ -144,7 +144,7 @@ def test_error_of_the_process_that_failed_first(folder, tmp_path, spec):
     (images / first).unlink()
     tiny = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=4 train_dataloader.batch_size=4'
     with pytest.raises(RuntimeError, match=rf'process [01] of 2 failed: FileNotFoundError: .*{re.escape(str(images / first))}') as e:
-        launch.train(experiments.experiment('retinanet', overrides=tiny), dataclasses.replace(spec, train_images=images), folder, gpus=0, processes=2)
+        train.train(experiments.experiment('retinanet', overrides=tiny), dataclasses.replace(spec, train_images=images), folder, gpus=0, processes=2)
     assert '\n' not in str(e.value) and not list(folder.glob('*/metrics.json'))
     logs = Path(re.search(r'The logs are in (.*)', str(e.value))[1])
     assert any('Traceback' in log.read_text() and first in log.read_text() for log in logs.glob('rank*.log'))
@@ -164,7 +164,7 @@ def test_process_ended_from_outside(folder, spec):
     "As the kernel does where memory runs out"
     when(second, lambda: os.kill(second(), signal.SIGKILL))
     with pytest.raises(RuntimeError, match='process 1 of 2 was ended by SIGKILL') as e:
-        launch.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
+        train.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
     assert '\n' not in str(e.value) and all_gone()
 
 
@@ -172,7 +172,7 @@ def test_process_ended_from_outside(folder, spec):
 def test_interrupt_ends_all(folder, spec):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background has it ignored
     when(second, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt): launch.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
+    with pytest.raises(KeyboardInterrupt): train.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
     assert all_gone()
     path, = folder.iterdir()
     with runs.lock(path): pass  # free
@@ -180,7 +180,7 @@ def test_interrupt_ends_all(folder, spec):
 
 def test_processes_that_cannot_share_the_batch(folder, spec):
     with pytest.raises(ValueError, match='3 processes cannot share a step of 4 images. Choose from: 1, 2, 4'):
-        launch.train(EXPERIMENT, spec, folder, gpus=0, processes=3)
+        train.train(EXPERIMENT, spec, folder, gpus=0, processes=3)
     assert not list(folder.iterdir())
 
 
@@ -191,15 +191,15 @@ TWO = SAME.replace('max_epochs=3', 'max_epochs=2')
 
 def train_as_node(folder, node, overrides=TWO):
     torch.set_num_threads(1)
-    os.environ |= {'GLOO_SOCKET_IFNAME': launch.LOOPBACK}  # these two are on one machine
+    os.environ |= {'GLOO_SOCKET_IFNAME': processes.LOOPBACK}  # these two are on one machine
     exp = experiments.experiment('atss', 'isr', overrides=overrides)
-    try: launch.train(exp, data.load('shapes', n_train=64, n_val=16), folder, gpus=0, nodes=2, node=node)
+    try: train.train(exp, data.load('shapes', n_train=64, n_val=16), folder, gpus=0, nodes=2, node=node)
     except Exception as e: (folder.parent / f'said{node}').write_text(str(e))
 
 
 def two_machines(folder, *args):
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['pisa.launch'])
+    context.set_forkserver_preload(['pisa.lab.train'])
     callers = [context.Process(target=train_as_node, args=(folder, node, *args)) for node in (1, 0)]
     for caller in callers: caller.start()
     return callers[::-1]
@@ -210,7 +210,7 @@ def test_two_machines_train_what_two_processes_train(folder, tmp_path, spec):
     for caller in callers: caller.join(180)
     assert [c.exitcode for c in callers] == [0, 0] and not list(tmp_path.glob('said*'))
     path, = folder.iterdir()
-    alone = launch.train(experiments.experiment('atss', 'isr', overrides=TWO), spec, tmp_path / 'one machine', gpus=0, processes=2)
+    alone = train.train(experiments.experiment('atss', 'isr', overrides=TWO), spec, tmp_path / 'one machine', gpus=0, processes=2)
     for name in ('scalars.jsonl', 'metrics.json', 'detections.json'): assert (path / name).read_bytes() == (alone / name).read_bytes()
     assert read_json(path / 'run.json')['machine']['processes'] == 2
 
@@ -245,14 +245,14 @@ def test_a_process_that_aborts_at_its_end_does_not_end_the_first(folder, spec, t
     (tmp_path / 'sitecustomize.py').write_text("import atexit, os\nif os.environ.get('RANK') == '1': atexit.register(os.abort)\n")
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     tiny = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=4 train_dataloader.batch_size=4 val_dataloader.dataset.indices=4'
-    path = launch.train(experiments.experiment('ssd300', overrides=tiny), spec, folder, gpus=0, processes=2)
+    path = train.train(experiments.experiment('ssd300', overrides=tiny), spec, folder, gpus=0, processes=2)
     assert runs.is_complete(path)
 
 
 def test_too_few_images_for_a_process_are_refused_before_anything_starts(spec, tmp_path):
     "Table 6 ranks eight images together, all of a step at mini scale"
-    exp = experiments.row_experiment('table6/images8', scale='mini')
-    with pytest.raises(ValueError, match='8 images are to be ranked together, but a process has 4'): launch.train(exp, spec, tmp_path, gpus=0, processes=2)
+    exp = rows.row_experiment('table6/images8', scale='mini')
+    with pytest.raises(ValueError, match='2 processes cannot share a step of 8 images, of which 8 are ranked together. Choose from: 1'): train.train(exp, spec, tmp_path, gpus=0, processes=2)
     assert not list(tmp_path.iterdir())
 
 
@@ -262,7 +262,7 @@ def test_a_process_whose_parent_dies_ends_before_its_imports_are_done(tmp_path):
     (tmp_path / 'pisa').mkdir()
     (tmp_path / 'pisa/__init__.py').write_text(f"import time; open({str(tmp_path / 'importing')!r}, 'w').close(); time.sleep(60)")
     start = f"""import os, subprocess, sys
-p = subprocess.Popen([sys.executable, '-c', {launch.WORKER!r}, 'request', '0', '{os.getpid()}'])
+p = subprocess.Popen([sys.executable, '-c', {processes.START!r}, 'request', '0', '{os.getpid()}'])
 print(p.pid, flush=True); p.wait()"""
     env = dict(os.environ, PYTHONPATH=str(tmp_path))
     with subprocess.Popen([sys.executable, '-c', start], env=env, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:

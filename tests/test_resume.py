@@ -16,8 +16,8 @@ import torch
 
 pytest.importorskip('mmdet')
 import pisa
-from pisa import data, experiments, launch, runs, sweep
-from pisa.core import read_json
+from pisa.lab import data, experiments, hooks, runs, sweep, train as training
+from pisa.lab.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = 'train_cfg.max_epochs=3 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4 val_dataloader.dataset.indices=8'
@@ -27,7 +27,7 @@ FILES = ('metrics.json', 'scalars.jsonl', 'detections.json')
 
 def train(folder):
     torch.set_num_threads(1)
-    return launch.train(experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), folder, gpus=0)
+    return training.train(experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), folder, gpus=0)
 
 
 def die():
@@ -49,8 +49,8 @@ def train_and_die(folder, moment, n):
 
     sys.stdout = sys.stderr = open(os.devnull, 'w')
     match moment:
-        case 'step': deadly(launch.Guard, 'after_train_iter')
-        case 'evaluation': deadly(launch.Progress, 'after_val_iter')
+        case 'step': deadly(hooks.Guard, 'after_train_iter')
+        case 'evaluation': deadly(hooks.Progress, 'after_val_iter')
         case 'none': pass
         case file:  # it is written under another name, and not yet renamed
             def write_half(source, target):
@@ -64,7 +64,7 @@ def train_and_die(folder, moment, n):
 def process():
     "Starts `train_and_die` in a process forked from one that has imported mmdet and trained nothing"
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['pisa.launch'])
+    context.set_forkserver_preload(['pisa.lab.train'])
     def start(*args):
         p = context.Process(target=train_and_die, args=args)
         p.start()
@@ -344,7 +344,7 @@ def test_a_record_that_is_damaged_or_of_another_run(recorded, change, reason):
     with pytest.raises(ValueError, match='run.json'): train(folder)  # though it is complete
     with pytest.warns(UserWarning, match=f'{recorded.name} is left out: ') as told: assert runs.load(folder).id.tolist() == ['good']
     assert len(told) == 1 and '\n' not in str(told[0].message)
-    experiments.list(runs=folder)
+    with pytest.warns(UserWarning, match='is left out'): sweep.row_costs(runs=folder)
 
 
 @pytest.mark.parametrize('content,reason', [
@@ -360,7 +360,7 @@ def test_metrics_that_are_damaged(recorded, content, reason):
     with pytest.warns(UserWarning) as told: assert len(runs.load(folder)) == 0
     assert [str(w.message) for w in told] == [f'{recorded.name} is left out: {said}']
     task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
-    for table in (sweep.overview([task], folder), sweep.sweep([task], 1, folder, gpus=0)):
+    for table in (sweep.progress([task], folder), sweep.sweep([task], 1, folder, gpus=0)):
         assert table[['state', 'step', 'why']].values.tolist() == [['failed', 0, said]]
     assert runs.is_complete(recorded) and file.read_bytes() == content
     runs.save_checkpoint(recorded, 3, {})
@@ -373,14 +373,14 @@ def test_metrics_where_nothing_is_to_be_found(recorded):
     "COCO's metrics have no value there, and that is no damage"
     (recorded / 'metrics.json').write_text('{"AP": null, "AP50": 3}')
     task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
-    for table in (runs.load(recorded.parent), sweep.overview([task], recorded.parent)): assert math.isnan(table.AP[0]) and table.AP.dtype == float
-    assert sweep.overview([task], recorded.parent).state.tolist() == ['done'] and runs.load(recorded.parent).AP50.tolist() == [3]
+    for table in (runs.load(recorded.parent), sweep.progress([task], recorded.parent)): assert math.isnan(table.AP[0]) and table.AP.dtype == float
+    assert sweep.progress([task], recorded.parent).state.tolist() == ['done'] and runs.load(recorded.parent).AP50.tolist() == [3]
 
 
 def test_a_damaged_record_is_failed_in_a_sweep(recorded):
     (recorded / 'run.json').write_text('{"id": ')
     task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
-    row = sweep.overview([task], recorded.parent).iloc[0]
+    row = sweep.progress([task], recorded.parent).iloc[0]
     assert row.state == 'failed' and row.why.startswith(f'{recorded / "run.json"} is not JSON')
 
 
@@ -400,8 +400,8 @@ def test_an_id_that_is_no_word(run, tmp_path):
 def test_a_run_that_was_done_by_another_number_of_processes(recorded, capsys):
     "It is not in the id, so it is said"
     exp, spec = experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16)
-    assert launch.train(exp, spec, recorded.parent, gpus=0) == recorded and not capsys.readouterr().out
-    assert launch.train(exp, spec, recorded.parent, gpus=0, processes=2) == recorded
+    assert training.train(exp, spec, recorded.parent, gpus=0) == recorded and not capsys.readouterr().out
+    assert training.train(exp, spec, recorded.parent, gpus=0, processes=2) == recorded
     assert 'is done already; processes that trained it: 1, asked for: 2.' in capsys.readouterr().out
 
 

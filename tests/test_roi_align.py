@@ -5,7 +5,7 @@ import torch
 pytest.importorskip('mmdet')
 from mmdet.registry import MODELS
 from torchvision.ops import roi_align
-import pisa.roi_align as ra
+import pisa.lab.roi_align as ra
 
 
 def one_level(feats, rois, *rest): return ra.bag_roi_align((feats,), rois, torch.zeros(len(rois), dtype=torch.int), *rest)

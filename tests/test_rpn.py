@@ -6,8 +6,8 @@ pytest.importorskip('mmdet')
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-from pisa import rpn
-from pisa.detectors import model
+from pisa.lab import rpn
+from pisa.lab.detectors import model
 
 
 def heads(head={}, **rpn_cfg):

@@ -8,8 +8,8 @@ from mmcv.ops import nms_match as mmcv_nms_match
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
-from pisa.samplers import PrimeSampler, mines, nms_match, refuse_mining_with_focal, take_ranked
-from pisa.two_stage import sample_rois
+from pisa.mmdet.samplers import PrimeSampler, mines, nms_match, refuse_mining_with_focal, take_ranked
+from pisa.mmdet.two_stage import sample_rois
 from toy import cascade_head, roi_head, run, scene
 
 PISA = dict(isr=dict(), carl=dict())
@@ -142,7 +142,7 @@ def test_released_score_hlr_confuses_close_scores():
     score[1] = score[0] + 1e-5
     released = n - 0 + score
     assert released[0] == released[1] and score[0] < score[1]
-    from pisa.samplers import negative_ranks
+    from pisa.mmdet.samplers import negative_ranks
     apart = torch.arange(n)[:, None] * 10. + torch.tensor([0., 0, 5, 5])
     rank = negative_ranks(score, apart, torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool))
     assert rank[1] == rank[0] - 1

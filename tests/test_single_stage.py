@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
-import pisa.single_stage as single
+import pisa.mmdet.single_stage as single
 from mmdet.models.dense_heads import atss_head
 from mmdet.models.losses import GIoULoss
 from mmdet.structures.bbox import bbox_overlaps

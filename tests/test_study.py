@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 from mmdet.registry import DATASETS, MODELS
-from pisa import core, data, evaluate, experiments, launch, runs, study
+from pisa.lab import config, data, evaluate, experiments, files, predict, runs, samples as kept, study, train, weights
+from pisa.lab.show import load_samples
 
 TINY = 'train_cfg.max_epochs=6 train_dataloader.batch_size=4'
 CORNERS = ['x1', 'y1', 'x2', 'y2']
@@ -25,20 +26,20 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def collected(folder, spec):
-    path = launch.train(experiments.experiment(overrides=TINY), spec, folder, gpus=0)
+    path = train.train(experiments.experiment(overrides=TINY), spec, folder, gpus=0)
     study.collect(path.name, spec, folder, images=16, negatives=10)
-    return study.read(path.name, folder)
+    return kept.read(path.name, folder)
 
 
 @pytest.fixture(scope='module')
 def seen(collected, folder, spec):
     "The model, and what it makes of the images"
-    record, exp, file = launch.trained(collected.run, folder)
-    cfg = experiments.config(exp, spec)
+    record, exp, file = predict.trained(collected.run, folder)
+    cfg = config.config(exp, spec)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model, dataset = MODELS.build(cfg.model).eval(), DATASETS.build(cfg.val_dataloader.dataset)
-    launch.load_weights(model, file)
+    weights.load_weights(model, file)
     return model, dataset, study.look_at(model, spec, dataset, 16)
 
 
@@ -49,7 +50,7 @@ def overlap(a, b):
 
 
 def test_objects_are_those_of_the_images(collected, spec):
-    objects, truth = collected.objects, data.load_samples(spec, 'val', 16)
+    objects, truth = collected.objects, load_samples(spec, 'val', 16)
     assert objects.image.tolist() == [i for i, s in enumerate(truth) for _ in s.labels]
     assert objects.label.tolist() == [label for s in truth for label in s.labels]
     np.testing.assert_allclose(objects[CORNERS], np.concatenate([s.boxes for s in truth]), rtol=1e-6)
@@ -98,7 +99,7 @@ def test_detections_name_their_samples(collected):
 
 def test_precision_is_that_of_the_training(collected, folder, spec):
     "The run's own evaluation went through mmdet's loop"
-    found = core.read_json(runs.folder(collected.run, folder) / 'detections.json')
+    found = files.read_json(runs.folder(collected.run, folder) / 'detections.json')
     theirs = evaluate.pr_curves(evaluate.precisions(found, spec.val_json, area_limits=spec.area_limits))
     assert theirs.max() > 0
     np.testing.assert_allclose(collected.precision[0], theirs, atol=1e-3)
@@ -107,7 +108,7 @@ def test_precision_is_that_of_the_training(collected, folder, spec):
 def recall_by_loops(hits, objects, images):
     "Recall before each number of false positives an image is exceeded; `hits` from the highest score down"
     recall = []
-    for allowed in study.FALSE_POSITIVES:
+    for allowed in kept.FALSE_POSITIVES:
         n_true, n_false = 0, 0
         for hit in hits:
             if not hit and n_false + 1 > allowed * images: break
@@ -117,19 +118,19 @@ def recall_by_loops(hits, objects, images):
 
 
 def test_recall_by_loops(collected, folder, spec):
-    found = core.read_json(runs.folder(collected.run, folder) / 'detections.json')
-    gt, t = core.read_json(spec.val_json), 0
+    found = files.read_json(runs.folder(collected.run, folder) / 'detections.json')
+    gt, t = files.read_json(spec.val_json), 0
     xyxy = lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]
     taken, hits = set(), []
     for d in sorted(found, key=lambda d: -d['score']):
         free = [(overlap(xyxy(d['bbox']), xyxy(a['bbox'])), a['id']) for a in gt['annotations']
                 if a['image_id'] == d['image_id'] and a['category_id'] == d['category_id'] and a['id'] not in taken]
         iou, best = max(free, default=(0, None))
-        hits.append(iou >= study.IOU[t])
+        hits.append(iou >= kept.IOU[t])
         if hits[-1]: taken.add(best)
     assert sum(hits) > 2
     found_score = collected.detections.score.to_numpy()
-    curves = study.recall_curves(found_score, study.hits(collected), len(collected.objects), collected.images)
+    curves = kept.recall_curves(found_score, kept.hits(collected), len(collected.objects), collected.images)
     np.testing.assert_allclose(curves[t], recall_by_loops(hits, len(gt['annotations']), 16), atol=1e-3)
 
 
@@ -138,7 +139,7 @@ def test_recall_of_many_detections_by_loops(seed):
     rng, n, objects, images = np.random.default_rng(seed), 400, 120, 16
     score = rng.permutation(n) / n
     hits = rng.random((n, 2)) < score[:, None] * [.45, .2]  # as many as there are objects at most; the high scored are right more often
-    curves = study.recall_curves(score, hits, objects, images)
+    curves = kept.recall_curves(score, hits, objects, images)
     for t in range(2):
         by_score = hits[np.argsort(-score), t]
         np.testing.assert_allclose(curves[t], recall_by_loops(by_score, objects, images), atol=1e-6)
@@ -149,18 +150,18 @@ def test_raised_scores_lower_the_loss_by_the_budget(collected, seen):
     _, _, images = seen
     logit, label = (torch.cat([s[k] for s in images]).double() for k in ('logit', 'label'))
     label = label.long()
-    top = {n: [] for n in study.TOP}
+    top = {n: [] for n in kept.TOP}
     for s in images:  # the linear order of Section 3, in words: all best of an object, by IoU, then all second best...
         pos = [i for i in range(len(s['gt'])) if s['gt'][i] >= 0]
         better = {i: sum(s['gt'][j] == s['gt'][i] and (s['iou'][j] > s['iou'][i] or s['iou'][j] == s['iou'][i] and j < i) for j in pos) for i in pos}
         order = sorted(pos, key=lambda i: (better[i], -s['iou'][i].item(), i))
-        for n in study.TOP: top[n].append(torch.tensor([i in order[:n] for i in range(len(s['gt']))]))
+        for n in kept.TOP: top[n].append(torch.tensor([i in order[:n] for i in range(len(s['gt']))]))
     before = F.cross_entropy(logit, label, reduction='none')
     chosen = {n: torch.cat(parts) for n, parts in top.items()}
     budget = min(0.1 * before.sum(), 0.98 * before[chosen[5]].sum()).item()
     assert budget > 0
     assert collected.loss_sum[0] == pytest.approx(before.sum().item(), rel=1e-5)
-    for n, by, after in zip(study.TOP, collected.raised_by[1:], collected.loss_sum[1:]):
+    for n, by, after in zip(kept.TOP, collected.raised_by[1:], collected.loss_sum[1:]):
         z = logit.clone()
         z[chosen[n], label[chosen[n]]] += by
         assert before.sum().item() - after == pytest.approx(budget, rel=1e-4)
@@ -170,7 +171,7 @@ def test_raised_scores_lower_the_loss_by_the_budget(collected, seen):
 
 
 def test_ranks(collected):
-    pos = study.with_ranks(collected.samples)
+    pos = kept.with_ranks(collected.samples)
     for gt, own in pos.groupby('gt'):
         assert sorted(own.local_rank) == list(range(len(own)))
         assert (np.diff(own.sort_values('local_rank').iou) <= 0).all()
@@ -192,14 +193,14 @@ def test_refusals(collected, folder, tmp_path, spec):
 
 def test_committed_studies():
     "Small, of the format of today, and with the AP that the training recorded"
-    found = sorted((core.root() / 'runs/records').glob('*/samples.npz'))
+    found = sorted((files.root() / 'runs/records').glob('*/samples.npz'))
     if not found: pytest.skip('no run in runs/ has samples.npz')
     compared = 0
     for file in found:
-        s = study.read(file.parent.name, core.root() / 'runs')
+        s = kept.read(file.parent.name, files.root() / 'runs')
         assert file.stat().st_size < 0.5e6, file
-        record = core.read_json(file.with_name('run.json'))
+        record = files.read_json(file.with_name('run.json'))
         if s.images == record['data']['n_val']:
-            assert 100 * s.precision[0].mean() == pytest.approx(core.read_json(file.with_name('metrics.json'))['AP'], abs=0.05)
+            assert 100 * s.precision[0].mean() == pytest.approx(files.read_json(file.with_name('metrics.json'))['AP'], abs=0.05)
             compared += 1
     assert compared

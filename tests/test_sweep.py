@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip('mmdet')
 import pisa
 import submitit
-from pisa import data, runs, sweep
-from pisa.core import read_json, write_json
+from pisa.lab import data, rows, runs, sweep
+from pisa.lab.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4 val_dataloader.dataset.indices=8'
@@ -30,7 +30,7 @@ def spec():
 
 def plan(spec, rows, seeds=(1,), overrides=TINY, **words):
     "In float32, which no processor is slow at"
-    return sweep.plan(rows, seeds, specs={'shapes': spec}, overrides=overrides, precision='float32', **words)
+    return sweep.list_tasks(rows, seeds, specs={'shapes': spec}, overrides=overrides, precision='float32', **words)
 
 
 def wait_for(condition, seconds=120):
@@ -63,7 +63,7 @@ def test_the_notebook_leaves_what_is_done_and_shows_what_failed(tmp_path):
     "Of two rows one is there already, with a metric that nobody measured; the other cannot work"
     bad = TINY + ' optim_wrapper.optimizer.lr=1e30 optim_wrapper.clip_grad.max_norm=1e30'
     spec = data.load('shapes')
-    there, missing = sweep.plan(sweep.rows_of('text'), [1], overrides=bad, specs={'shapes': spec})
+    there, missing = sweep.list_tasks(rows.row_names('text'), [1], overrides=bad, specs={'shapes': spec})
     path = runs.folder(there.id, tmp_path / 'runs')
     path.mkdir()
     write_json(path / 'run.json', runs.describe(there.exp, spec) | {'seconds': 60., 'steps': 4})
@@ -104,8 +104,8 @@ def two_jobs_of_a_sweep(folder):
     code = f"""
 import signal, sys; sys.path.insert(0, {str(ROOT)!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background has it ignored
-from pisa import data, sweep
-tasks = sweep.plan(['table4/baseline', 'table4/isr'], [1], specs={{'shapes': data.load('shapes', n_train=64, n_val=16)}}, overrides={LONGER!r}, precision='float32')
+from pisa.lab import data, sweep
+tasks = sweep.list_tasks(['table4/baseline', 'table4/isr'], [1], specs={{'shapes': data.load('shapes', n_train=64, n_val=16)}}, overrides={LONGER!r}, precision='float32')
 sweep.sweep(tasks, 2, {str(folder)!r}, poll=0.2)"""
     p = subprocess.Popen([sys.executable, '-c', code], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     locks = lambda: [f for f in folder.glob('*/.lock') if (f.parent / 'scalars.jsonl').exists()]

@@ -1,4 +1,4 @@
-"pisa.tables from made-up run folders: means, paired intervals, verdicts, missing runs, other data, files"
+"pisa.lab.tables from made-up run folders: means, paired intervals, verdicts, missing runs, other data, files"
 import dataclasses, json, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np
@@ -8,9 +8,9 @@ from scipy import stats
 
 pytest.importorskip('mmdet')
 from refusal import refused
-from pisa import paper, runs as store, tables
-from pisa.core import write_json
-from pisa.experiments import row_experiment
+from pisa.lab import claims, paper, runs as store, statistics, tables
+from pisa.lab.files import write_json
+from pisa.lab.rows import TABLES, row_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 
 def test_means_and_differences(folder):
-    df = tables.table(3, tables.read(folder))
+    df = tables.table(3, statistics.read_runs(folder))
     rows = dict(zip(df.attrs['rows'], df['mini'].to_dict('records')))
     assert rows['table3/C-R']['AP'] == pytest.approx(np.mean(AP['table3/C-R']))
     assert rows['table3/C-R']['ΔAP'] == pytest.approx(np.mean(AP['table3/C-R']) - np.mean(AP['table3/R-R']))
@@ -56,26 +56,26 @@ def test_means_and_differences(folder):
 
 
 def test_interval_of_a_mean_is_the_pooled_t_interval(folder):
-    part = tables.select(3, tables.read(folder))
+    part = statistics.select(3, statistics.read_runs(folder))
     sd, df = part.noise('AP', paired=False)
     groups = [np.array(v) for v in AP.values()]
     pooled = np.sqrt(sum(((g - g.mean())**2).sum() for g in groups)/6)
     assert (sd, df) == (pytest.approx(pooled), 6)
-    half = tables.table(3, tables.read(folder))['mini', '±AP'].iloc[0]
+    half = tables.table(3, statistics.read_runs(folder))['mini', '±AP'].iloc[0]
     assert half == pytest.approx(stats.t.ppf(.975, 6)*pooled/3**.5)
 
 
 def test_interval_of_a_difference(folder):
     "Seeds: the analysis of variance of complete blocks, written out; images: the spread of the paired draws; added in quadrature"
-    runs = tables.read(folder)
-    part = tables.select(3, runs)
+    runs = statistics.read_runs(folder)
+    part = statistics.select(3, runs)
     y = np.array(list(AP.values()))
     residual = y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
     half = stats.t.ppf(.975, 4)*np.sqrt((residual**2).sum()/4)*np.sqrt(2/3)
     of = lambda row: np.mean([d['AP'][1:] for d in part.cells[part.cells.row == row].draws], 0)
     draws = of('table3/C-R') - of('table3/R-R')
     tails = np.quantile(draws, [.025, .975]) - draws.mean()
-    d = tables.difference(part, [PRIME])
+    d = statistics.difference(part, [PRIME])
     assert d['low'] == pytest.approx(d['difference'] - np.hypot(half, tails[1]), abs=1e-5)
     assert d['high'] == pytest.approx(d['difference'] + np.hypot(half, tails[0]), abs=1e-5)
     assert (d['pairs'], d['over_seeds']) == (3, pytest.approx(half))
@@ -85,7 +85,7 @@ def test_interval_of_a_difference(folder):
 def test_one_pair_of_rows_is_the_paired_t_test(tmp_path):
     for row in ('table3/R-R', 'table3/C-R'):
         for seed, ap in enumerate(AP[row]): run(tmp_path, row, seed, ap)
-    d = tables.difference(tables.select(3, tables.read(tmp_path)), [PRIME])
+    d = statistics.difference(statistics.select(3, statistics.read_runs(tmp_path)), [PRIME])
     ref = stats.ttest_rel(AP['table3/C-R'], AP['table3/R-R']).confidence_interval()
     assert (d['low'], d['high']) == (pytest.approx(ref.low), pytest.approx(ref.high))
 
@@ -100,7 +100,7 @@ def test_mean_over_two_detectors(tmp_path):
     d = [y[k, 'pisa'] - y[k, 'baseline'] for k in ('faster_rcnn', 'retinanet')]
     sd = np.sqrt(sum(((x - x.mean())**2).sum() for x in d)/3/2)  # of a run: half of the variance of a difference
     half = stats.t.ppf(.975, 3)*np.sqrt(2*sd**2*(1/3 + 1/2)/4)
-    c = tables.claims(1, tables.read(tmp_path)).set_index('claim').loc['on average over the detectors, PISA raises AP †']
+    c = claims.judge_table(1, statistics.read_runs(tmp_path)).set_index('claim').loc['on average over the detectors, PISA raises AP †']
     assert c.difference == pytest.approx(np.mean([x.mean() for x in d])) and c.pairs == 5
     assert (c.low, c.high) == (pytest.approx(c.difference - half), pytest.approx(c.difference + half))
     assert c.published == pytest.approx(np.mean([37.8 - 36.7, 37.2 - 35.9]))  # of the two that were run
@@ -109,8 +109,8 @@ def test_mean_over_two_detectors(tmp_path):
 def test_only_seeds_that_both_rows_have_are_compared(folder):
     run(folder, 'table3/R-R', 7, 99., draws=np.zeros(1000))
     run(folder, 'table3/C-R', 8, 10., draws=np.zeros(1000))
-    runs = tables.read(folder)
-    d = tables.difference(tables.select(3, runs), [PRIME])
+    runs = statistics.read_runs(folder)
+    d = statistics.difference(statistics.select(3, runs), [PRIME])
     assert d['pairs'] == 3 and d['difference'] == pytest.approx(np.mean(AP['table3/C-R']) - np.mean(AP['table3/R-R']))
     rows = tables.shown(tables.table(3, runs))['ours, mini scale', 'AP']
     base, prime = rows.iloc[[0, 2]]
@@ -121,7 +121,7 @@ def test_only_seeds_that_both_rows_have_are_compared(folder):
 def test_what_a_row_of_a_table_shows_adds_up(folder):
     "mean = baseline + difference, where both have the same seeds; else the baseline that is named"
     run(folder, 'table3/H-H', 1, 50., draws=np.zeros(1000))
-    rows = tables.shown(tables.table(3, tables.read(folder)))['ours, mini scale', 'AP']
+    rows = tables.shown(tables.table(3, statistics.read_runs(folder)))['ours, mini scale', 'AP']
     base = float(rows.iloc[0].split()[0])
     for text in rows.iloc[1:][rows.iloc[1:] != '']:
         mean, rest = text.replace('**', '').split('\n')
@@ -134,19 +134,19 @@ def test_one_seed_judges_nothing(tmp_path):
     draws = np.random.default_rng(0).normal(0, .1, 1000)
     run(tmp_path, 'table3/R-R', 0, 40., draws=draws)
     run(tmp_path, 'table3/C-R', 0, 42., draws=-draws)
-    runs = tables.read(tmp_path)
-    c = tables.claims(3, runs).iloc[0]
+    runs = statistics.read_runs(tmp_path)
+    c = claims.judge_table(3, runs).iloc[0]
     assert (c.difference, c.pairs, c.verdict) == (2., 1, 'out of reach') and np.isnan([c.low, c.high, c.needed]).all()
     assert 'Nothing was trained with two seeds' in tables.caption(3, runs) and '±0.4' in tables.caption(3, runs)  # 1.96 x .2: the images
     assert '±' not in tables.shown(tables.table(3, runs))['ours, mini scale', 'AP'].iloc[2]
-    assert 'No interval is known yet' in tables.overview(tables.all_claims(runs))
+    assert 'No interval is known yet' in claims.counts_markdown(claims.judge_all(runs))
 
 
 def test_one_pair_judged_by_the_noise_of_other_rows(folder):
     run(folder, 'table3/H-H', 0, 30., draws=np.zeros(1000))
-    c = tables.claims(3, tables.read(folder)).set_index('claim').loc['PISA (C/R) is better than OHEM (H/H)']
+    c = claims.judge_table(3, statistics.read_runs(folder)).set_index('claim').loc['PISA (C/R) is better than OHEM (H/H)']
     assert (c.verdict, c.pairs) == ('reproduced (one seed)', 1) and c.low > 0
-    cell = tables.shown(tables.table(3, tables.read(folder)))['ours, mini scale', 'AP'].iloc[3]
+    cell = tables.shown(tables.table(3, statistics.read_runs(folder)))['ours, mini scale', 'AP'].iloc[3]
     assert cell.split('\n')[1].startswith('-') and '**' not in cell  # one pair is not bold
 
 
@@ -154,10 +154,10 @@ def test_one_pair_judged_by_the_noise_of_other_rows(folder):
 def test_needed_pairs(effect, pairs):
     "The half-width shrinks with the root of the number of pairs, if pairs share nothing of what the images do to them"
     found = dict(pairs=3, over_seeds=.66, over_images=.35)
-    n = tables.needed(found, effect)
+    n = statistics.needed(found, effect)
     reach = lambda n: np.hypot(.66, .35)*np.sqrt(3/n)
     assert reach(n) <= effect < reach(n - 1) and n == pytest.approx(pairs, rel=.2)
-    assert tables.needed(found, 0.) == np.inf and np.isnan(tables.needed(found, np.nan))
+    assert statistics.needed(found, 0.) == np.inf and np.isnan(statistics.needed(found, np.nan))
 
 
 def test_undecided_or_out_of_reach(tmp_path):
@@ -166,7 +166,7 @@ def test_undecided_or_out_of_reach(tmp_path):
         for seed, shift in enumerate((0, 1, -1)):
             run(tmp_path/name, 'table3/R-R', seed, 40 + seed)
             run(tmp_path/name, 'table3/C-R', seed, 40 + seed + .05 + noise*shift)
-        c = tables.claims(3, tables.read(tmp_path/name)).iloc[0]
+        c = claims.judge_table(3, statistics.read_runs(tmp_path/name)).iloc[0]
         assert c.verdict == expected and c.low < 0 < c.high
         assert (c.needed <= c.pairs) == (expected == 'undecided') == ((c.high - c.low)/2 <= c.published)
 
@@ -175,7 +175,7 @@ def test_undecided_or_out_of_reach(tmp_path):
 def test_verdicts(tmp_path, shift, expected):
     for row, aps in AP.items():
         for seed, ap in enumerate(aps): run(tmp_path, row, seed, ap + shift*(row == 'table3/C-R'))
-    c = tables.claims(3, tables.read(tmp_path)).set_index('claim').verdict
+    c = claims.judge_table(3, statistics.read_runs(tmp_path)).set_index('claim').verdict
     assert c['negatives at random: prime positives (C/R) are better than random ones (R/R)'] == expected
     assert c['PISA (C/R) is better than OHEM (H/H)'] == 'not run'
 
@@ -184,7 +184,7 @@ def test_all_differences_of_a_claim_must_hold(tmp_path):
     "Table 4: both together better than ISR alone and than CARL alone"
     for seed in range(3):
         for row, ap in (('table4/baseline', 40), ('table4/isr', 42), ('table4/carl', 46), ('table4/isr-carl', 44)): run(tmp_path, row, seed, ap + .1*seed + .01*len(row))
-    c = tables.claims(4, tables.read(tmp_path))
+    c = claims.judge_table(4, statistics.read_runs(tmp_path))
     assert c.verdict.tolist() == ['reproduced', 'reproduced', 'reproduced', 'not reproduced']
     assert c.difference.iloc[3] == pytest.approx(-2 + .01*len('isr-'), abs=.02)
 
@@ -192,7 +192,7 @@ def test_all_differences_of_a_claim_must_hold(tmp_path):
 def test_sameness_needs_a_narrow_interval(tmp_path):
     for seed in range(3):
         for b, ap in ((0, 39.9), (.1, 40), (.2, 40.3), (.3, 40.1)): run(tmp_path, f'table5/k1-b{b}', seed, ap + seed)
-    get = lambda: tables.claims(5, tables.read(tmp_path)).set_index('claim').verdict['CARL hardly depends on b (k = 1; b = 0, 0.1, 0.2, 0.3)']
+    get = lambda: claims.judge_table(5, statistics.read_runs(tmp_path)).set_index('claim').verdict['CARL hardly depends on b (k = 1; b = 0, 0.1, 0.2, 0.3)']
     assert get() == 'reproduced'
     run(tmp_path, 'table5/k1-b0.3', 3, 43.)
     run(tmp_path, 'table5/k1-b0.2', 3, 47.)
@@ -201,13 +201,13 @@ def test_sameness_needs_a_narrow_interval(tmp_path):
 
 
 def test_a_training_that_diverged(tmp_path):
-    claim = lambda: tables.claims(5, tables.read(tmp_path)).set_index('claim').verdict['CARL with k = 2, b = 0 diverges']
+    claim = lambda: claims.judge_table(5, statistics.read_runs(tmp_path)).set_index('claim').verdict['CARL with k = 2, b = 0 diverges']
     path = tmp_path/run(tmp_path, 'table5/k2-b0', 1, 30.)
     (path/'metrics.json').unlink()
     assert claim() == 'not run'  # it may be running
     (path/'error.txt').write_text('FloatingPointError: step 7: loss is nan\n')
     assert claim() == 'reproduced'
-    assert (tables.shown(tables.table(5, tables.read(tmp_path)))['ours, mini scale', ''] == 'diverged').sum() == 1
+    assert (tables.shown(tables.table(5, statistics.read_runs(tmp_path)))['ours, mini scale', ''] == 'diverged').sum() == 1
     run(tmp_path, 'table4/baseline', 2, 40.)
     row = tmp_path/run(tmp_path, 'table5/k2-b0', 2, 30.)
     assert claim() == 'not reproduced (one seed)'
@@ -218,7 +218,7 @@ def test_a_training_that_diverged(tmp_path):
 
 def test_a_table_is_of_one_data_set(folder):
     run(folder, 'table3/R-R', 0, 99., data='shapes-tiny')
-    runs = tables.read(folder)
+    runs = statistics.read_runs(folder)
     assert tables.table(3, runs)['mini', 'AP'].max() < 50
     assert 'Left out: 1 on other data' in tables.caption(3, runs)
 
@@ -226,11 +226,11 @@ def test_a_table_is_of_one_data_set(folder):
 def test_paper_scale_has_its_own_columns(folder):
     run(folder, 'table3/R-R', 0, 36.4, scale='paper', data='coco', gpu='H100')
     run(folder, 'table3/C-R', 0, 37.7, scale='paper', data='coco', gpu='H100')
-    runs = tables.read(folder)
+    runs = statistics.read_runs(folder)
     df = tables.table(3, runs)
     assert df['paper'].seeds.tolist() == [1, 0, 1, 0, 0, 0, 0] and df['mini'].seeds.sum() == 9
     assert df['paper', 'ΔAP'].iloc[2] == pytest.approx(1.3)
-    assert set(tables.claims(3, runs).scale) == {'mini', 'paper'}
+    assert set(claims.judge_table(3, runs).scale) == {'mini', 'paper'}
     assert '0.4 GPU hours' in tables.caption(3, runs) and '1.8 hours of one core' in tables.caption(3, runs)
 
 
@@ -240,36 +240,36 @@ def test_runs_with_other_settings_are_in_no_row(folder):
     record = json.loads(next(folder.glob('*/run.json')).read_text())
     write_json(path/'run.json', record | dataclasses.asdict(exp) | dict(id=path.name))
     write_json(path/'metrics.json', dict(AP=99.))
-    runs = tables.read(folder)
-    assert path.name in set(runs.id) and path.name not in set(tables.select(3, runs).cells.id)
+    runs = statistics.read_runs(folder)
+    assert path.name in set(runs.id) and path.name not in set(statistics.select(3, runs).cells.id)
 
 
 def test_rows_that_two_tables_share_are_the_same_runs(folder):
-    runs = tables.read(folder)
-    assert set(tables.select(4, runs).cells.id) < set(tables.select(3, runs).cells.id)
-    assert tables.select(7, runs).cells.row.tolist() == ['table4/baseline']*3
+    runs = statistics.read_runs(folder)
+    assert set(statistics.select(4, runs).cells.id) < set(statistics.select(3, runs).cells.id)
+    assert statistics.select(7, runs).cells.row.tolist() == ['table4/baseline']*3
 
 
 def test_time_is_compared_on_the_same_machine_alone(tmp_path):
     base, pisa = 'table1/faster_rcnn-r50-baseline', 'table1/faster_rcnn-r50-pisa'
     for row, seed, threads in ((base, 0, 1), (pisa, 0, 1), (base, 1, 1), (pisa, 1, 2)): run(tmp_path, row, seed, 40., scale='paper', threads=threads)
-    for id, seconds in zip(tables.read(tmp_path).sort_values(['method', 'seed']).id, (100., 100., 130., 10.)):
+    for id, seconds in zip(statistics.read_runs(tmp_path).sort_values(['method', 'seed']).id, (100., 100., 130., 10.)):
         write_json(tmp_path/id/'run.json', json.loads((tmp_path/id/'run.json').read_text()) | dict(seconds=seconds))
-    runs = tables.read(tmp_path)
+    runs = statistics.read_runs(tmp_path)
     df = tables.table(1, runs)
     assert df['paper', 'time_ratio'].dropna().tolist() == [pytest.approx(1.3)]
     assert df['published', 'time_ratio'].iloc[1] == pytest.approx(.594/.585)
-    c = tables.claims(1, runs)
+    c = claims.judge_table(1, runs)
     assert c[c.kind == 'cheap'].scale.tolist() == ['paper'] and c[c.kind == 'cheap'].difference.tolist() == [pytest.approx(1.3)]
 
 
 def test_time_at_mini_scale_is_the_benchs(folder):
-    assert 'ours, full size' not in tables.shown(tables.table(1, tables.read(folder)))
+    assert 'ours, full size' not in tables.shown(tables.table(1, statistics.read_runs(folder)))
     row = lambda method, ratio: dict(method=method, step_ratio=ratio, low=ratio - .02, high=ratio + .01)
     (folder/'records/bench').mkdir(parents=True)
     write_json(folder/'records/bench/step.json', {'tables': [{'title': f'{d}: a step', 'rows': [row('baseline', 1.), row('pisa', r), row('mmdet', 9.)]}
                                                              for d, r in (('faster_rcnn', 1.01), ('ssd300', 1.02), ('unheard_of', 7.))]})
-    runs = tables.read(folder)
+    runs = statistics.read_runs(folder)
     shown = tables.shown(tables.table(1, runs))['ours, full size', 'step']
     assert shown[shown != ''].to_dict() == {('Faster R-CNN', 'ResNet-50', 'PISA'): '×1.010\n0.990–1.020', ('SSD300', 'VGG16', 'PISA'): '×1.020\n1.000–1.030'}
     assert 'step.json' in tables.caption(1, runs) and 'step.json' not in tables.caption(3, runs)
@@ -280,26 +280,26 @@ def test_voc_average_precision_of_older_runs_is_in_their_draws(tmp_path):
     row = 'table2/faster_rcnn-r50-baseline'
     id = run(tmp_path, row, 0, 50., draws=np.zeros(10), AP_VOC=80.)
     write_json(tmp_path/id/'metrics.json', dict(AP=50.))
-    assert tables.table(2, tables.read(tmp_path))['mini', 'AP_VOC'].iloc[0] == 80.
+    assert tables.table(2, statistics.read_runs(tmp_path))['mini', 'AP_VOC'].iloc[0] == 80.
 
 
-@pytest.mark.parametrize('number', tables.TABLES)
+@pytest.mark.parametrize('number', TABLES)
 def test_without_a_run(tmp_path, number):
     "Nothing of the paper's stands where our numbers would"
     (tmp_path/'runs').mkdir()
-    runs = tables.read(tmp_path/'runs')
+    runs = statistics.read_runs(tmp_path/'runs')
     df = tables.table(number, runs)
     assert (df['mini'].seeds == 0).all() and df[['mini', 'paper']].drop(columns=[('mini', 'seeds'), ('paper', 'seeds'), ('mini', 'runs'), ('paper', 'runs')]).isna().all(axis=None)
     text = tables.shown(df)
     assert set(text['ours, mini scale', '']) == {'not run'} and 'ours, paper scale' not in text
-    assert set(tables.claims(number, runs).verdict) == {'not run'}
+    assert set(claims.judge_table(number, runs).verdict) == {'not run'}
     md, csv, tex, record = tables.write(number, runs, tmp_path)
     assert 'no run' in md.read_text() and 'not run' in tex.read_text()
     assert all(not r[s]['runs'] for r in json.loads(record.read_text())['rows'].values() for s in ('mini', 'paper'))
 
 
 def test_files(folder, tmp_path):
-    runs = tables.read(folder)
+    runs = statistics.read_runs(folder)
     md, csv, tex, record = tables.write(3, runs, tmp_path/'out')
     read = pd.read_csv(csv)
     assert read['mini AP'].dropna().round(3).tolist() == pytest.approx([np.mean(AP[r]) for r in ('table3/R-R', 'table3/C-R', 'table3/R-H*')], abs=1e-3)
@@ -312,13 +312,13 @@ def test_files(folder, tmp_path):
     assert sorted(id for r in kept['rows'].values() for id in r['mini']['runs']) == sorted(runs.id)
     assert kept['rows']['table3/C-R']['paper']['parameters']['dataset'] == 'coco'
     before = [f.read_bytes() for f in (md, csv, tex, record)]
-    assert [f.read_bytes() for f in tables.write(3, tables.read(folder), tmp_path/'out')] == before
+    assert [f.read_bytes() for f in tables.write(3, statistics.read_runs(folder), tmp_path/'out')] == before
 
 
 def test_published_differences_bear_out_the_claims():
     "The numbers of the paper are on the side that each claim says, so a claim's sign is not turned round"
-    for c in tables.CLAIMS:
-        numbers = {r.name: r.numbers for r in tables.TABLES[c.table].rows}
+    for c in claims.CLAIMS:
+        numbers = {r.name: r.numbers for r in TABLES[c.table].rows}
         first, *rest = c.metric.split('-')
         of = lambda row: numbers[row][first] - sum(numbers[row][m] for m in rest)
         found = [of(row) - of(base) for row, base in c.pairs]
@@ -330,8 +330,8 @@ def test_published_differences_bear_out_the_claims():
 
 
 def test_claims_in_words_are_those_of_the_numbers(folder):
-    runs = tables.read(folder)
-    c, text = tables.claims(3, runs).iloc[0], tables.verdicts(3, runs)
+    runs = statistics.read_runs(folder)
+    c, text = claims.judge_table(3, runs).iloc[0], claims.claims_markdown(3, runs)
     lines = text.replace('\N{NO-BREAK SPACE}', ' ').splitlines()
     assert lines[0] == '**Claims of Section 5.2 (v1), at mini scale**: of 13, 1 reproduced, 1 not reproduced, 1 undecided, 1 out of reach, 9 not run.'
     assert lines[4] == ('| negatives at random: prime positives (C/R) are better than random ones (R/R) | ΔAP | +1.3 | '
@@ -346,7 +346,7 @@ def test_a_run_that_no_recipe_gives_is_not_counted(folder):
     record = json.loads(next(folder.glob('*/run.json')).read_text())
     write_json(old/'run.json', record | dict(id=old.name))
     write_json(old/'metrics.json', dict(AP=99.))
-    assert len(store.load(folder)) == 10 and len(tables.read(folder)) == 9
+    assert len(store.load(folder)) == 10 and len(statistics.read_runs(folder)) == 9
 
 
 def of_recipe_4(folder, row, seed, ap, amx, where='records'):
@@ -366,25 +366,25 @@ def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
     old = [of_recipe_4(tmp_path, row, seed, ap, amx=True) for row in PRIME for seed, ap in ((0, 30.), (1, 31.))]
     of_recipe_4(tmp_path, 'table3/R-R', 2, 99., amx=False)  # trained in float32 under a name that says nothing of it
     new = [run(tmp_path, row, 0, 50.) for row in PRIME]
-    runs = tables.read(tmp_path)
+    runs = statistics.read_runs(tmp_path)
     assert runs.attrs['recipe'] == 4 and runs.attrs['others'] == {5: 2} and set(runs.source) == {'record'}
-    assert set(tables.select(3, runs).cells.id) == set(old)
+    assert set(statistics.select(3, runs).cells.id) == set(old)
     assert 'recipe 4: precision at mini scale depends on the processor' in (said := tables.caption(3, runs))
     assert 'Not counted: 2 runs of recipe 5 (`-p recipe 5` draws them)' in said and 'your own' not in said
-    runs = tables.read(tmp_path, recipe=5)
-    assert set(tables.select(3, runs).cells.id) == set(new)
+    runs = statistics.read_runs(tmp_path, recipe=5)
+    assert set(statistics.select(3, runs).cells.id) == set(new)
     assert '2 runs, 2 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)
-    refused(lambda: tables.read(tmp_path, recipe=3), 'recipe=3: there is no run of it. Choose from: 4, 5')
-    refused(lambda: tables.read(tmp_path, recipe='5'), "recipe='5': give a whole number")
-    assert set(tables.read(tmp_path, own=False).id) == set(old)
+    refused(lambda: statistics.read_runs(tmp_path, recipe=3), 'recipe=3: there is no run of it. Choose from: 4, 5')
+    refused(lambda: statistics.read_runs(tmp_path, recipe='5'), "recipe='5': give a whole number")
+    assert set(statistics.read_runs(tmp_path, own=False).id) == set(old)
 
 
 def test_the_precision_of_most_runs_is_drawn_and_the_other_is_counted(tmp_path):
     for seed in (0, 1):
         for row in PRIME: run(tmp_path, row, seed, 40., precision='float32')
     run(tmp_path, PRIME[0], 2, 99.)
-    runs = tables.read(tmp_path)
-    assert runs.attrs['precision'] == {'mini': 'float32'} and len(tables.select(3, runs).cells) == 4
+    runs = statistics.read_runs(tmp_path)
+    assert runs.attrs['precision'] == {'mini': 'float32'} and len(statistics.select(3, runs).cells) == 4
     assert 'Not counted: 1 runs in another precision' in tables.caption(3, runs)
 
 
@@ -393,17 +393,17 @@ def test_an_own_run_counts_in_place_of_a_record_of_the_same_training(folder):
     store.add_record(id, folder)
     write_json(folder/id/'metrics.json', dict(AP=43.))
     of = lambda: store.load(folder).set_index('id').loc[id, ['AP', 'source']].tolist()
-    assert of() == [43., 'own'] and len(tables.read(folder)) == 10
+    assert of() == [43., 'own'] and len(statistics.read_runs(folder)) == 10
     store.delete(id, folder)
     assert of() == [41., 'record']
 
 
 def test_overview_counts_a_comparison_once(folder):
-    judged = tables.all_claims(tables.read(folder))
-    assert len(judged) == len(tables.CLAIMS) - 1  # the cost in time is not judged at mini scale
+    judged = claims.judge_all(statistics.read_runs(folder))
+    assert len(judged) == len(claims.CLAIMS) - 1  # the cost in time is not judged at mini scale
     same = judged[judged.compares == judged.compares[judged.claim == 'both together raise AP'].iloc[0]]
     assert same.table.tolist() == ['Table 1', 'Table 3', 'Table 4'] and same.verdict.nunique() == same.difference.nunique() == 1
-    lines = tables.overview(judged).splitlines()
+    lines = claims.counts_markdown(judged).splitlines()
     counts = {line.split('|')[1].strip(): [int(n) for n in line.split('|')[2:-1]] for line in lines if line.startswith('|') and '---' not in line and 'scale' not in line}
     assert [sum(c) for c in (counts['**all**'], counts['**counted once**'])] == [len(judged), judged.compares.nunique()]
     assert counts['**all**'] == np.sum([c for t, c in counts.items() if not t.startswith('**')], 0).tolist()
@@ -413,8 +413,8 @@ def test_overview_counts_a_comparison_once(folder):
 def test_forest_has_each_comparison_once_on_the_claimed_side(folder):
     plt = pytest.importorskip('matplotlib.pyplot')
     for seed in range(3): run(folder, 'table3/H*-R', seed, 39. + seed/10)
-    judged = tables.all_claims(tables.read(folder))
-    ax, = tables.forest(judged).axes
+    judged = claims.judge_all(statistics.read_runs(folder))
+    ax, = claims.forest(judged).axes
     labels = {label.get_text(): y for label, y in zip(ax.get_yticklabels(), ax.get_yticks())}
     run_ = judged[judged.verdict != 'not run']
     assert len([t for t in labels if not t.startswith(('Table', 'Section'))]) == run_.compares.nunique() < len(run_)
@@ -428,13 +428,13 @@ def test_forest_has_each_comparison_once_on_the_claimed_side(folder):
 
 
 def test_unknown_table(tmp_path):
-    refused(lambda: tables.table(8, tables.read(tmp_path)), 'Choose from: 1, 2, 3')
+    refused(lambda: tables.table(8, statistics.read_runs(tmp_path)), 'Choose from: 1, 2, 3')
 
 
-@pytest.mark.parametrize('number', (4,))
-def test_notebook_writes_where_it_is_told(folder, tmp_path, number):
+@pytest.mark.parametrize('number, name', [('3', 'table3'), ('text', 'carl_gradient')])
+def test_notebook_writes_where_it_is_told(folder, tmp_path, number, name):
     "papermill runs the cell that nbdev_test leaves out"
-    p = subprocess.run([sys.executable, '-m', 'papermill', f'nbs/paper/table{number}.ipynb', str(tmp_path/'x.ipynb'), '-p', 'runs', str(folder), '-p', 'out', str(tmp_path/'out')],
+    p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/paper/table.ipynb', str(tmp_path/'x.ipynb'), '-p', 'number', number, '-p', 'runs', str(folder), '-p', 'out', str(tmp_path/'out')],
                        cwd=ROOT, capture_output=True, text=True)
     assert p.returncode == 0, p.stderr[-2000:]
-    assert sorted(f.name for f in (tmp_path/'out').iterdir()) == sorted(f'table4{part}.{kind}' for part in ('', '_gradient') for kind in ('csv', 'json', 'md', 'tex'))
+    assert sorted(f.name for f in (tmp_path/'out').iterdir()) == [f'{name}.{kind}' for kind in ('csv', 'json', 'md', 'tex')]

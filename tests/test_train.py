@@ -9,7 +9,9 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
-from pisa import data, experiments, launch, runs
+from pisa.lab import config, data, experiments, predict, runs, train
+from pisa.lab.plan import make_plan
+from pisa.lab.worker import work
 from refusal import refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +44,7 @@ def test_mask_rcnn_from_the_root(tmp_path):
 
 def test_both_folders_find_the_same_runs():
     "JupyterLab runs a notebook in nbs/, papermill where the caller stands"
-    code = 'from pisa.core import runs_dir; print(runs_dir())'
+    code = 'from pisa.lab.files import runs_dir; print(runs_dir())'
     env = dict(os.environ, PYTHONPATH=str(ROOT))
     where = {subprocess.run([sys.executable, '-c', code], cwd=ROOT / d, env=env, capture_output=True, text=True).stdout for d in ('.', 'nbs')}
     assert where == {f'{ROOT}/runs\n'}
@@ -56,7 +58,7 @@ def test_unknown_word_is_refused_in_one_line(tmp_path):
 
 @pytest.mark.parametrize('notebook, given, known', [
     ('train', 'run_dir', 'runs_dir'), ('sweep', 'run_dir', 'runs_dir'), ('evaluate', 'run_dir', 'runs_dir'),
-    ('paper/table3', 'run', 'runs'), ('paper/fig6', 'sead', 'seed')])
+    ('paper/table', 'run', 'runs'), ('paper/figure', 'sead', 'seed')])
 def test_misspelt_parameter_is_refused_in_one_line(tmp_path, notebook, given, known):
     p = papermill('out.ipynb', cwd=tmp_path, notebook=str(ROOT / f'nbs/{notebook}.ipynb'), **{given: 'x'})
     assert p.returncode
@@ -70,7 +72,7 @@ def spec():
 
 def test_a_loss_that_is_no_number_stops_training(tmp_path, spec):
     exp = experiments.experiment(overrides=TINY + ' optim_wrapper.optimizer.lr=1e30 optim_wrapper.clip_grad.max_norm=1e30')
-    with pytest.raises(FloatingPointError) as e: launch.train(exp, spec, tmp_path, gpus=0)
+    with pytest.raises(FloatingPointError) as e: train.train(exp, spec, tmp_path, gpus=0)
     assert re.match(r'step \d+: loss\S* is (nan|inf)', str(e.value)) and str(spec.train_images) in str(e.value)
     assert '\n' not in str(e.value)
     assert not list(tmp_path.glob('*/metrics.json'))
@@ -80,17 +82,17 @@ def test_the_same_seed_gives_the_same_run_and_is_done_once(tmp_path, spec):
     exp = experiments.experiment(overrides=TINY)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: first, second = (launch.train(exp, spec, tmp_path / d, gpus=0) for d in 'ab')
+    try: first, second = (train.train(exp, spec, tmp_path / d, gpus=0) for d in 'ab')
     finally: torch.set_num_threads(threads)
     for name in ('metrics.json', 'scalars.jsonl', 'detections.json'): assert (first / name).read_bytes() == (second / name).read_bytes(), name
     stamp = (first / 'metrics.json').stat().st_mtime_ns
-    assert launch.train(exp, spec, tmp_path / 'a', gpus=0) == first
+    assert train.train(exp, spec, tmp_path / 'a', gpus=0) == first
     assert (first / 'metrics.json').stat().st_mtime_ns == stamp
 
 
 def test_config_written_to_a_file_trains_with_mmengine_alone(tmp_path, spec):
     "The way to mmdet's own launcher: the config as a file holds all that is needed, our modules too"
-    cfg = experiments.config(experiments.experiment(overrides=TINY), spec)
+    cfg = config.config(experiments.experiment(overrides=TINY), spec)
     cfg.dump(tmp_path / 'config.py')
     code = f"""
 from mmengine.config import Config
@@ -112,22 +114,21 @@ class Touch:
 
 def test_a_record_from_elsewhere_runs_no_code(tmp_path, spec):
     "mmengine would import what a `type` with a dot names, and call it"
-    path, file = launch.train(experiments.experiment('ssd300', overrides=TINY), spec, tmp_path / 'runs', gpus=0), tmp_path / 'touched'
+    path, file = train.train(experiments.experiment('ssd300', overrides=TINY), spec, tmp_path / 'runs', gpus=0), tmp_path / 'touched'
     record = json.loads((path / 'run.json').read_text())
     foreign = f" val_evaluator={{'_delete_':True,'type':'subprocess.call','args':['touch','{file}']}}"
     (path / 'run.json').write_text(json.dumps(record | {'overrides': record['overrides'] + foreign}))
-    refused(lambda: launch.evaluate(path.name, spec, tmp_path / 'runs', gpus=0), 'could load a file or run code')
+    refused(lambda: predict.evaluate(path.name, spec, tmp_path / 'runs', gpus=0), 'could load a file or run code')
     assert not file.exists()
 
 
 def test_no_pickle_is_read_however_mmengine_comes_to_it(tmp_path, spec):
     "It turns to pickle where a file is not weights alone; here the file became one after it was looked at"
     file, weights = tmp_path / 'touched', tmp_path / 'weights.pth'
-    exp = experiments.experiment('ssd300', overrides=TINY)
-    cfg = experiments.config(exp, spec)
-    cfg.model.neck.init_cfg = dict(type='Pretrained', checkpoint=str(weights))
+    plan = make_plan(experiments.experiment('ssd300', overrides=TINY), spec, tmp_path, gpus=0)
+    plan.config['model']['neck']['init_cfg'] = dict(type='Pretrained', checkpoint=str(weights))
     torch.save({'state_dict': {}, 'more': Touch(file)}, weights)
-    with pytest.raises(Exception, match='Weights only load failed'): launch.fit(cfg, tmp_path / 'run', 'cpu', None)
+    with pytest.raises(Exception, match='Weights only load failed'): work(plan)
     assert not file.exists() and 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
     torch.load(weights, weights_only=False)
     assert file.exists()  # it is such a pickle

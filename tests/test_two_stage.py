@@ -98,7 +98,7 @@ def test_order_of_images_does_not_matter(keys):
 def test_released_isr_depends_on_the_order_of_images(monkeypatch):
     "The same property with mmdet's ISR in our head's place fails, so the test above can fail"
     def released(iou, gt, label, loss, gamma, beta, base): raise AssertionError
-    import pisa.two_stage as t
+    import pisa.mmdet.two_stage as t
     def previous_image_only(results):
         ids, offset = [], 0
         for r in results:
@@ -175,7 +175,7 @@ def test_ignored_ground_truths(head, plain, keys):
 @pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
 def test_isr_ranks_no_ignored_proposal(keys, monkeypatch):
     "What is ranked are the positives of the sampler, which lie in no crowd region"
-    import pisa.two_stage as t
+    import pisa.mmdet.two_stage as t
     seen, real = [], t.prime_weights
     monkeypatch.setattr(t, 'prime_weights', lambda pos, *a: seen.append(pos) or real(pos, *a))
     for crowd in (None, CROWD): run(ignoring(roi_head(sampler=dict(ALL, add_gt_as_proposals=False), **keys)), (3, 0, 2), crowd=crowd)

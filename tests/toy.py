@@ -7,7 +7,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 import numpy as np
-import pisa.two_stage
+import pisa.mmdet.two_stage
 
 register_all_modules()
 RANDOM = dict(type='RandomSampler', num=64, pos_fraction=0.25)

@@ -13,9 +13,10 @@ from mmdet.utils import register_all_modules
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from pisa import data, experiments
-from pisa.detectors import DETECTORS
-from pisa.speed import bfloat16_units, channels_last
+from pisa.lab import config, data, experiments
+from pisa.lab.experiments import DETECTORS
+from pisa.lab.runs import bfloat16_units
+from pisa.lab.speed import channels_last
 from record import against, paired, report, words
 
 SLOW = 'optim_wrapper.optimizer.fused=False'
@@ -23,7 +24,7 @@ EXTRACTOR, RPN = ' model.roi_head.{}.type=SingleRoIExtractor', ' model.rpn_head.
 
 
 def stepper(detector, spec, overrides='', precision='auto'):
-    cfg = experiments.config(experiments.experiment(detector, overrides=overrides, precision=precision), spec)
+    cfg = config.config(experiments.experiment(detector, overrides=overrides, precision=precision), spec)
     torch.manual_seed(0)
     with contextlib.redirect_stdout(None):
         model = MODELS.build(cfg.model).train()
@@ -36,7 +37,7 @@ def stepper(detector, spec, overrides='', precision='auto'):
 
 def bench(detector):
     spec = data.load('shapes')
-    model = experiments.config(experiments.experiment(detector), spec).model
+    model = config.config(experiments.experiment(detector), spec).model
     slow = SLOW + ''.join(EXTRACTOR.format(key) for key in ('bbox_roi_extractor', 'mask_roi_extractor') if key in model.get('roi_head', {}))
     if 'rpn_head' in model: slow += RPN
     steps = {'plain': stepper(detector, spec, slow, 'float32'), 'as it is': stepper(detector, spec)}

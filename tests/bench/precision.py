@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from mini import data, init_default_scope, logging, register_all_modules, stepper
-from pisa.speed import bfloat16_units
+from pisa.lab.runs import bfloat16_units
 from record import against, paired, report
 
 LESSER = {'AVX-512 without units for bfloat16': dict(ONEDNN_MAX_CPU_ISA='AVX512_CORE_VNNI'),

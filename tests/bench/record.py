@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from pisa import runs
-from pisa.core import records_dir, write_json
+from pisa.lab import runs
+from pisa.lab.files import records_dir, write_json
 
 
 def paired(functions, rounds, clock=time.process_time, repeats=1):

@@ -11,8 +11,8 @@ from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-import pisa.roi_align, pisa.two_stage
-from pisa.detectors import SIZES, box_head, roi_extractor
+import pisa.lab.roi_align, pisa.mmdet.two_stage
+from pisa.lab.detectors import SIZES, box_head, roi_extractor
 from record import against, report, words
 
 register_all_modules()

@@ -4,7 +4,7 @@ ResNet-50 with two images of 800 x 1333, SSD300 with eight; 80 classes, ten obje
 so long, and varies so much, that one per cent of it is not seen. But the methods differ in the losses of one head alone. So
 that part, forward and backward, is timed on given features, all methods in turn, and its difference to the baseline is
 put in relation to a whole step of the baseline. `mmdet` is mmdet's own PISA head; that of Faster and Mask R-CNN works with `ScoreHLRSampler`
-only, whose extra forward is then in it. All have the RoIAlign of `pisa.roi_align` and the RPN of `pisa.rpn`. Peak memory is the most that a whole step holds at once, by torch's own count of what it
+only, whose extra forward is then in it. All have the RoIAlign of `pisa.lab.roi_align` and the RPN of `pisa.lab.rpn`. Peak memory is the most that a whole step holds at once, by torch's own count of what it
 allocates: the resident memory of a process varied by some per cent from one to the next."""
 import contextlib
 import json
@@ -20,8 +20,8 @@ from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
-import pisa.detectors
-from pisa.experiments import prime_settings
+import pisa.lab.detectors
+from pisa.lab.experiments import prime_settings
 from record import paired, report, words
 from samplers import SCALES, scene
 
@@ -33,7 +33,7 @@ RELEASED = {'PrimeRoIHead': 'PISARoIHead', 'PrimeRetinaHead': 'PISARetinaHead', 
 def config(detector, method):
     "mmdet's config of a detector with a method; 'mmdet' is PISA with mmdet's own heads"
     prime = {} if method == 'baseline' else prime_settings('pisa')
-    cfg = ConfigDict(pisa.detectors.model(detector, 'paper', 80, DETECTORS[detector][0], None, prime))
+    cfg = ConfigDict(pisa.lab.detectors.model(detector, 'paper', 80, DETECTORS[detector][0], None, prime))
     if method == 'mmdet':
         head = cfg.get('roi_head', cfg.get('bbox_head'))
         head.type = RELEASED[head.type]

@@ -4,7 +4,7 @@ Four short trainings of one thread each, wall time, once with one job at a time 
 import tempfile
 import time
 from pathlib import Path
-from pisa import data, sweep
+from pisa.lab import data, sweep
 from record import report
 
 SHORT = 'train_cfg.max_epochs=2 train_dataloader.dataset.indices=480 val_dataloader.dataset.indices=64'
@@ -19,7 +19,7 @@ def seconds(tasks, jobs):
 
 
 if __name__ == '__main__':
-    tasks = sweep.plan(['table4/baseline', 'table4/isr', 'table4/carl', 'table4/isr-carl'], [1], specs={'shapes': data.load('shapes')}, overrides=SHORT)
+    tasks = sweep.list_tasks(['table4/baseline', 'table4/isr', 'table4/carl', 'table4/isr-carl'], [1], specs={'shapes': data.load('shapes')}, overrides=SHORT)
     taken = {jobs: seconds(tasks, jobs) for jobs in (1, 2)}
     report('sweep', 'four trainings, one after the other and two at a time', [dict(jobs=j, seconds=s, times_as_fast=taken[1] / s) for j, s in taken.items()],
            trainings=4, steps=tasks[0].steps)

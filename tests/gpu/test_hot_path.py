@@ -57,7 +57,7 @@ def test_captured_in_a_graph():
 def test_ops_of_the_samplers():
     "NMS-match on the GPU makes the clusters that it makes on the CPU"
     pytest.importorskip('mmdet')
-    from pisa.samplers import nms_match
+    from pisa.mmdet.samplers import nms_match
     g = torch.Generator().manual_seed(0)
     corner = torch.rand(500, 2, generator=g) * 100
     args = torch.cat([corner, corner + 20 + 30 * torch.rand(500, 2, generator=g)], 1), torch.rand(500, generator=g), 0.5, torch.arange(500) % 3
@@ -68,9 +68,9 @@ def test_ops_of_the_samplers():
 @needs_gpu
 def test_a_training_on_one_gpu(tmp_path):
     pytest.importorskip('mmdet')
-    from pisa import data, experiments, launch, runs
+    from pisa.lab import data, experiments, runs, train
     exp = experiments.experiment(overrides='train_cfg.max_epochs=1 train_dataloader.dataset.indices=32')
-    path = launch.train(exp, data.load('shapes', n_train=64, n_val=16), tmp_path, gpus=1)
+    path = train.train(exp, data.load('shapes', n_train=64, n_val=16), tmp_path, gpus=1)
     assert runs.load(tmp_path).AP.notna().all() and (path / 'weights.pth').exists()
 
 
@@ -78,13 +78,13 @@ def test_a_training_on_one_gpu(tmp_path):
 def test_two_gpus_over_nccl(tmp_path):
     "The loss curve of two GPUs is that of two processes on the CPU, which is tested to be that of one"
     pytest.importorskip('mmdet')
-    from pisa import data, experiments, launch, runs
+    from pisa.lab import data, experiments, runs, train
     same = ('train_cfg.max_epochs=3 train_dataloader.dataset.indices=20 train_dataloader.batch_size=4 val_dataloader.dataset.indices=7 '
             'train_dataloader.dataset.pipeline.3.prob=0.0 model.backbone.norm_eval=True model.train_cfg.isr.scope=world '
             'optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
     exp, spec = experiments.experiment('atss', 'isr', overrides=same, precision='float32'), data.load('shapes', n_train=64, n_val=16)
     curves = []
     for name, gpus, processes in (('gpus', 2, 1), ('cpu', 0, 2)):
-        path = launch.train(exp, spec, tmp_path / name, gpus=gpus, processes=processes)
+        path = train.train(exp, spec, tmp_path / name, gpus=gpus, processes=processes)
         curves.append(runs.scalars(path.name, tmp_path / name))
     torch.testing.assert_close(*(torch.tensor(c.loss.to_numpy()) for c in curves), rtol=1e-2, atol=0)
