@@ -143,7 +143,7 @@ def recipe(
 def experiment(
     detector:str='faster_rcnn', # one of `DETECTORS`
     method:str='pisa', # one of `METHODS`
-    dataset:str='shapes', # one of `DATASETS`
+    dataset:str='auto', # one of `DATASETS`; 'auto' is `shapes`
     scale:str='auto', # 'mini', 'paper', or 'auto': paper for COCO, else mini
     backbone:str='auto', # one of `backbones(detector, scale)`, 'auto' is the first; at mini scale the paper's name stands for its smaller relative
     seed:int=0,
@@ -156,7 +156,7 @@ def experiment(
     "An `Experiment` of known words; a `ValueError` of one line names the word that is not known, and lists the known ones"
     one_of('detector', detector, DETECTORS)
     one_of('method', method, METHODS)
-    one_of('dataset', dataset, DATASETS)
+    if one_of('dataset', dataset, ('auto', *DATASETS)) == 'auto': dataset = 'shapes'
     one_of('scale', scale, ('auto', *SCALES))
     one_of('formulation', formulation, FORMULATIONS)
     if scale == 'auto': scale = 'paper' if dataset == 'coco' else 'mini'

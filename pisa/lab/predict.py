@@ -23,6 +23,7 @@ __all__ = ['train_line', 'trained', 'same_classes', 'evaluate', 'add_bootstraps'
 def train_line(
     exp:Experiment,
     runs:str|Path|None=None, # folder of all runs; the project's if not given
+    data_root:str|Path='FOLDER', # that of the data, if it is not `shapes`
 )->str: # a line for a shell
     "How to train an experiment through `nbs/train.ipynb`"
     named = exp.overrides.replace("optim_wrapper.type='OptimWrapper'", '')
@@ -30,9 +31,9 @@ def train_line(
     usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
     usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
     given = {k: v for k, v in dataclasses.asdict(exp).items() if v not in (usual[k], '') and k != 'pretrained_sha256'}
-    if exp.dataset != 'shapes': given['data_root'] = 'FOLDER'
+    if exp.dataset != 'shapes': given['data_root'] = data_root
     if runs: given['runs_dir'] = runs
-    return 'papermill nbs/train.ipynb out.ipynb ' + ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
+    return 'papermill nbs/train.ipynb runs/train.ipynb ' + ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
 
 def trained(
     run:str, # the id

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/42_rows.ipynb 2
 from __future__ import annotations
-import difflib
+import difflib, inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 import pandas as pd
@@ -14,7 +14,7 @@ from .paper import published
 
 # %% auto 0
 __all__ = ['LABELS', 'TABLES', 'ROWS', 'Row', 'Table', 'label', 'known_table', 'known_row', 'row_names', 'row_dataset',
-           'row_experiment']
+           'row_experiment', 'row_or_experiment']
 
 # %% ../../nbs/lab/42_rows.ipynb
 @dataclass(frozen=True, eq=False)
@@ -208,5 +208,19 @@ def row_experiment(
 
     At paper scale it is on the paper's data, with scale='mini' on `shapes` (Table 2: `voc`)."""
     trains, scale = known_row(name).trains, words.get('scale', 'paper')
+    if words.get('dataset') == 'auto': words['dataset'] = row_dataset(name, 'mini' if scale == 'auto' else scale)
     both = ' '.join(filter(None, (trains.get('overrides'), words.pop('overrides', ''))))
     return experiment(**{'dataset': row_dataset(name, scale), 'scale': scale, **trains, **words, 'overrides': both})
+
+# %% ../../nbs/lab/42_rows.ipynb
+def row_or_experiment(
+    row:str, # one of `ROWS`, or '' for none
+    **words, # all that `experiment` takes
+)->Experiment:
+    "The training of a row, or without a row that of the words; a `ValueError` of one line if the words say again what is trained"
+    if not row: return experiment(**words)
+    usual = {name: p.default for name, p in inspect.signature(experiment).parameters.items()}
+    own = ('detector', 'method', 'backbone', 'formulation', 'sampler')
+    if said := [k for k in own if words[k] != usual[k]]:
+        raise ValueError(f'experiment={row!r} says what is trained: leave out {", ".join(said)}')
+    return row_experiment(row, **{k: v for k, v in words.items() if k not in own})
