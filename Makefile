@@ -18,7 +18,7 @@ PRECISION ?= $(shell grep -qwE 'amx_bf16|avx512_bf16|bf16' /proc/cpuinfo 2> /dev
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
 
-NUMERIC := $(addprefix tests/test_,hlr.py isr.py carl.py two_stage.py single_stage.py samplers.py rpn.py roi_align.py) \
+NUMERIC := $(addprefix tests/test_,hlr.py isr.py carl.py two_stage.py single_stage.py samplers.py roi_align.py) \
            tests/test_processes.py::test_two_processes_killed_and_resumed_have_the_loss_curve_of_one
 
 .DEFAULT_GOAL := help

@@ -160,7 +160,7 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(carl_loss(prob, many).sum(), many.float().sum(), rtol=1e-5, atol=0)
 
 
-# ---- against mmdet, and its defects
+# ---- against mmdet, and its defects, by their names in nbs/mmdet/released.ipynb
 
 def released(logit, label, reg_loss, k, b, sigmoid):
     "mmdet's `carl_loss`; the regression loss is handed in as it is, `avg_factor` is 1"
@@ -183,7 +183,7 @@ def test_add_agrees_with_mmdet_on_coordinates(k, b, sigmoid):
     torch.testing.assert_close(*(torch.autograd.grad(x, logit)[0] for x in (ours, theirs)))
 
 
-def test_defect_5_a_loss_of_each_box():
+def test_n_times_n():
     "[N] times [N, 1] is [N, N]: the released sum is N times too large"
     n = 30
     prob, loss, _ = random_case(9, n, coords=False)
@@ -196,7 +196,7 @@ def test_defect_5_a_loss_of_each_box():
     torch.testing.assert_close(ours.sum().double(), reference(logit.softmax(1)[:, 0], loss, 1., .2, 'add', None).sum())
 
 
-def test_defect_6_no_positive_beside_an_infinite_logit():
+def test_unguarded_ratio():
     "Without a positive the released loss is `cls_score.sum() * 0`, NaN if a logit is infinite"
     logit = torch.zeros(4, 4)
     logit[0, 0] = float('inf')

@@ -191,7 +191,7 @@ def test_baseline_and_pisa_have_the_same_proposals(spec, detector, scale):
             assert expected['train']['max_per_img'] == expected['test']['rpn']['max_per_img'] == (2000 if scale == 'paper' else 256)
 
 
-def test_in_the_released_configs_they_differ():
+def test_more_proposals():
     "1000 proposals are tested for the baseline there and 2000 for PISA, so the comparison above can fail"
     folder = Path(mmdet.__path__[0]) / '.mim/configs'
     if not folder.is_dir(): pytest.skip('mmdet came without its configs')

@@ -125,7 +125,7 @@ def test_takes_part_in_no_gradient():
     assert not iou_hlr(torch.rand(4, requires_grad=True), torch.arange(4), torch.zeros(4).long()).requires_grad
 
 
-# ---- defects of the released code
+# ---- defects of the released code, by their names in nbs/mmdet/released.ipynb
 
 def offset_by_running_sum(ids, counts): return torch.cat([i + sum(counts[:k]) for k,i in enumerate(ids)])
 
@@ -137,7 +137,7 @@ def offset_as_released(ids):
     return torch.cat(out)
 
 
-def test_defect_1_ids_of_a_third_image():
+def test_colliding_ids():
     "With the previous image's maximum as the offset, the order of three images changes the ranks; with distinct ids it does not"
     torch.manual_seed(0)
     counts = [4, 2, 3]
@@ -154,7 +154,7 @@ def test_defect_1_ids_of_a_third_image():
     assert len(running([0, 1, 2]).unique()) == 9 and len(released([0, 1, 2]).unique()) < 9
 
 
-def test_defect_4_rank_and_iou_in_one_key():
+def test_one_key():
     "20,000 samples with close IoUs are ranked exactly; one float32 key for local rank and IoU is not"
     n = 20_000
     torch.manual_seed(0)

@@ -134,7 +134,7 @@ def test_types(dtype, out):
     torch.testing.assert_close(total(w, big), big.double().sum(), rtol=1e-5, atol=0)
 
 
-# ---- against mmdet, and its defects
+# ---- against mmdet, and its defects, by their names in nbs/mmdet/released.ipynb
 
 class Deltas:
     "A box coder for which a box is its deltas"
@@ -175,7 +175,7 @@ def test_agrees_with_mmdet_for_equal_classes_and_two_images(objects, labels):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_defect_1_three_images():
+def test_colliding_ids():
     b = batch([3, 1, 3], 4, [0]*7)
     ours, theirs = both(b)
     assert not torch.allclose(ours, theirs, rtol=1e-2)
@@ -183,7 +183,7 @@ def test_defect_1_three_images():
         F.cross_entropy(b['logit'], b['label'], reduction='none')), rtol=1e-4, atol=1e-5)
 
 
-def test_defect_2_a_rare_class_is_weighted_by_its_own_number():
+def test_largest_class():
     "40 positives of one class and 4 of another: by Eq. 1 both fall to 1/n_j, in the released code the rare class stays near 1"
     iou, gt = torch.linspace(.9, .5, 44), tensor([0]*40 + [1]*4)
     u = importance(iou_hlr(iou, gt, gt), gt)
@@ -196,7 +196,7 @@ def test_defect_2_a_rare_class_is_weighted_by_its_own_number():
     torch.testing.assert_close(theirs[43]/theirs[40], tensor((37/40)**2))
 
 
-def test_defect_6_the_ratio_is_guarded():
+def test_unguarded_ratio():
     "An infinite logit: the released ratio is NaN, and so are all its weights"
     b = batch([2], 3, [0, 1])
     b['logit'][0] = tensor([-float('inf'), 0, 0])

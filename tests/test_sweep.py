@@ -278,14 +278,6 @@ def test_without_slurm(spec, tmp_path, monkeypatch):
     assert '\n' not in str(e.value) and not list((tmp_path / 'runs').iterdir())
 
 
-def test_a_linked_folder_of_jobs_is_not_followed(spec, tmp_path):
-    (tmp_path / 'victim').mkdir()
-    (tmp_path / 'runs').mkdir()
-    (tmp_path / 'runs/.submitit').symlink_to(tmp_path / 'victim')
-    with pytest.raises(ValueError, match='.submitit is a link'): sweep.sweep(plan(spec, ['table4/isr']), 1, tmp_path / 'runs')
-    assert not list((tmp_path / 'victim').iterdir())
-
-
 def test_jobs_import_the_package_of_the_sweep(tmp_path, monkeypatch):
     "And not one that lies in the working folder"
     (tmp_path / 'pisa').mkdir()

@@ -80,7 +80,7 @@ def test_any_sampler(sampler, keys):
     assert all(torch.isfinite(g).all() for g in grads.values() if g is not None)
 
 
-def test_released_head_cannot_take_another_sampler():
+def test_one_sampler():
     with pytest.raises(UnboundLocalError): run(roi_head('PISARoIHead', sampler=RANDOM, isr=dict(k=2, bias=0)))
 
 

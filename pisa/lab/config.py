@@ -18,8 +18,8 @@ from ..prime import CARL, ISR, one_of, settings
 from ..mmdet.samplers import HLR_DEFAULTS
 
 # %% auto 0
-__all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'config', 'schedule', 'registered', 'harmless', 'override', 'in_words',
-           'summary']
+__all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'config', 'schedule', 'registered', 'harmless', 'override',
+           'settings_text', 'summary']
 
 # %% ../../nbs/lab/45_config.ipynb
 def dataloader(
@@ -169,7 +169,7 @@ TERMS = {  # what the paper calls a setting, or each of its values
     'score_thr': 'the score above which negatives are ranked', 'iou_thr': 'the IoU of NMS-match',
 }
 
-def in_words(
+def settings_text(
     settings:dict, # complete settings of ISR, CARL or ISR-N
 )->str: # e.g. 'k=1.0, b=0.1, form=replace (in place of the regression loss), ...'
     "Settings with the paper's terms behind those that need them"
@@ -188,11 +188,11 @@ def summary(
     rcnn = train.get('rcnn', train)
     stage = rcnn[0] if isinstance(rcnn, list) else rcnn
     isr, carl = (settings(kind, stage.get(key)) for key, kind in (('isr', ISR), ('carl', CARL)))
-    parts = {name: in_words(dataclasses.asdict(of)) for name, of in (('ISR', isr), ('CARL', carl)) if of}
+    parts = {name: settings_text(dataclasses.asdict(of)) for name, of in (('ISR', isr), ('CARL', carl)) if of}
     if exp.detector in TWO_STAGE:
         s = stage.sampler
         ways = {'PrimeSampler': f"{s.get('pos', 'R')} for positives, {s.get('neg', 'R')} for negatives", 'RandomSampler': 'R (random) for both'}.get(s.type, s.type)
-        if s.get('neg') == 'score_hlr': parts['ISR-N'] = 'Score-HLR of the negatives, ' + in_words({**HLR_DEFAULTS, **(s.get('hlr') or {})})
+        if s.get('neg') == 'score_hlr': parts['ISR-N'] = 'Score-HLR of the negatives, ' + settings_text({**HLR_DEFAULTS, **(s.get('hlr') or {})})
         samples = f'{s.num} RoIs of {train.rpn_proposal.max_per_img} proposals an image: {ways}'
     else: samples = 'all anchors' + (', and of the negatives the three hardest for each positive' if exp.detector == 'ssd300' else '')
     weights = checkpoint_of(exp.backbone, exp.pretrained)

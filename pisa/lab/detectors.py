@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from ..prime import one_of
-import pisa.lab.roi_align, pisa.lab.rpn, pisa.mmdet  # registers the heads with mmdet
+import pisa.lab.roi_align, pisa.mmdet  # registers the heads with mmdet
 from .experiments import BACKBONES, DETECTORS, TWO_STAGE, backbones
 
 # %% auto 0
@@ -104,7 +104,7 @@ def random_sampler(num:int, fraction:float, add_gt:bool)->dict:
     return dict(type='RandomSampler', num=num, pos_fraction=fraction, neg_pos_ub=-1, add_gt_as_proposals=add_gt)
 
 def rpn_head(s:Size)->dict:
-    return dict(type='BatchRPNHead', in_channels=s.channels, feat_channels=s.channels, bbox_coder=coder(),
+    return dict(type='RPNHead', in_channels=s.channels, feat_channels=s.channels, bbox_coder=coder(),
                 anchor_generator=dict(type='AnchorGenerator', scales=[s.anchor_scale], ratios=[0.5, 1., 2.],
                                       strides=[4*2**i for i in range(s.levels)]),
                 loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.),

@@ -18,7 +18,7 @@ from .files import data_dir, read_json, runs_dir
 
 # %% auto 0
 __all__ = ['Box', 'ALL', 'ALONG', 'Scene', 'object_names', 'grab', 'dragged', 'label_places', 'weight_color', 'class_color',
-           'scale_of', 'picture', 'rows_of', 'table_html', 'Explorer', 'runs_with_detections', 'run_scene']
+           'scale_of', 'picture', 'table_rows', 'table_html', 'Explorer', 'runs_with_detections', 'run_scene']
 
 # %% ../../nbs/lab/80_explorer.ipynb
 Box = Sequence[float]  # x1, y1, x2, y2
@@ -193,7 +193,7 @@ def picture(
 _PICK = ("const list = this.closest('.pisa-explorer')?.querySelector('.pisa-box select'); "
          "if (list) {list.value = this.dataset.box; list.dispatchEvent(new Event('change', {bubbles: true}))}")
 
-def rows_of(
+def table_rows(
     scene:Scene,
     table:dict[str, list], # what `measure` gives
 )->list[list[str]]: # [N] the words of the table's columns
@@ -205,7 +205,7 @@ def rows_of(
 
 def table_html(
     letters:Sequence[str], # [N]
-    rows:Sequence[Sequence[str]], # [N] as from `rows_of`
+    rows:Sequence[Sequence[str]], # [N] as from `table_rows`
     start:dict[str, Sequence[str]], # the row that each letter had at first
     colors:Sequence[str], # [N] of the boxes
     chosen:int|None,
@@ -401,7 +401,7 @@ def remove_box(self:Explorer):
 def draw(self:Explorer):
     "Measure, and set everything that is shown to the state"
     table = self.measure(self.boxes, self.scene.objects, self.scene.labels, self.gamma.value, self.beta.value)
-    rows = rows_of(self.scene, table)
+    rows = table_rows(self.scene, table)
     if self.start is None: self.start = dict(zip(self.letters, rows))
     self.drawing = True
     try:

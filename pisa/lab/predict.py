@@ -11,13 +11,13 @@ from . import runs as store
 from .config import config
 from .data import DataSpec
 from .experiments import RECIPE, Experiment, experiment
-from .files import read_json, records_dir
+from .files import records_dir
 from .hooks import Progress
 from .weights import load_weights, no_pickles
-from .worker import OwnRunner, quiet, write_bootstrap
+from .worker import OwnRunner, quiet
 
 # %% auto 0
-__all__ = ['train_line', 'trained', 'same_classes', 'evaluate', 'add_bootstraps']
+__all__ = ['train_line', 'trained', 'same_classes', 'evaluate']
 
 # %% ../../nbs/lab/56_predict.ipynb
 def train_line(
@@ -97,20 +97,3 @@ def evaluate(
         metrics = runner.val()
     metric = runner.val_evaluator.metrics[0]
     return metrics, metric.detections, metric.images
-
-# %% ../../nbs/lab/56_predict.ipynb
-def add_bootstraps(
-    *specs:DataSpec, # what the runs were trained on
-    runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->list[str]: # ids of the runs that have it now
-    "Write `bootstrap.npz` where it is missing, `detections.json` is there and the data is among `specs`"
-    by, done = {s.fingerprint: s for s in specs}, []
-    for r in store.load(runs).itertuples():
-        path, spec = store.folder(r.id, runs), by.get(r.data_fingerprint)
-        if spec is None or 'val_dataloader' in r.overrides or (path/'bootstrap.npz').exists() or not (path/'detections.json').exists(): continue
-        file = write_bootstrap(path, read_json(path/'detections.json'), spec.val_json, voc=r.dataset == 'voc')
-        if abs(store.bootstrap(r.id, runs)['AP'][0] - r.AP) > 1e-3:
-            file.unlink()
-            raise ValueError(f"{path/'detections.json'} does not have the AP of the run's metrics.json: delete it")
-        done.append(r.id)
-    return done

@@ -184,8 +184,7 @@ class Job:
         caller:str|None=None, # a file that the sweep has locked, to end with it
     )->None:
         path, here = store.folder(exp.id(spec.fingerprint), runs), submitit.JobEnvironment()
-        no_link = lambda file, flags: os.open(file, flags | os.O_NOFOLLOW, 0o644)
-        with open(path/f"job{here.global_rank or ''}.log", 'a', opener=no_link) as log:
+        with open(path/f"job{here.global_rank or ''}.log", 'a') as log:
             for stream in (1, 2): os.dup2(log.fileno(), stream)
         if caller: end_with(caller)
         try:
@@ -384,7 +383,6 @@ def sweep(
     for name, n in (('jobs', 1 if jobs is None else jobs), ('threads', threads)):
         if type(n) is not int or n < 1: raise ValueError(f'{name}={n!r}: give a whole number, 1 or more')
     gpus, folder, start = gpus_of_a_job(tasks, gpus, local), runs_dir(runs).resolve(), time.time()
-    if (folder/'.submitit').is_symlink(): raise ValueError(f'{folder/".submitit"} is a link, which a sweep does not follow: remove it')
     path = {t.id: (store.find if reuse else store.folder)(t.id, folder) for t in tasks}
     waiting, seen, before = tasks, None, progress(tasks, folder, reuse=reuse)
     own = Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {})

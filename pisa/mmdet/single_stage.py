@@ -17,8 +17,8 @@ from .samplers import refuse_mining_with_focal
 from .two_stage import gt_ids, of_head, prime_config, refuse_iou_of_deltas
 
 # %% auto 0
-__all__ = ['Anchors', 'by_anchor', 'rows_of', 'pos_boxes', 'in_a_row', 'collect', 'isr_label_weights', 'cls_losses', 'box_loss',
-           'PrimeRetinaHead', 'PrimeSSDHead', 'collect_atss', 'PrimeATSSHead']
+__all__ = ['Anchors', 'by_anchor', 'rows_at', 'pos_boxes', 'in_a_row', 'match_anchors', 'isr_label_weights', 'cls_losses',
+           'box_loss', 'PrimeRetinaHead', 'PrimeSSDHead', 'collect_atss', 'PrimeATSSHead']
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 @dataclass
@@ -44,7 +44,7 @@ def by_anchor(
     return [x.permute(0, 2, 3, 1).reshape(len(x), -1, dim) for x in levels]
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
-def rows_of(
+def rows_at(
     levels:list[Tensor], # one [B, A_l, D] a level
     where:Tensor, # [P] rows in B * A
 )->Tensor: # [P, D]
@@ -87,12 +87,12 @@ def in_a_row(
     where = ((label >= 0) & (label < head.num_classes)).flatten().nonzero()[:, 0]
     of = lambda x: x.flatten(0, 1)[where]
     gt, gt_box = pos_boxes(results)
-    pos = of_head(head, rows_of(score, where), of(delta).float(), of(target), decoded, prior=of(box), gt_box=gt_box, gt=gt, label=of(label),
+    pos = of_head(head, rows_at(score, where), of(delta).float(), of(target), decoded, prior=of(box), gt_box=gt_box, gt=gt, label=of(label),
                   image=where // label.shape[1], weight=of(weight))
     return Anchors(score, delta, box, label, weight, target, box_weight, total, where, pos)
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
-def collect(
+def match_anchors(
     head, # an mmdet `AnchorHead`
     cls_scores:list[Tensor], bbox_preds:list[Tensor], # outputs of all levels
     gts:list, metas:list[dict], gts_ignore:list|None, # as `AnchorHead.loss_by_feat` has them
@@ -155,7 +155,7 @@ class PrimeRetinaHead(RetinaHead):
         isr, carl = prime_config(self.train_cfg)
         args = cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         if not (isr or carl): return super().loss_by_feat(*args)
-        a = collect(self, *args)
+        a = match_anchors(self, *args)
         weight = isr_label_weights(a, isr)
         losses = {'loss_cls': cls_losses(a, self, weight)}
         if carl: prime = prime_box_loss(a.pos, carl) / a.total
@@ -193,7 +193,7 @@ class PrimeSSDHead(SSDHead):
         isr, carl = prime_config(self.train_cfg)
         args = cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         if not (isr or carl): return super().loss_by_feat(*args)
-        a = collect(self, *args)
+        a = match_anchors(self, *args)
         weight = isr_label_weights(a, isr).view_as(a.weight)
         loss_cls, loss_bbox = multi_apply(self.loss_by_feat_single, torch.cat(a.score, 1), a.delta, a.box, a.label, weight, a.target,
                                           a.box_weight, avg_factor=a.total)
@@ -209,7 +209,7 @@ def collect_atss(
     cls_scores:list[Tensor], bbox_preds:list[Tensor], # outputs of all levels
     gts:list, metas:list[dict], gts_ignore:list|None, # as `ATSSHead.loss_by_feat` has them
 )->Anchors: # `total` is the mean over all processes
-    "`collect` for ATSS"
+    "`match_anchors` for ATSS"
     device = cls_scores[0].device
     anchors, valid = head.get_anchors([x.shape[-2:] for x in cls_scores], metas, device=device)
     rows = [head._get_targets_single(torch.cat(box), torch.cat(ok), [len(level) for level in box], gt, meta, ignore)
@@ -246,6 +246,6 @@ class PrimeATSSHead(ATSSHead):
         weight = isr_label_weights(a, isr)
         losses = {'loss_cls': cls_losses(a, self, weight),
                   'loss_bbox': self.loss_bbox(pos.box, pos.gt_box, weight=center, avg_factor=1.) / total,
-                  'loss_centerness': self.loss_centerness(rows_of(by_anchor(centernesses, 1), a.where)[:, 0], center, avg_factor=a.total)}
+                  'loss_centerness': self.loss_centerness(rows_at(by_anchor(centernesses, 1), a.where)[:, 0], center, avg_factor=a.total)}
         if carl: losses['loss_bbox' if carl.form == 'replace' else 'loss_carl'] = prime_box_loss(pos, carl, center) / total
         return losses

@@ -15,7 +15,7 @@ from ..prime import CARL, ISR, Positives, prime_box_loss, prime_weights, setting
 from .samplers import class_loss, own_class, probabilities, refuse_mining_with_focal
 
 # %% auto 0
-__all__ = ['prime_config', 'positives', 'gt_ids', 'class_prob', 'of_head', 'join_weights', 'prime_loss_and_target',
+__all__ = ['prime_config', 'positive_rows', 'gt_ids', 'class_prob', 'of_head', 'join_weights', 'prime_loss_and_target',
            'refuse_iou_of_deltas', 'sample_rois', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
@@ -27,7 +27,7 @@ def prime_config(
     return tuple(settings(kind, (train_cfg or {}).get(key)) for key, kind in (('isr', ISR), ('carl', CARL)))
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
-def positives(
+def positive_rows(
     x:Tensor, # [N, ...] one row a sampled RoI, image by image, positives first
     sampling_results:list, # B results of mmdet's sampler
 )->Tensor: # [P, ...]
@@ -104,7 +104,7 @@ def prime_loss_and_target(
     "Losses of an RoI head with ISR and CARL, each applied if `train_cfg` has its key"
     isr, carl = prime_config(train_cfg)
     targets = label, label_weight, box_target, box_weight = bbox_head.get_targets(sampling_results, train_cfg)
-    of = lambda x: positives(x, sampling_results)
+    of = lambda x: positive_rows(x, sampling_results)
     pos = of_head(bbox_head, of(cls_score), own_class(of(bbox_pred), of(label)), of(box_target), bbox_head.reg_decoded_bbox,
                   prior=of(rois)[:, 1:], gt_box=torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results]),
                   gt=gt_ids(sampling_results), label=of(label), image=of(rois)[:, 0], weight=of(label_weight))

@@ -1,6 +1,6 @@
 """A training step at mini scale as it is, over the same without what makes it fast: `python tests/bench/mini.py [DETECTOR...] [--record]`.
 
-That is mmdet's RoI extractor and RPN, float32, the usual layout of tensors, and an optimizer that is not fused.
+That is mmdet's RoI extractor, float32, the usual layout of tensors, and an optimizer that is not fused.
 
 Both in turn, on the same images of `shapes`, CPU time of one thread: forward, losses, backward and the optimizer's step. What a
 whole training takes is in the records of runs; their `seconds` hold evaluation too."""
@@ -20,7 +20,7 @@ from pisa.lab.speed import channels_last
 from record import against, paired, report, words
 
 SLOW = 'optim_wrapper.optimizer.fused=False'
-EXTRACTOR, RPN = ' model.roi_head.{}.type=SingleRoIExtractor', ' model.rpn_head.type=RPNHead'
+EXTRACTOR = ' model.roi_head.{}.type=SingleRoIExtractor'
 
 
 def stepper(detector, spec, overrides='', precision='auto'):
@@ -39,7 +39,6 @@ def bench(detector):
     spec = data.load('shapes')
     model = config.config(experiments.experiment(detector), spec).model
     slow = SLOW + ''.join(EXTRACTOR.format(key) for key in ('bbox_roi_extractor', 'mask_roi_extractor') if key in model.get('roi_head', {}))
-    if 'rpn_head' in model: slow += RPN
     steps = {'plain': stepper(detector, spec, slow, 'float32'), 'as it is': stepper(detector, spec)}
     report('mini', f'{detector}: a training step at mini scale', against(paired(steps, 16), list(steps)), images=8,
            bfloat16=bfloat16_units() or 'no units')

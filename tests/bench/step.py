@@ -4,7 +4,7 @@ ResNet-50 with two images of 800 x 1333, SSD300 with eight; 80 classes, ten obje
 so long, and varies so much, that one per cent of it is not seen. But the methods differ in the losses of one head alone. So
 that part, forward and backward, is timed on given features, all methods in turn, and its difference to the baseline is
 put in relation to a whole step of the baseline. `mmdet` is mmdet's own PISA head; that of Faster and Mask R-CNN works with `ScoreHLRSampler`
-only, whose extra forward is then in it. All have the RoIAlign of `pisa.lab.roi_align` and the RPN of `pisa.lab.rpn`. Peak memory is the most that a whole step holds at once, by torch's own count of what it
+only, whose extra forward is then in it. All have the RoIAlign of `pisa.lab.roi_align`. Peak memory is the most that a whole step holds at once, by torch's own count of what it
 allocates: the resident memory of a process varied by some per cent from one to the next."""
 import contextlib
 import json
