@@ -27,7 +27,8 @@ def check_vectors(
     "A `ValueError` of one line unless every tensor is `[N]`, ids hold integers and a mask holds bools"
     for name,v in vectors.items():
         if v is None: continue
-        if v.dim() != 1 or v.shape[0] != n: raise ValueError(f'{name} must be [{n}] like the samples, not {list(v.shape)}')
+        if v.dim() != 1 or v.shape[0] != n:
+            raise ValueError(f'{name} must be [{n}] like the samples, not {list(v.shape)}')
         if name == 'mask':
             if v.dtype != torch.bool: raise ValueError(f'mask must be a bool tensor, not {v.dtype}')
         elif name not in ('loss', 'base', 'prob') and v.is_floating_point():

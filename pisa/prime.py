@@ -142,10 +142,11 @@ def weighted_carl_loss(
     reg_loss:Tensor, # [P] unreduced box loss
     each:Tensor, # [P] at least 0, weight of each positive in the box loss
     carl:CARL,
-)->Tensor: # [P] float32, or float64 if `prob` is that; gradients flow to `reg_loss` and, unless `detach` is set, to `prob`
+)->Tensor: # [P] float32, or float64 if `prob` is that
     """Classification-Aware Regression Loss of samples that count by a weight, unreduced.
 
-    With the form 'replace' the sum is that of `each * reg_loss`. A `ValueError` is raised where the loss is not per box."""
+    With the form 'replace' the sum is that of `each * reg_loss`. Gradients flow to `reg_loss` and, unless `carl.detach`
+    is set, to `prob`. A `ValueError` is raised if `reg_loss` is not one number a box."""
     n, shape = len(each), list(reg_loss.shape)
     if shape != [n]: raise ValueError(f'beside weights of boxes reg_loss must be [{n}], one number a box, not {shape}')
     c = carl_weights(prob.detach() if carl.detach else prob, carl.k, carl.b)

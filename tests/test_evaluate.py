@@ -70,7 +70,7 @@ def test_against_pycocotools(spec, tmp_path, seed, limits, crowd):
 
 def test_many_detections_of_one_class(spec):
     "Of more than 100 in an image and class the highest-scored 100 count"
-    gt, rng = read_json(spec.val_json), np.random.RandomState(0)
+    gt = read_json(spec.val_json)
     a = gt['annotations'][0]
     dets = [dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'], score=.1)]
     dets += [dict(dets[0], bbox=[0., 0., 3., 3.], score=.2 + .001*i) for i in range(120)]

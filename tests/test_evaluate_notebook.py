@@ -1,47 +1,31 @@
 "nbs/evaluate.ipynb through papermill: tiny trainings, evaluated again, on other data and on a made-up test-dev"
 import json
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 import pytest
-import torch
 
 pytest.importorskip('mmdet')
 from pisa.lab import data, experiments, predict, train as training
 from pisa.lab.files import read_json, write_json
+from notebooks import ROOT, last_line, log, papermill, pictures
+from threads import one_thread
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4'
 
 
-def papermill(folder, code=0, **parameters):
-    "Run the notebook; what it wrote to its log, or, where it is to fail, the last line of the error"
-    options = [o for k, v in parameters.items() for o in ('-p', k, str(v))]
-    p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/evaluate.ipynb', str(folder / 'out.ipynb'), *options, '--log-output', '--no-progress-bar'],
-                       cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'), capture_output=True, text=True)
-    assert bool(p.returncode) == bool(code), p.stderr[-3000:]
-    return p.stderr.strip().splitlines()[-1] if code else p.stdout + p.stderr
+def evaluate(folder, **parameters):
+    "Run the notebook; what it wrote to its log"
+    return log(papermill('evaluate', folder / 'out.ipynb', **parameters))
 
 
-def pictures(folder):
-    cells = json.loads((folder / 'out.ipynb').read_text())['cells']
-    return sum('image/png' in o.get('data', {}) for c in cells for o in c.get('outputs', []))
+def refusal(folder, **parameters):
+    "Run the notebook, which is to fail; the last line of the error"
+    return last_line(papermill('evaluate', folder / 'out.ipynb', **parameters))
 
 
 def train(folder, spec, *words, overrides=TINY, **more):
-    "A tiny run, trained with one thread as the notebook has; its id"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: return training.train(experiments.experiment(*words, overrides=overrides, **more), spec, folder, gpus=0).name
-    finally: torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope='module')
-def spec():
-    return data.load('shapes', n_train=64, n_val=16)
+    "A tiny run; its id"
+    with one_thread(): return training.train(experiments.experiment(*words, overrides=overrides, **more), spec, folder, gpus=0).name
 
 
 @pytest.fixture(scope='module')
@@ -68,11 +52,11 @@ def coco(tmp_path_factory, spec):
 def test_the_numbers_are_those_of_the_run(trained, tmp_path):
     folder, run = trained
     before = {f: f.stat().st_mtime_ns for f in folder.rglob('*')}
-    log = papermill(tmp_path, run=run, runs_dir=folder, out=tmp_path / 'new')
+    log = evaluate(tmp_path, run=run, runs_dir=folder, out=tmp_path / 'new')
     assert '16/16' in log and 'As in the record of the run' in log
     assert read_json(tmp_path / 'new/evaluation.json')['metrics'] == read_json(folder / run / 'metrics.json')
     assert read_json(tmp_path / 'new/detections.json') == read_json(folder / run / 'detections.json')
-    assert pictures(tmp_path) == 2  # curves, detections
+    assert pictures(tmp_path / 'out.ipynb') == 2  # curves, detections
     assert {f: f.stat().st_mtime_ns for f in folder.rglob('*')} == before
 
 
@@ -89,7 +73,7 @@ def test_test_dev(trained, coco, tmp_path):
     "The run's images look like those of COCO here; pycocotools takes what is written for the server"
     from pycocotools.coco import COCO
     folder, run = trained
-    papermill(tmp_path, run=run, runs_dir=folder, dataset='coco', split='test-dev', data_root=coco, out=tmp_path / 'upload')
+    evaluate(tmp_path, run=run, runs_dir=folder, dataset='coco', split='test-dev', data_root=coco, out=tmp_path / 'upload')
     info = COCO(str(coco / 'annotations/image_info_test-dev2017.json'))
     for kind, field in (('bbox', 'bbox'), ('segm', 'segmentation')):
         stem = f'detections_test-dev2017_{run}-{kind}_results'
@@ -97,13 +81,13 @@ def test_test_dev(trained, coco, tmp_path):
         sent = read_json(tmp_path / 'upload' / f'{stem}.json')
         assert sent and all(d[field] for d in sent) and {d['image_id'] for d in sent} <= {1000 + i for i in range(1, 17)}
         assert len(info.loadRes(str(tmp_path / 'upload' / f'{stem}.json')).anns) == len(sent)
-    assert pictures(tmp_path) == 1  # detections alone
+    assert pictures(tmp_path / 'out.ipynb') == 1  # detections alone
 
 
 def test_other_data_in_another_layout(trained, coco, tmp_path):
     "The validation images by way of COCO's layout: the same APs, but for what small and large mean"
     folder, run = trained
-    papermill(tmp_path, run=run, runs_dir=folder, dataset='coco', data_root=coco, out=tmp_path / 'new')
+    evaluate(tmp_path, run=run, runs_dir=folder, dataset='coco', data_root=coco, out=tmp_path / 'new')
     new, own = read_json(tmp_path / 'new/evaluation.json')['metrics'], read_json(folder / run / 'metrics.json')
     for name in ('AP', 'AP50', 'mask_AP'): assert new[name] == pytest.approx(own[name], abs=1e-9)
 
@@ -115,7 +99,7 @@ def test_other_classes_are_refused(trained, coco, tmp_path):
         content['categories'][0]['name'] = 'blob'
         write_json(tmp_path / f'coco/annotations/instances_{split}2017.json', content)
         (tmp_path / f'coco/{split}2017').symlink_to(coco / f'{split}2017')
-    last = papermill(tmp_path, code=1, run=run, runs_dir=folder, dataset='coco', data_root=tmp_path / 'coco')
+    last = refusal(tmp_path, run=run, runs_dir=folder, dataset='coco', data_root=tmp_path / 'coco')
     assert last == (f'ValueError: coco has 8 classes (blob, square, triangle, star, ...), but run {run} was trained on '
                     '8 classes (disk, square, triangle, star, ...): choose data with the same classes')
 
@@ -124,13 +108,13 @@ def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
     "As after a clone; weights from elsewhere will do"
     folder, run = trained
     shutil.copytree(folder / run, tmp_path / 'runs' / run, ignore=shutil.ignore_patterns('weights.pth'))
-    last = papermill(tmp_path, code=1, run=run, runs_dir=tmp_path / 'runs')
+    last = refusal(tmp_path, run=run, runs_dir=tmp_path / 'runs')
     assert last.startswith(f'FileNotFoundError: run {run} has no weights: they are not in the folder of the run. Give the file (weights=), or train it, after pisa.lab.runs.delete')
     train_it = f"papermill nbs/train.ipynb runs/train.ipynb -p detector mask_rcnn -p method pisa -p overrides '{' '.join(sorted(TINY.split()))}' -p runs_dir {tmp_path}/runs"
     assert last.endswith(train_it)
     (tmp_path / 'runs' / run).rename(tmp_path / 'record')
     (tmp_path / 'record').rename((tmp_path / 'runs/records').mkdir() or tmp_path / 'runs/records' / run)
-    last = papermill(tmp_path, code=1, run=run, runs_dir=tmp_path / 'runs')
+    last = refusal(tmp_path, run=run, runs_dir=tmp_path / 'runs')
     assert last == f'FileNotFoundError: run {run} has no weights: a record has none. Give the file (weights=), or train it: {train_it}'
     metrics, *_ = predict.evaluate(run, spec, tmp_path / 'runs', 0, folder / run / 'weights.pth')
     assert metrics == pytest.approx(read_json(folder / run / 'metrics.json'), abs=1e-2)

@@ -12,6 +12,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from pisa.lab import figures, runs
 from pisa.lab.samples import FALSE_POSITIVES, Study
+from notebooks import log, papermill
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -226,15 +227,10 @@ def test_files(tmp_path):
     assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
 
 
-def execute(notebook, **parameters):
-    papermill = pytest.importorskip('papermill')
-    return json.dumps(papermill.execute_notebook(notebook, None, parameters, progress_bar=False, cwd=ROOT))
-
-
 @pytest.mark.parametrize('number', [4, 6])
 def test_notebook_without_runs(number, tmp_path):
     (tmp_path / 'runs').mkdir()
-    said = execute(ROOT / 'nbs/paper/figure.ipynb', number=number, runs=str(tmp_path / 'runs'), out=str(tmp_path / 'out'))
+    said = log(papermill('paper/figure', tmp_path / 'x.ipynb', number=number, runs=tmp_path / 'runs', out=tmp_path / 'out'))
     if figures.NEEDS[number]:
         assert 'Figure 4 needs a run of table3/R-R with seed 1' in said and not (tmp_path / 'out').exists()
     else: assert {p.suffix for p in (tmp_path / 'out').iterdir()} == {'.png', '.pdf', '.json'}

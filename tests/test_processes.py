@@ -23,20 +23,8 @@ from pisa.lab.files import read_json
 SAME = ('train_cfg.max_epochs=3 train_dataloader.dataset.indices=20 train_dataloader.batch_size=4 val_dataloader.dataset.indices=7 '
         'train_dataloader.dataset.pipeline.3.prob=0.0 model.backbone.norm_eval=True model.train_cfg.isr.scope=world '
         'optim_wrapper.optimizer.type=SGD optim_wrapper.optimizer.lr=0.01')
+pytestmark = pytest.mark.usefixtures('one_thread')
 EXPERIMENT = experiments.experiment('atss', 'isr', overrides=SAME, precision='float32')
-
-
-@pytest.fixture(scope='module')
-def spec():
-    return data.load('shapes', n_train=64, n_val=16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def own_processes():

@@ -39,6 +39,18 @@ def test_imports_point_to_lower_numbers_and_shelves_only():
             assert number[name] < int(notebook.stem[:2]), f'{notebook.name} imports {name}'
 
 
+def test_exported_code_is_easy_to_read():
+    "Lines, functions and cells of a size that one can take in at once; and private names stay in their module"
+    for notebook in NUMBERED:
+        for cell in (c for c in sources(notebook) if re.match(r'#\| *export', c)):
+            lines = cell.splitlines()
+            assert max(map(len, lines)) <= 120 and len(lines) <= 61, f'{notebook.name}: {lines[1]}'
+            for node in ast.walk(ast.parse(cell)):
+                if isinstance(node, ast.FunctionDef): assert node.end_lineno - node.lineno < 40, f'{notebook.name}: {node.name}'
+                if isinstance(node, ast.ImportFrom) and node.module.startswith('pisa'):
+                    assert not [a.name for a in node.names if a.name.startswith('_')], f'{notebook.name}: {node.module}'
+
+
 def test_the_method_needs_torch_alone():
     allowed = {*sys.stdlib_module_names, 'torch', 'pisa'}
     for notebook in (p for p in NUMBERED if p.parent.name == 'nbs'):

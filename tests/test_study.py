@@ -7,16 +7,11 @@ import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 from mmdet.registry import DATASETS, MODELS
-from pisa.lab import config, data, evaluate, experiments, files, predict, runs, samples as kept, study, train, weights
+from pisa.lab import config, evaluate, experiments, files, predict, runs, samples as kept, study, train, weights
 from pisa.lab.show import load_samples
 
 TINY = 'train_cfg.max_epochs=6 train_dataloader.batch_size=4'
 CORNERS = ['x1', 'y1', 'x2', 'y2']
-
-
-@pytest.fixture(scope='module')
-def spec():
-    return data.load('shapes', n_train=64, n_val=16)
 
 
 @pytest.fixture(scope='module')

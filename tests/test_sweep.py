@@ -16,16 +16,10 @@ import pisa
 import submitit
 from pisa.lab import data, rows, runs, sweep
 from pisa.lab.files import read_json, write_json
+from notebooks import ENV, ROOT, papermill
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4 val_dataloader.dataset.indices=8'
 LONGER = TINY.replace('max_epochs=1', 'max_epochs=40')
-ENV = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-
-
-@pytest.fixture(scope='module')
-def spec():
-    return data.load('shapes', n_train=64, n_val=16)
 
 
 def plan(spec, rows, seeds=(1,), overrides=TINY, **words):
@@ -45,16 +39,14 @@ def test_the_same_training_is_planned_once(spec):
     assert [t.row for t in plan(spec, rows, (1, 2))] == ['table3/C-R', 'table3/R-R'] * 2
 
 
-def papermill(folder, table, overrides, code=0):
-    p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/sweep.ipynb', str(folder / 'out.ipynb'), '-p', 'table', table, '-p', 'seeds', '1', '-p', 'jobs', '2',
-                        '-p', 'overrides', overrides, '-p', 'runs_dir', str(folder / 'runs'), '--log-output', '--no-progress-bar'],
-                       cwd=ROOT, env=ENV, capture_output=True, text=True)
+def train_table(folder, table, overrides, code=0):
+    p = papermill('sweep', folder / 'out.ipynb', table=table, seeds=1, jobs=2, overrides=overrides, runs_dir=folder / 'runs')
     assert p.returncode == code, p.stderr[-2000:]
     return p.stdout + p.stderr
 
 
 def test_the_notebook_trains_a_row(tmp_path):
-    assert '1 of 1 done' in papermill(tmp_path, 'table4/isr', TINY)
+    assert '1 of 1 done' in train_table(tmp_path, 'table4/isr', TINY)
     table = runs.load(tmp_path / 'runs')
     assert table.method.tolist() == ['isr'] and table.machine_threads.tolist() == [1]
 
@@ -68,7 +60,7 @@ def test_the_notebook_leaves_what_is_done_and_shows_what_failed(tmp_path):
     path.mkdir()
     write_json(path / 'run.json', runs.describe(there.exp, spec) | {'seconds': 60., 'steps': 4})
     write_json(path / 'metrics.json', {'AP': 12.3})
-    log = papermill(tmp_path, 'text', bad, code=1)
+    log = train_table(tmp_path, 'text', bad, code=1)
     assert '1 of 2 trainings are missing' in log and '2 trainings, 1 of them done' in log and '1 of 2 done, 1 failed' in log
     assert f'{missing.row}, seed 1: failed. FloatingPointError: step ' in log
     assert read_json(path / 'metrics.json') == {'AP': 12.3} and not (path / 'job.log').exists()

@@ -1,5 +1,5 @@
 "pisa.lab.tables from made-up run folders: means, paired intervals, verdicts, missing runs, other data, files"
-import dataclasses, json, shutil, subprocess, sys
+import dataclasses, json, shutil
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from refusal import refused
 from pisa.lab import claims, paper, runs as store, statistics, tables
 from pisa.lab.files import write_json
 from pisa.lab.rows import TABLES, row_experiment
+from notebooks import log, papermill
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -434,7 +435,5 @@ def test_unknown_table(tmp_path):
 @pytest.mark.parametrize('number, name', [('3', 'table3'), ('text', 'carl_gradient')])
 def test_notebook_writes_where_it_is_told(folder, tmp_path, number, name):
     "papermill runs the cell that nbdev_test leaves out"
-    p = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/paper/table.ipynb', str(tmp_path/'x.ipynb'), '-p', 'number', number, '-p', 'runs', str(folder), '-p', 'out', str(tmp_path/'out')],
-                       cwd=ROOT, capture_output=True, text=True)
-    assert p.returncode == 0, p.stderr[-2000:]
+    log(papermill('paper/table', tmp_path/'x.ipynb', number=number, runs=folder, out=tmp_path/'out'))
     assert sorted(f.name for f in (tmp_path/'out').iterdir()) == [f'{name}.{kind}' for kind in ('csv', 'json', 'md', 'tex')]

@@ -9,31 +9,21 @@ import pytest
 import torch
 
 pytest.importorskip('mmdet')
-from pisa.lab import config, data, experiments, predict, runs, train
+from pisa.lab import config, experiments, predict, runs, train
 from pisa.lab.plan import make_plan
 from pisa.lab.worker import work
+from notebooks import ROOT, last_line, log, papermill, pictures
 from refusal import refused
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4 val_dataloader.dataset.indices=8'
 
 
-def papermill(out, cwd=ROOT, notebook='nbs/train.ipynb', **parameters):
-    options = [o for k, v in parameters.items() for o in ('-p', k, str(v))]
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    return subprocess.run([sys.executable, '-m', 'papermill', notebook, str(out), *options, '--log-output', '--no-progress-bar'],
-                          cwd=cwd, env=env, capture_output=True, text=True)
-
-
 def test_mask_rcnn_from_the_root(tmp_path):
-    p = papermill(tmp_path / 'out.ipynb', detector='mask_rcnn', runs_dir=tmp_path, overrides=TINY)
-    assert p.returncode == 0, p.stderr[-3000:]
-    assert '4/4' in p.stdout + p.stderr  # the progress of the four steps is in the log
+    said = log(papermill('train', tmp_path / 'out.ipynb', detector='mask_rcnn', runs_dir=tmp_path, overrides=TINY))
+    assert '4/4' in said  # the progress of the four steps is in the log
     table = runs.load(tmp_path)
     assert table.detector.tolist() == ['mask_rcnn'] and table.mask_AP.notna().all()
-    cells = json.loads((tmp_path / 'out.ipynb').read_text())['cells']
-    pictures = [o for c in cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
-    assert len(pictures) == 3  # training images, loss curves, detections
+    assert pictures(tmp_path / 'out.ipynb') == 3  # training images, loss curves, detections
     folder = tmp_path / table.id[0]
     assert len((folder / 'scalars.jsonl').read_text().splitlines()) == 1
     record = json.loads((folder / 'run.json').read_text())
@@ -51,23 +41,16 @@ def test_both_folders_find_the_same_runs():
 
 
 def test_unknown_word_is_refused_in_one_line(tmp_path):
-    p = papermill('out.ipynb', cwd=tmp_path, notebook=str(ROOT / 'nbs/train.ipynb'), detector='mask-rcnn')
-    assert p.returncode
-    assert "detector='mask-rcnn' is not known, did you mean 'mask_rcnn'? Choose from: faster_rcnn, mask_rcnn" in p.stderr.strip().splitlines()[-1]
+    said = last_line(papermill('train', 'out.ipynb', cwd=tmp_path, detector='mask-rcnn'))
+    assert "detector='mask-rcnn' is not known, did you mean 'mask_rcnn'? Choose from: faster_rcnn, mask_rcnn" in said
 
 
 @pytest.mark.parametrize('notebook, given, known', [
     ('train', 'run_dir', 'runs_dir'), ('sweep', 'run_dir', 'runs_dir'), ('evaluate', 'run_dir', 'runs_dir'),
     ('paper/table', 'run', 'runs'), ('paper/figure', 'sead', 'seed')])
 def test_misspelt_parameter_is_refused_in_one_line(tmp_path, notebook, given, known):
-    p = papermill('out.ipynb', cwd=tmp_path, notebook=str(ROOT / f'nbs/{notebook}.ipynb'), **{given: 'x'})
-    assert p.returncode
-    assert f"parameter='{given}' is not known, did you mean '{known}'?" in p.stderr.strip().splitlines()[-1]
-
-
-@pytest.fixture(scope='module')
-def spec():
-    return data.load('shapes', n_train=64, n_val=16)
+    said = last_line(papermill(notebook, 'out.ipynb', cwd=tmp_path, **{given: 'x'}))
+    assert f"parameter='{given}' is not known, did you mean '{known}'?" in said
 
 
 def test_a_loss_that_is_no_number_stops_training(tmp_path, spec):

@@ -4,7 +4,6 @@ import torch
 
 pytest.importorskip('mmdet')
 from mmdet.models.losses import pisa_loss
-from mmdet.models.detectors import FasterRCNN
 from refusal import refused
 from toy import ALL, DECODED, RANDOM, cascade_head, roi_head, run, scene
 

@@ -12,8 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from .data import DataSpec
 from .detectors import MEAN, SIZES, model
-from .experiments import (PRECISIONS, TWO_STAGE, Experiment, Recipe, checkpoint_of, default_sampler, parse_overrides, prime_settings,
-                                  ranked_together, recipe, steps, whole_number)
+from .experiments import (
+    PRECISIONS, TWO_STAGE, Experiment, Recipe, checkpoint_of, default_sampler, parse_overrides, prime_settings,
+    ranked_together, recipe, steps, whole_number)
 from ..prime import CARL, ISR, one_of, settings
 from ..mmdet.samplers import HLR_DEFAULTS
 
@@ -22,6 +23,31 @@ __all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'config', 'schedule', 'r
            'settings_text', 'summary']
 
 # %% ../../nbs/lab/45_config.ipynb
+def _pipeline(
+    exp:Experiment,
+    train:bool, # with ground truths, flips and distortions
+)->list[dict]: # mmdet's transforms
+    "What happens to an image and its ground truths"
+    r = recipe(exp)
+    distort = [
+        dict(type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.5, 1.5), saturation_range=(0.5, 1.5),
+             hue_delta=18),
+        dict(type='Expand', mean=MEAN, to_rgb=True, ratio_range=(1, 4)),
+        dict(type='MinIoURandomCrop', min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
+    ] if train and r.distort else []
+    read = dict(type='LoadImageFromFile', **(dict(to_float32=True) if distort else {}))
+    annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=exp.detector == 'mask_rcnn')
+    resize = dict(scale_factor=1.) if exp.dataset == 'shapes' and exp.scale == 'mini' else dict(scale=r.image)
+    keep_ratio = r.image[0] != r.image[1] or exp.detector != 'ssd300'
+    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+    return [
+        read,
+        *([annotations] if train else []),
+        *distort,
+        dict(type='Resize', keep_ratio=keep_ratio, **resize),
+        *([dict(type='RandomFlip', prob=0.5)] if train else []),
+        dict(type='PackDetInputs', meta_keys=keys + (('flip', 'flip_direction') if train else ()))]
+
 def dataloader(
     exp:Experiment,
     spec:DataSpec,
@@ -29,17 +55,7 @@ def dataloader(
     batch:int, # images a step of this process
 )->dict: # mmengine's dataloader config
     "How images and ground truths are read"
-    r, masks, train = recipe(exp), exp.detector == 'mask_rcnn', split == 'train'
-    annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=masks)
-    resize = dict(scale_factor=1.) if exp.dataset == 'shapes' and exp.scale == 'mini' else dict(scale=r.image)
-    keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
-    distort = [dict(type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.5, 1.5), saturation_range=(0.5, 1.5), hue_delta=18),
-               dict(type='Expand', mean=MEAN, to_rgb=True, ratio_range=(1, 4)),
-               dict(type='MinIoURandomCrop', min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3)] if train and r.distort else []
-    pipeline = [dict(type='LoadImageFromFile', **(dict(to_float32=True) if distort else {})), *([annotations] if train else []), *distort,
-                dict(type='Resize', keep_ratio=r.image[0] != r.image[1] or exp.detector != 'ssd300', **resize),
-                *([dict(type='RandomFlip', prob=0.5)] if train else []),
-                dict(type='PackDetInputs', meta_keys=keys + (('flip', 'flip_direction') if train else ()))]
+    train = split == 'train'
     workers, smallest = (0, 0) if exp.scale == 'mini' else (2, 32)  # processes; side of the smallest image to train on
     return dict(
         batch_size=batch, num_workers=workers, persistent_workers=workers > 0,
@@ -48,7 +64,8 @@ def dataloader(
         dataset=dict(type='CocoDataset', metainfo=dict(classes=spec.classes), test_mode=not train,
                      ann_file=str(spec.train_json if train else spec.val_json),
                      data_prefix=dict(img=str(spec.train_images if train else spec.val_images)),
-                     filter_cfg=dict(filter_empty_gt=True, min_size=smallest) if train else None, pipeline=pipeline))
+                     filter_cfg=dict(filter_empty_gt=True, min_size=smallest) if train else None,
+                     pipeline=_pipeline(exp, train)))
 
 # %% ../../nbs/lab/45_config.ipynb
 def detector(
@@ -60,7 +77,8 @@ def detector(
     sampler = None
     if name not in (None, 'R/R'):
         pos, neg = name.split('/')
-        sampler = dict(type='PrimeSampler', num=SIZES[exp.scale].rois, pos_fraction=0.25, pos=pos, neg=neg, add_gt_as_proposals=True)
+        sampler = dict(type='PrimeSampler', num=SIZES[exp.scale].rois, pos_fraction=0.25, pos=pos, neg=neg,
+                       add_gt_as_proposals=True)
     return model(exp.detector, exp.scale, len(spec.classes), exp.backbone, checkpoint_of(exp.backbone, exp.pretrained),
                  prime_settings(exp.method, exp.formulation), sampler, side=recipe(exp).image[0],
                  sides='voc' if exp.dataset == 'voc' else 'coco')
@@ -80,44 +98,55 @@ def config(
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
     batch = whole_number(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process
     total = steps(exp, spec.n_train, batch*processes)
-    if (together := ranked_together(exp)) > batch: raise ValueError(
-        f'isr.scope={together} images are to be ranked together, but a process has {batch}: use fewer processes, or a larger batch')
+    if (together := ranked_together(exp)) > batch:
+        raise ValueError(f'isr.scope={together} images are to be ranked together, but a process has {batch}: '
+                         'use fewer processes, or a larger batch')
+    modules = ['pisa.lab.detectors', 'pisa.lab.evaluate', 'pisa.lab.speed']
     cfg = Config(dict(
-        default_scope='mmdet', custom_imports=dict(imports=['pisa.lab.detectors', 'pisa.lab.evaluate', 'pisa.lab.speed'], allow_failed_imports=False),
+        default_scope='mmdet', custom_imports=dict(imports=modules, allow_failed_imports=False),
         model=detector(exp, spec),
         train_dataloader=dataloader(exp, spec, 'train', batch),
         val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
         val_evaluator=dict(type='COCOAP', ann_file=str(spec.val_json), area_limits=spec.area_limits,
                            iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',),
                            voc='11-point' if exp.dataset == 'voc' else None),  # as in the devkit of VOC2007
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs), val_cfg=dict(type='ValLoop'),
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs),
+        val_cfg=dict(type='ValLoop'),
         optim_wrapper=dict(r.optimizer, type=PRECISIONS.get(exp.precision, 'OptimWrapper')),
         param_scheduler=schedule(r, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
     return override(cfg, given)
 
+# %% ../../nbs/lab/45_config.ipynb
 def schedule(
     r:Recipe,
     epochs:int,
     total:int, # steps of the whole training
 )->list[dict]: # mmengine's `param_scheduler`
-    "A linear warm-up if there is one, then a tenth of the learning rate at each of `r.steps`, at the end of an epoch where that fits"
+    """A linear warm-up if there is one, then a tenth of the learning rate at each of `r.steps`.
+
+    The learning rate falls at the end of an epoch if all of `r.steps` are whole epochs, else at the nearest step."""
     at = [round(part*epochs, 6) for part in r.steps]
-    if all(epoch.is_integer() for epoch in at): when = dict(by_epoch=True, end=epochs, milestones=[int(epoch) for epoch in at])
+    if all(epoch.is_integer() for epoch in at):
+        when = dict(by_epoch=True, end=epochs, milestones=[int(epoch) for epoch in at])
     else: when = dict(by_epoch=False, end=total, milestones=[max(1, round(part*total)) for part in r.steps])
-    warmup = [dict(type='LinearLR', start_factor=r.warmup_factor, by_epoch=False, begin=0, end=min(r.warmup, total))] if r.warmup else []
-    return [*warmup, dict(type='MultiStepLR', begin=0, gamma=0.1, **when)]
+    decay = dict(type='MultiStepLR', begin=0, gamma=0.1, **when)
+    if not r.warmup: return [decay]
+    end = min(r.warmup, total)
+    return [dict(type='LinearLR', start_factor=r.warmup_factor, by_epoch=False, begin=0, end=end), decay]
 
 # %% ../../nbs/lab/45_config.ipynb
-LOADED = {'_scope_', 'default_scope', 'custom_imports', 'checkpoint', 'pretrained', 'sys_path', 'backend', 'backend_args',
-          'file_client_args'}  # what these keys name is imported or read
+# what these keys name is imported or read
+LOADED = {'_scope_', 'default_scope', 'custom_imports', 'checkpoint', 'pretrained', 'sys_path', 'backend',
+          'backend_args', 'file_client_args'}
 
 def registered(
     name:Any,
 )->bool:
-    "Does a registry of mmdet or mmengine hold the name? One that it does not hold would be imported as a module"
+    "Whether a registry of mmdet or mmengine holds the name; one that no registry holds would be imported as a module"
     register_all_modules(init_default_scope=False)
-    return any(isinstance(r, Registry) and name in r.module_dict for part in (mmengine.registry, mmdet.registry) for r in vars(part).values())
+    parts = [*vars(mmengine.registry).values(), *vars(mmdet.registry).values()]
+    return any(isinstance(r, Registry) and name in r.module_dict for r in parts)
 
 def harmless(
     key:str, # dotted
@@ -126,44 +155,63 @@ def harmless(
     """A `ValueError` if an override could name a package or a file, or hold code.
 
     Its texts must be words (letters, digits, `_`, `-`, `*`), and what a `type` names must be `registered`."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple, set)) else ()
+    if isinstance(value, dict): inner = value.items()
+    else: inner = enumerate(value) if isinstance(value, (list, tuple, set)) else ()
     for k, v in inner: harmless(f'{key}.{k}', v)
-    if LOADED & {*key.split('.')} or isinstance(value, (str, bytes)) and not re.fullmatch(r'[\w*-]*', str(value)): raise ValueError(
-        f'overrides: {key}={value!r} is refused: it could load a file or run code. Texts are plain words; '
-        'weights of a backbone are given as pretrained=FILE')
-    if key.split('.')[-1] == 'type' and not registered(value) and value not in ('nms', 'soft_nms'): raise ValueError(
-        f'overrides: {key}={value!r} is refused: neither mmdet nor mmengine knows a {value!r}')
+    no_word = isinstance(value, (str, bytes)) and not re.fullmatch(r'[\w*-]*', str(value))
+    if no_word or LOADED & {*key.split('.')}:
+        raise ValueError(f'overrides: {key}={value!r} is refused: it could load a file or run code. '
+                         'Texts are plain words; weights of a backbone are given as pretrained=FILE')
+    if key.split('.')[-1] == 'type' and not registered(value) and value not in ('nms', 'soft_nms'):
+        raise ValueError(f'overrides: {key}={value!r} is refused: neither mmdet nor mmengine knows a {value!r}')
 
 # %% ../../nbs/lab/45_config.ipynb
+def _parent(
+    cfg:Config,
+    key:str, # dotted
+    path:list[str], # its parts but the last
+)->Any: # the part of the config that has the last part of the key, as a rule a dict
+    "Follow the path of a key"
+    node = cfg._cfg_dict
+    for part in path:
+        if isinstance(node, list): node = dict(enumerate(node))
+        if not isinstance(node, dict): node = {}
+        part = int(part) if part.isdigit() else part
+        if part not in node:
+            raise ValueError(f'overrides: the config has no {part!r} on the way to {key!r}; '
+                             f'there is: {", ".join(map(str, node)) or "nothing below"}')
+        node = node[part]
+    return node
+
 def override(
     cfg:Config,
     pairs:dict[str, Any], # dotted key to value
 )->Config: # `cfg`, changed
-    "Set dotted keys; a `ValueError` names a value that is not `harmless`, or the part of a key that the config does not have or that looks misspelt"
+    """Set dotted keys.
+
+    A `ValueError` names a value that is not `harmless`, or the part of a key that the config does not have or that
+    looks misspelt."""
     for key, value in pairs.items():
         harmless(key, value)
-        node, (*path, last) = cfg._cfg_dict, key.split('.')
-        for part in path:
-            if isinstance(node, list): node = dict(enumerate(node))
-            if not isinstance(node, dict): node = {}
-            part = int(part) if part.isdigit() else part
-            if part not in node:
-                raise ValueError(f'overrides: the config has no {part!r} on the way to {key!r}; '
-                                 f'there is: {", ".join(map(str, node)) or "nothing below"}')
-            node = node[part]
-        if isinstance(node, dict) and last not in node and (near := difflib.get_close_matches(last, map(str, node), 1, 0.8)):
-            raise ValueError(f'overrides: the config has no {key!r}; did you mean {near[0]!r} there?')
+        *path, last = key.split('.')
+        node = _parent(cfg, key, path)
+        if isinstance(node, dict) and last not in node:
+            near = difflib.get_close_matches(last, map(str, node), 1, 0.8)
+            if near: raise ValueError(f'overrides: the config has no {key!r}; did you mean {near[0]!r} there?')
         if not path: one_of('overrides', last, cfg.keys())
         usual = node.get(last) if isinstance(node, dict) else None
         if isinstance(usual, (int, float)) and isinstance(value, str):
-            raise ValueError(f'overrides: {key}={value!r}: give {"True or False" if isinstance(usual, bool) else "a number"}, as in {key}={usual}')
+            kind = 'True or False' if isinstance(usual, bool) else 'a number'
+            raise ValueError(f'overrides: {key}={value!r}: give {kind}, as in {key}={usual}')
     cfg.merge_from_dict(pairs)
     return cfg
 
 # %% ../../nbs/lab/45_config.ipynb
 TERMS = {  # what the paper calls a setting, or each of its values
-    'metric': {'iou_hlr': 'IoU-HLR', 'iou': 'IoU', 'iou_before': 'IoU*, before regression', 'loss': 'the classification loss'},
-    'scope': {'batch': 'all images of a process', 'image': 'each image apart', 'world': 'all images of all processes', 'number': 'so many images at a time'},
+    'metric': {'iou_hlr': 'IoU-HLR', 'iou': 'IoU', 'iou_before': 'IoU*, before regression',
+               'loss': 'the classification loss'},
+    'scope': {'batch': 'all images of a process', 'image': 'each image apart', 'world': 'all images of all processes',
+              'number': 'so many images at a time'},
     'form': {'replace': 'in place of the regression loss', 'add': 'beside the regression loss'},
     'detach': {False: 'the gradient reaches the scores', True: 'the scores get no gradient, model (b) of Section 5.3'},
     'score_thr': 'the score above which negatives are ranked', 'iou_thr': 'the IoU of NMS-match',
@@ -179,6 +227,20 @@ def settings_text(
         return f' ({said})' if said else ''
     return ', '.join(f'{key}={value}{term(key, value)}' for key, value in settings.items())
 
+# %% ../../nbs/lab/45_config.ipynb
+def _samples_text(
+    exp:Experiment,
+    train:dict, # train_cfg of the model
+    stage:dict, # of it, that of the (first) box head
+)->str:
+    "Which samples the detector is trained on, in the terms of Table 3 (v1)"
+    if exp.detector == 'ssd300': return 'all anchors, and of the negatives the three hardest for each positive'
+    if exp.detector not in TWO_STAGE: return 'all anchors'
+    s = stage.sampler
+    ways = {'PrimeSampler': f"{s.get('pos', 'R')} for positives, {s.get('neg', 'R')} for negatives",
+            'RandomSampler': 'R (random) for both'}.get(s.type, s.type)
+    return f'{s.num} RoIs of {train.rpn_proposal.max_per_img} proposals an image: {ways}'
+
 def summary(
     exp:Experiment,
     cfg:Config, # see `config`
@@ -189,20 +251,21 @@ def summary(
     stage = rcnn[0] if isinstance(rcnn, list) else rcnn
     isr, carl = (settings(kind, stage.get(key)) for key, kind in (('isr', ISR), ('carl', CARL)))
     parts = {name: settings_text(dataclasses.asdict(of)) for name, of in (('ISR', isr), ('CARL', carl)) if of}
-    if exp.detector in TWO_STAGE:
-        s = stage.sampler
-        ways = {'PrimeSampler': f"{s.get('pos', 'R')} for positives, {s.get('neg', 'R')} for negatives", 'RandomSampler': 'R (random) for both'}.get(s.type, s.type)
-        if s.get('neg') == 'score_hlr': parts['ISR-N'] = 'Score-HLR of the negatives, ' + settings_text({**HLR_DEFAULTS, **(s.get('hlr') or {})})
-        samples = f'{s.num} RoIs of {train.rpn_proposal.max_per_img} proposals an image: {ways}'
-    else: samples = 'all anchors' + (', and of the negatives the three hardest for each positive' if exp.detector == 'ssd300' else '')
+    if exp.detector in TWO_STAGE and stage.sampler.get('neg') == 'score_hlr':
+        hlr = {**HLR_DEFAULTS, **(stage.sampler.get('hlr') or {})}
+        parts['ISR-N'] = f'Score-HLR of the negatives, {settings_text(hlr)}'
     weights = checkpoint_of(exp.backbone, exp.pretrained)
+    start = f'from {weights}' if weights else 'from scratch'
+    negatives = ' and negatives' if 'ISR-N' in parts else ''
     version = {'v1': 'v1: ISR on positives, CARL in place of the regression loss',
-               'v2': 'v2: ISR on positives' + (' and negatives' if 'ISR-N' in parts else '') + ', CARL added'}[exp.formulation]
-    return {'detector': f'{exp.detector}, backbone {exp.backbone} ' + (f'from {weights}' if weights else 'from scratch') +
-                        f', scale {exp.scale}',
-            'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),
-            **({'formulation': version} if isr or carl else {}),
-            **parts,
-            'samples': samples,
-            'precision': {'bfloat16': 'bfloat16 in convolutions and matrix products, float32 elsewhere'}.get(exp.precision, exp.precision),
-            'schedule': f'{cfg.train_cfg.max_epochs} epochs, {cfg.train_dataloader.batch_size} images a step, {optimizer.type} with lr {optimizer.lr}'}
+               'v2': f'v2: ISR on positives{negatives}, CARL added'}[exp.formulation]
+    precision = 'bfloat16 in convolutions and matrix products, float32 elsewhere'
+    return {
+        'detector': f'{exp.detector}, backbone {exp.backbone} {start}, scale {exp.scale}',
+        'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),
+        **({'formulation': version} if isr or carl else {}),
+        **parts,
+        'samples': _samples_text(exp, train, stage),
+        'precision': precision if exp.precision == 'bfloat16' else exp.precision,
+        'schedule': f'{cfg.train_cfg.max_epochs} epochs, {cfg.train_dataloader.batch_size} images a step, '
+                    f'{optimizer.type} with lr {optimizer.lr}'}

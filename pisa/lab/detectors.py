@@ -21,19 +21,24 @@ __all__ = ['SIZES', 'FOCAL', 'SSD_SIDES', 'MEAN', 'STD', 'NarrowVGG', 'backbone'
 # %% ../../nbs/lab/43_detectors.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
 class NarrowVGG(BaseModule):
-    "The first four stages of a VGG-11 (Simonyan and Zisserman) with batch normalisation, of any width; the last two are the output"
+    """The first four stages of a VGG-11 (Simonyan and Zisserman) with batch normalisation, of any width.
+
+    The last two stages are the output."""
     def __init__(self,
         width:int=64, # channels of the first stage
         init_cfg:Any=None,
     ):
         super().__init__(init_cfg)
         channels = [3, width, 2*width, 4*width, 8*width]
-        conv = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+        conv = lambda i, o: nn.Sequential(
+            nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
         self.stages = nn.ModuleList(nn.Sequential(conv(i, o), *(conv(o, o) for _ in range(n - 1)))
                                     for i, o, n in zip(channels, channels[1:], (1, 1, 2, 2)))
         self.pool = nn.MaxPool2d(2)
 
-    def forward(self, x:Tensor)->tuple[Tensor, Tensor]: # [B, 3, H, W] to [B, 4 * width, H/4, W/4], [B, 8 * width, H/8, W/8]
+    def forward(self,
+        x:Tensor, # [B, 3, H, W]
+    )->tuple[Tensor, Tensor]: # [B, 4 * width, H/4, W/4], [B, 8 * width, H/8, W/8]
         outs = []
         for i, stage in enumerate(self.stages):
             x = stage(self.pool(x) if i else x)
@@ -48,11 +53,14 @@ def backbone(
     b = BACKBONES[name]
     init = dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint) if checkpoint else None)
     if b.type == 'NarrowVGG': return dict(type=b.type, width=b.width, **init)
-    if b.type == 'SSDVGG': return dict(type=b.type, depth=b.depth, with_last_pool=False, ceil_mode=True, out_indices=(3, 4),
-                                       out_feature_indices=(22, 34), **init)
+    if b.type == 'SSDVGG':
+        return dict(type=b.type, depth=b.depth, with_last_pool=False, ceil_mode=True,
+                    out_indices=(3, 4), out_feature_indices=(22, 34), **init)
     groups = dict(groups=b.groups, base_width=4) if b.type == 'ResNeXt' else {}
-    return dict(type=b.type, depth=b.depth, base_channels=b.width, **groups, num_stages=4, out_indices=(0, 1, 2, 3), style='pytorch',
-                frozen_stages=1 if checkpoint else -1, norm_eval=bool(checkpoint), norm_cfg=dict(type='BN', requires_grad=True), **init)
+    return dict(type=b.type, depth=b.depth, base_channels=b.width, **groups,
+                num_stages=4, out_indices=(0, 1, 2, 3), style='pytorch',
+                frozen_stages=1 if checkpoint else -1, norm_eval=bool(checkpoint),
+                norm_cfg=dict(type='BN', requires_grad=True), **init)
 
 # %% ../../nbs/lab/43_detectors.ipynb
 @dataclass(frozen=True)
@@ -78,19 +86,23 @@ class Size:
     ssd_strides: tuple[int, ...]
 
 SIZES = {
-    'paper': Size(channels=256, levels=5, dense_start=1, anchor_scale=8, dense_scale=4, atss_scale=8, dense_convs=4, head_norm=None,
-                  proposals=2000, rois=512, sampling_ratio=2, fc=1024, mask_convs=4, mask_roi=14, border=0, low_quality=True,
-                  ssd=(512, 1024, 512, 256, 256, 256), ssd_strides=(8, 16, 32, 64, 100, 300)),
-    'mini': Size(channels=64, levels=4, dense_start=0, anchor_scale=3, dense_scale=3, atss_scale=4, dense_convs=2,
-                 head_norm=dict(type='GN', num_groups=8), proposals=256, rois=64, sampling_ratio=1, fc=256, mask_convs=2, mask_roi=7,
-                 border=-1, low_quality=False, ssd=(64, 128, 128, 64, 64, 64), ssd_strides=(4, 8, 16, 32, 64, 128)),
+    'paper': Size(
+        channels=256, levels=5, dense_start=1, anchor_scale=8, dense_scale=4, atss_scale=8, dense_convs=4,
+        head_norm=None,
+        proposals=2000, rois=512, sampling_ratio=2, fc=1024, mask_convs=4, mask_roi=14, border=0, low_quality=True,
+        ssd=(512, 1024, 512, 256, 256, 256), ssd_strides=(8, 16, 32, 64, 100, 300)),
+    'mini': Size(
+        channels=64, levels=4, dense_start=0, anchor_scale=3, dense_scale=3, atss_scale=4, dense_convs=2,
+        head_norm=dict(type='GN', num_groups=8),
+        proposals=256, rois=64, sampling_ratio=1, fc=256, mask_convs=2, mask_roi=7, border=-1, low_quality=False,
+        ssd=(64, 128, 128, 64, 64, 64), ssd_strides=(4, 8, 16, 32, 64, 128)),
 }
 
 # %% ../../nbs/lab/43_detectors.ipynb
 def fpn(s:Size, channels:list[int], dense:bool=False, extra:str|bool=False)->dict:
-    "An FPN; single-stage detectors may begin at a coarser stride, and compute the levels above the backbone's by convolutions"
-    return dict(type='FPN', in_channels=channels, out_channels=s.channels, num_outs=s.levels, start_level=s.dense_start if dense else 0,
-                add_extra_convs=extra)
+    "An FPN; a single-stage one may begin at a coarser stride, and makes levels above the backbone's by convolutions"
+    return dict(type='FPN', in_channels=channels, out_channels=s.channels, num_outs=s.levels,
+                start_level=s.dense_start if dense else 0, add_extra_convs=extra)
 
 def coder(stds:tuple=(1., 1., 1., 1.))->dict:
     return dict(type='DeltaXYWHBBoxCoder', target_means=(0., 0., 0., 0.), target_stds=stds)
@@ -123,8 +135,9 @@ def box_head(s:Size, classes:int, stds:tuple=(0.1, 0.1, 0.2, 0.2), agnostic:bool
                 loss_bbox=dict(type='SmoothL1Loss', beta=1., loss_weight=1.))
 
 def mask_head(s:Size, classes:int)->dict:
-    return dict(type='FCNMaskHead', roi_feat_size=s.mask_roi, num_convs=s.mask_convs, num_classes=classes, in_channels=s.channels,
-                conv_out_channels=s.channels, loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.))
+    return dict(type='FCNMaskHead', roi_feat_size=s.mask_roi, num_convs=s.mask_convs, num_classes=classes,
+                in_channels=s.channels, conv_out_channels=s.channels,
+                loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.))
 
 # %% ../../nbs/lab/43_detectors.ipynb
 def two_stage_model(
@@ -138,24 +151,31 @@ def two_stage_model(
     "All but the backbone"
     s, masks, cascade = SIZES[scale], detector == 'mask_rcnn', detector == 'cascade_rcnn'
     base = 'CascadeRoIHead' if cascade else 'StandardRoIHead'
+    ours = 'PrimeCascadeRoIHead' if cascade else 'PrimeRoIHead'
     # mmdet's own head for the plain baseline; a mining sampler works in ours alone
-    kind = {'CascadeRoIHead': 'PrimeCascadeRoIHead', 'StandardRoIHead': 'PrimeRoIHead'}[base] if prime or sampler else base
-    head = dict(type=kind, bbox_roi_extractor=roi_extractor(s, 7), bbox_head=box_head(s, classes))
+    head = dict(type=ours if prime or sampler else base,
+                bbox_roi_extractor=roi_extractor(s, 7), bbox_head=box_head(s, classes))
     if masks: head.update(mask_roi_extractor=roi_extractor(s, s.mask_roi), mask_head=mask_head(s, classes))
     if cascade:
         stds = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
-        head.update(num_stages=3, stage_loss_weights=[1, 0.5, 0.25], bbox_head=[box_head(s, classes, std, agnostic=True) for std in stds])
-    stage = lambda iou: dict(assigner=assigner(iou, iou, iou, s.low_quality), sampler=sampler or random_sampler(s.rois, 0.25, True),
-                             pos_weight=-1, debug=False, **(dict(mask_size=2*s.mask_roi) if not cascade else {}), **prime)
-    proposals = dict(nms_pre=s.proposals, max_per_img=s.proposals, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0)
+        head.update(num_stages=3, stage_loss_weights=[1, 0.5, 0.25],
+                    bbox_head=[box_head(s, classes, std, agnostic=True) for std in stds])
+    mask_size = dict(mask_size=2*s.mask_roi) if not cascade else {}
+    stage = lambda iou: dict(
+        assigner=assigner(iou, iou, iou, s.low_quality), sampler=sampler or random_sampler(s.rois, 0.25, True),
+        pos_weight=-1, debug=False, **mask_size, **prime)
+    proposals = dict(nms_pre=s.proposals, max_per_img=s.proposals, nms=dict(type='nms', iou_threshold=0.7),
+                     min_bbox_size=0)
     return dict(
         type={'faster_rcnn': 'FasterRCNN', 'mask_rcnn': 'MaskRCNN', 'cascade_rcnn': 'CascadeRCNN'}[detector],
         neck=fpn(s, channels), rpn_head=rpn_head(s), roi_head=head,
-        train_cfg=dict(rpn=dict(assigner=assigner(0.7, 0.3, 0.3, True), allowed_border=s.border, pos_weight=-1, debug=False,
-                                sampler=random_sampler(256, 0.5, False)),
-                       rpn_proposal=proposals, rcnn=[stage(0.5), stage(0.6), stage(0.7)] if cascade else stage(0.5)),
-        test_cfg=dict(rpn=proposals, rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100,
-                                               mask_thr_binary=0.5)))
+        train_cfg=dict(
+            rpn=dict(assigner=assigner(0.7, 0.3, 0.3, True), allowed_border=s.border, pos_weight=-1, debug=False,
+                     sampler=random_sampler(256, 0.5, False)),
+            rpn_proposal=proposals, rcnn=[stage(0.5), stage(0.6), stage(0.7)] if cascade else stage(0.5)),
+        test_cfg=dict(
+            rpn=proposals,
+            rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)))
 
 # %% ../../nbs/lab/43_detectors.ipynb
 FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2., alpha=0.25, loss_weight=1.)
@@ -167,51 +187,61 @@ def retinanet_model(scale:str, classes:int, channels:list[int], prime:dict)->dic
     s = SIZES[scale]
     return dict(
         type='RetinaNet', neck=fpn(s, channels, dense=True, extra='on_input'),
-        bbox_head=dict(type='PrimeRetinaHead' if prime else 'RetinaHead', num_classes=classes, in_channels=s.channels,
-                       stacked_convs=s.dense_convs, feat_channels=s.channels, norm_cfg=s.head_norm,
-                       anchor_generator=dict(type='AnchorGenerator', octave_base_scale=s.dense_scale, scales_per_octave=3,
-                                             ratios=[0.5, 1., 2.], strides=dense_strides(s)),
-                       bbox_coder=coder(), loss_cls=FOCAL, loss_bbox=dict(type='SmoothL1Loss', beta=0.11, loss_weight=1.)),
-        train_cfg=dict(assigner=assigner(0.5, 0.4, 0., True), sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1,
-                       debug=False, **prime),
-        test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+        bbox_head=dict(
+            type='PrimeRetinaHead' if prime else 'RetinaHead', num_classes=classes, in_channels=s.channels,
+            stacked_convs=s.dense_convs, feat_channels=s.channels, norm_cfg=s.head_norm,
+            anchor_generator=dict(type='AnchorGenerator', octave_base_scale=s.dense_scale, scales_per_octave=3,
+                                  ratios=[0.5, 1., 2.], strides=dense_strides(s)),
+            bbox_coder=coder(), loss_cls=FOCAL, loss_bbox=dict(type='SmoothL1Loss', beta=0.11, loss_weight=1.)),
+        train_cfg=dict(assigner=assigner(0.5, 0.4, 0., True), sampler=dict(type='PseudoSampler'),
+                       allowed_border=-1, pos_weight=-1, debug=False, **prime),
+        test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5),
+                      max_per_img=100))
 
 def atss_model(scale:str, classes:int, channels:list[int], prime:dict)->dict:
     "All but the backbone"
     s = SIZES[scale]
     return dict(
         type='ATSS', neck=fpn(s, channels, dense=True, extra='on_output'),
-        bbox_head=dict(type='PrimeATSSHead' if prime else 'ATSSHead', num_classes=classes, in_channels=s.channels,
-                       stacked_convs=s.dense_convs, feat_channels=s.channels,
-                       anchor_generator=dict(type='AnchorGenerator', ratios=[1.], octave_base_scale=s.atss_scale, scales_per_octave=1,
-                                             strides=dense_strides(s)),
-                       bbox_coder=coder((0.1, 0.1, 0.2, 0.2)), loss_cls=FOCAL, loss_bbox=dict(type='GIoULoss', loss_weight=2.),
-                       loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.)),
-        train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False, **prime),
-        test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6), max_per_img=100))
+        bbox_head=dict(
+            type='PrimeATSSHead' if prime else 'ATSSHead', num_classes=classes, in_channels=s.channels,
+            stacked_convs=s.dense_convs, feat_channels=s.channels,
+            anchor_generator=dict(type='AnchorGenerator', ratios=[1.], octave_base_scale=s.atss_scale,
+                                  scales_per_octave=1, strides=dense_strides(s)),
+            bbox_coder=coder((0.1, 0.1, 0.2, 0.2)), loss_cls=FOCAL, loss_bbox=dict(type='GIoULoss', loss_weight=2.),
+            loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.)),
+        train_cfg=dict(assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1, debug=False,
+                       **prime),
+        test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6),
+                      max_per_img=100))
 
 # %% ../../nbs/lab/43_detectors.ipynb
 SSD_SIDES = {'coco': (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), 'voc': (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)}
 
 def ssd_model(scale:str, classes:int, prime:dict, side:int, sides:str)->dict:
     "All but the backbone; `side` is that of the images in pixels, `sides` a key of `SSD_SIDES`"
-    s = SIZES[scale]
+    s, paper = SIZES[scale], scale == 'paper'
     px = [round(r*side) for r in SSD_SIDES[sides]]
-    paper = scale == 'paper'
     return dict(
         type='SingleStageDetector',
-        neck=dict(type='SSDNeck', in_channels=s.ssd[:2], out_channels=s.ssd, l2_norm_scale=20 if paper else None,
-                  level_strides=(2, 2, 1, 1) if paper else (2, 2, 2, 2), level_paddings=(1, 1, 0, 0) if paper else (1, 1, 1, 1),
-                  norm_cfg=None if paper else dict(type='GN', num_groups=8)),
-        bbox_head=dict(type='PrimeSSDHead', num_classes=classes, in_channels=s.ssd,
-                       anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False, input_size=side, strides=list(s.ssd_strides),
-                                             min_sizes=px[:-1], max_sizes=px[1:], ratios=[[2], [2, 3], [2, 3], [2, 3], [2], [2]]),
-                       bbox_coder=coder((0.1, 0.1, 0.2, 0.2))),
-        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0., ignore_iof_thr=-1,
-                                     gt_max_assign_all=False),
-                       sampler=dict(type='PseudoSampler'), smoothl1_beta=1., allowed_border=-1, pos_weight=-1, neg_pos_ratio=3,
-                       debug=False, **prime),
-        test_cfg=dict(nms_pre=1000, nms=dict(type='nms', iou_threshold=0.45), min_bbox_size=0, score_thr=0.02, max_per_img=200))
+        neck=dict(
+            type='SSDNeck', in_channels=s.ssd[:2], out_channels=s.ssd, l2_norm_scale=20 if paper else None,
+            level_strides=(2, 2, 1, 1) if paper else (2, 2, 2, 2),
+            level_paddings=(1, 1, 0, 0) if paper else (1, 1, 1, 1),
+            norm_cfg=None if paper else dict(type='GN', num_groups=8)),
+        bbox_head=dict(
+            type='PrimeSSDHead', num_classes=classes, in_channels=s.ssd,
+            anchor_generator=dict(
+                type='SSDAnchorGenerator', scale_major=False, input_size=side, strides=list(s.ssd_strides),
+                min_sizes=px[:-1], max_sizes=px[1:], ratios=[[2], [2, 3], [2, 3], [2, 3], [2], [2]]),
+            bbox_coder=coder((0.1, 0.1, 0.2, 0.2))),
+        train_cfg=dict(
+            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0., ignore_iof_thr=-1,
+                          gt_max_assign_all=False),
+            sampler=dict(type='PseudoSampler'), smoothl1_beta=1., allowed_border=-1, pos_weight=-1, neg_pos_ratio=3,
+            debug=False, **prime),
+        test_cfg=dict(nms_pre=1000, nms=dict(type='nms', iou_threshold=0.45), min_bbox_size=0, score_thr=0.02,
+                      max_per_img=200))
 
 # %% ../../nbs/lab/43_detectors.ipynb
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of ImageNet, RGB
@@ -236,6 +266,6 @@ def model(
     elif detector == 'atss': rest = atss_model(scale, classes, b.channels, prime)
     else: rest = ssd_model(scale, classes, prime, side, sides)
     caffe, ssd = b.type == 'SSDVGG', detector == 'ssd300'  # the VGG of Caffe took pixels with the mean taken off
-    pre = dict(type='DetDataPreprocessor', mean=MEAN, std=[1, 1, 1] if caffe else STD, bgr_to_rgb=True, pad_mask=detector == 'mask_rcnn',
-               pad_size_divisor=1 if ssd else 32)
+    pre = dict(type='DetDataPreprocessor', mean=MEAN, std=[1, 1, 1] if caffe else STD, bgr_to_rgb=True,
+               pad_mask=detector == 'mask_rcnn', pad_size_divisor=1 if ssd else 32)
     return dict(data_preprocessor=pre, backbone=backbone(backbone_name, checkpoint), **rest)

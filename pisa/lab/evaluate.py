@@ -20,23 +20,34 @@ __all__ = ['VOC_KINDS', 'IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap'
            'resamples', 'weighted_ap', 'to_coco', 'COCOAP', 'write_results', 'load_test_dev', 'show_detections']
 
 # %% ../../nbs/lab/34_evaluate.ipynb
-def _checked(detections:Sequence[dict], data:dict, iou_type:str, gt_json:Path)->list[dict]: # copies, with what `iou_type` needs
+def _checked(
+    detections:Sequence[dict], # COCO results
+    data:dict, # what the annotation file holds
+    iou_type:str, # 'bbox' or 'segm'
+    gt_json:Path, # the annotation file, for messages
+)->list[dict]: # copies, with what `iou_type` needs
     "Refuse detections that cannot be of this ground truth"
     images, categories = {i['id'] for i in data['images']}, {c['id'] for c in data['categories']}
     field, out = dict(bbox='bbox', segm='segmentation')[iou_type], []
     for d in detections:
-        if d['image_id'] not in images: raise ValueError(f'a detection is of image_id {d["image_id"]!r}, which {gt_json} does not have')
-        if d['category_id'] not in categories: raise ValueError(f'a detection is of category_id {d["category_id"]!r}, which {gt_json} does not have')
-        if not np.isfinite(d['score']): raise ValueError(f'a detection in image {d["image_id"]} has the score {d["score"]}: has the training diverged?')
-        if field not in d: raise ValueError(f'a detection in image {d["image_id"]} has no {field!r}, which iou_type {iou_type!r} needs')
+        image, category = d['image_id'], d['category_id']
+        if image not in images:
+            raise ValueError(f'a detection is of image_id {image!r}, which {gt_json} does not have')
+        if category not in categories:
+            raise ValueError(f'a detection is of category_id {category!r}, which {gt_json} does not have')
+        if not np.isfinite(d['score']):
+            raise ValueError(f'a detection in image {image} has the score {d["score"]}: has the training diverged?')
+        if field not in d:
+            raise ValueError(f'a detection in image {image} has no {field!r}, which iou_type {iou_type!r} needs')
         out.append({k: d[k] for k in ('image_id', 'category_id', 'score', field)})
     return out
 
 def _truth(gt_json:Path)->dict: # what the file holds
     "Read annotations that detections are to be compared with"
     data = read_json(gt_json)
-    if 'annotations' not in data: raise ValueError(f'{gt_json} has images and no annotations, so there is no AP here: `write_results` writes '
-        'what the server of test-dev asks for')
+    if 'annotations' not in data:
+        raise ValueError(f'{gt_json} has images and no annotations, so there is no AP here: '
+                         '`write_results` writes what the server of test-dev asks for')
     return data
 
 def precisions(
@@ -46,8 +57,10 @@ def precisions(
     area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2: small ends at the first, large begins at the second
     max_dets:int=100, # the highest-scored of an image and class that count
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
-)->np.ndarray: # [10, 101, C, 4] from 0 to 1: IoU 0.5 to 0.95, recall 0 to 1, class by category id, all/small/medium/large; -1: no ground truth
-    "Interpolated precision of every class at every IoU threshold and recall; a `ValueError` names what is wrong in a detection"
+)->np.ndarray: # [10, 101, C, 4] IoU, recall, class, area (all/small/medium/large): from 0 to 1, -1: no ground truth
+    """Interpolated precision of every class at every IoU threshold (0.5 to 0.95) and recall (0 to 1).
+
+    Classes are in the order of their ids. A `ValueError` names what is wrong in a detection."""
     from faster_coco_eval import COCO, COCOeval_faster
     data = _truth(gt_json)
     one_of('iou_type', iou_type, ('bbox', 'segm'))
@@ -76,22 +89,25 @@ def pr_curves(
 # %% ../../nbs/lab/34_evaluate.ipynb
 def class_ap(
     precision:np.ndarray, # [10, 101, C, 4], see `precisions`
-)->np.ndarray: # [10, C, 4] percent, at IoU 0.5 to 0.95, by class, over all/small/medium/large objects; nan: no ground truth
+)->np.ndarray: # [10, C, 4] percent, at IoU 0.5 to 0.95, by class, over all/small/medium/large; nan: no ground truth
     "The average precision of every class at every IoU threshold"
     return 100*np.where((precision > -1).all(1), precision.mean(1), np.nan)
 
 # %% ../../nbs/lab/34_evaluate.ipynb
-_ROWS = dict(AP=(slice(None), 0), AP50=(0, 0), AP75=(5, 0), AP_S=(slice(None), 1), AP_M=(slice(None), 2), AP_L=(slice(None), 3))
+_ROWS = dict(AP=(slice(None), 0), AP50=(0, 0), AP75=(5, 0),  # IoU thresholds and range of area
+             AP_S=(slice(None), 1), AP_M=(slice(None), 2), AP_L=(slice(None), 3))
 
 def coco_ap(
-    detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox [x, y, w, h], segmentation (RLE) for masks
+    detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox [x, y, w, h], for masks segmentation
     gt_json:str|Path, # annotations in COCO's format
     iou_types:Sequence[str]=('bbox',), # of 'bbox' and 'segm'
     area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2: small ends at the first, large begins at the second
     max_dets:int=100, # the highest-scored of an image and class that count
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->dict[str, float|None]: # percent: AP, AP50, AP75, AP_S, AP_M, AP_L of boxes; with mask_ before them, of masks
-    "COCO's average precisions, unrounded; None where there is no ground truth; a `ValueError` names what is wrong in a detection"
+    """COCO's average precisions, unrounded; None where there is no ground truth.
+
+    A `ValueError` names what is wrong in a detection."""
     out = {}
     for kind in iou_types:
         ap = class_ap(precisions(detections, gt_json, kind, area_limits, max_dets, images))
@@ -123,15 +139,19 @@ def _voc_matches(
     data:dict, # what the annotation file holds
     iou:float, # overlap that makes a detection true
     images:set[int], # ids of the images that were looked at
-)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # of each class: image id [D] of the detections that count, by score; true [D]; image id [n] of what is to be found
-    "Which detections of each class are true, by the rules of the VOC devkit"
+)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # image id [D], true [D], image id [n]: see below
+    """Which detections of each class are true, by the rules of the VOC devkit.
+
+    For each class: image ids of the detections that count, by score; whether they are true; image ids of the objects
+    to be found."""
     per_class = {c['id']: ([], []) for c in data['categories']}
     for i, rows in enumerate((data['annotations'], sorted(detections, key=lambda d: -d['score']))):
         for r in rows:
             if r['image_id'] in images: per_class[r['category_id']][i].append(r)
     out, where = [], lambda rows: np.array([r['image_id'] for r in rows], int)
     for objects, found in per_class.values():
-        hard = np.array([bool(a.get('difficult') or a.get('iscrowd')) for a in objects] + [False])  # the last is -1, nobody
+        hard = [bool(a.get('difficult') or a.get('iscrowd')) for a in objects]
+        hard = np.array(hard + [False])  # the last is for owner -1, no object
         owner = _owners(objects, found, iou)
         counts = ~hard[owner]
         owner, first = owner[counts], np.zeros(counts.sum(), bool)
@@ -139,18 +159,20 @@ def _voc_matches(
         out.append((where(found)[counts], first & (owner >= 0), where(objects)[~hard[:-1]]))
     return out
 
+# %% ../../nbs/lab/34_evaluate.ipynb
 def voc_curves(
     detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
     gt_json:str|Path, # annotations in COCO's format; objects with `difficult` or `iscrowd` are difficult ones
     iou:float=.5, # overlap that makes a detection true, above 0 and up to 1; this much is enough
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
-)->list[tuple[np.ndarray, np.ndarray]|None]: # of each of the C classes (recall [D], precision [D]) from 0 to 1; None: no ground truth
+)->list[tuple[np.ndarray, np.ndarray]|None]: # for each class (recall [D], precision [D]), 0 to 1; None: no ground truth
     "Recall and precision of every class along its detections, the highest score first, by the rules of the VOC devkit"
     if not 0 < iou <= 1: raise ValueError(f'iou={iou!r} is no overlap: give a number above 0 and up to 1')
     data = _truth(gt_json)
     seen = {i['id'] for i in data['images']} if images is None else set(images)
     matches = _voc_matches(_checked(detections, data, 'bbox', gt_json), data, iou, seen)
-    return [(true.cumsum()/len(objects), true.cumsum()/np.arange(1, len(true) + 1)) if len(objects) else None for _, true, objects in matches]
+    curve = lambda true, n: (true.cumsum()/n, true.cumsum()/np.arange(1, len(true) + 1))
+    return [curve(true, len(objects)) if len(objects) else None for _, true, objects in matches]
 
 # %% ../../nbs/lab/34_evaluate.ipynb
 VOC_KINDS = ('11-point', 'area')  # of VOC2007 to 2009, and since 2010
@@ -171,10 +193,13 @@ def voc_ap(
     kind:str='11-point', # one of `VOC_KINDS`: VOC2007 is evaluated with the first
     iou:float=.5, # overlap that makes a detection true, above 0 and up to 1
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
-)->dict[str, float|np.ndarray|None]: # percent: AP_VOC, the mean over the classes with ground truth, or None; class_ap [C], nan without
-    "PASCAL VOC's average precision; a `ValueError` names what is wrong in a detection"
+)->dict[str, float|np.ndarray|None]: # percent: AP_VOC (None without ground truth), class_ap [C] (nan likewise)
+    """PASCAL VOC's average precision of each class, and AP_VOC, their mean.
+
+    A `ValueError` names what is wrong in a detection."""
     one_of('kind', kind, VOC_KINDS)
-    ap = np.array([np.nan if curve is None else voc_average(*curve, kind) for curve in voc_curves(detections, gt_json, iou, images)])
+    curves = voc_curves(detections, gt_json, iou, images)
+    ap = np.array([np.nan if curve is None else voc_average(*curve, kind) for curve in curves])
     return dict(AP_VOC=None if np.isnan(ap).all() else float(np.nanmean(ap)), class_ap=ap)
 
 # %% ../../nbs/lab/34_evaluate.ipynb
@@ -199,7 +224,8 @@ def _coco_match(
     from pycocotools import mask as rle
     out = np.zeros((10, len(boxes)), np.int8)
     if not (len(boxes) and len(objects)): return out
-    iou, free, at = rle.iou(boxes, objects, crowd.astype(np.uint8)), np.ones((10, len(objects)), bool), np.arange(10)
+    iou = rle.iou(boxes, objects, crowd.astype(np.uint8))
+    free, at = np.ones((10, len(objects)), bool), np.arange(10)
     for d in np.flatnonzero(iou.max(1) >= IOUS[0]):
         fits = free & (iou[d] >= IOUS[:, None])
         own = np.where(fits & ~crowd, iou[d], -1.)
@@ -214,8 +240,11 @@ def _coco_matches(
     data:dict, # what the annotation file holds
     images:Sequence[int], # ids of the images that were looked at
     max_dets:int, # the highest-scored of an image and class that count
-)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # of each class: image id [D] by score, match [10, D], image id [n] of what is to be found
-    "`_coco_match` of each image, put in the order of the scores"
+)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # image id [D], match [10, D], image id [n]: see below
+    """`_coco_match` of each image, put in the order of the scores.
+
+    For each class: image ids of the detections; their matches at each threshold; image ids of the objects to be
+    found."""
     groups = {(c['id'], i): ([], []) for c in data['categories'] for i in images}
     for k, rows in enumerate((detections, data['annotations'])):
         for r in rows:
@@ -270,21 +299,25 @@ def weighted_ap(
     data = _truth(gt_json)
     detections = _checked(detections, data, 'bbox', gt_json)
     ids = np.array(sorted({i['id'] for i in data['images']} if images is None else set(images)))
-    if weights.shape[1:] != ids.shape: raise ValueError(f'weights are of {weights.shape[-1]} images, but there are {len(ids)}')
+    if weights.shape[1:] != ids.shape:
+        raise ValueError(f'weights are of {weights.shape[-1]} images, but there are {len(ids)}')
     def mean(matches, levels): # [thresholds, W], over the classes that have ground truth
-        places = [(ids.searchsorted(where), match, weights[:, ids.searchsorted(objects)].sum(1)) for where, match, objects in matches]
+        n = lambda objects: weights[:, ids.searchsorted(objects)].sum(1)
+        places = [(ids.searchsorted(where), match, n(objects)) for where, match, objects in matches]
         ap = np.array([_weighted_average(image, match, weights, n, levels) for image, match, n in places])
         some = ~np.isnan(ap)
         return np.where(some.any(0), np.where(some, ap, 0).sum(0)/np.maximum(some.sum(0), 1), np.nan)
     ap = mean(_coco_matches(detections, data, ids.tolist(), max_dets), np.linspace(0, 1, 101))
     out = dict(AP=ap.mean(0), AP50=ap[0], AP75=ap[5])
-    if voc: out['AP_VOC'] = mean([(where, true[None].astype(np.int8), objects) for where, true, objects in
-                                  _voc_matches(detections, data, .5, set(ids.tolist()))], np.linspace(0, 1, 11))[0]
+    if voc:
+        matches = _voc_matches(detections, data, .5, set(ids.tolist()))
+        matches = [(where, true[None].astype(np.int8), objects) for where, true, objects in matches]
+        out['AP_VOC'] = mean(matches, np.linspace(0, 1, 11))[0]
     return out
 
 # %% ../../nbs/lab/34_evaluate.ipynb
 def to_coco(
-    instances:dict, # mmdet's pred_instances: bboxes [n, 4] (x1, y1, x2, y2), scores [n], labels [n], perhaps masks [n, H, W] bool
+    instances:dict, # mmdet's pred_instances: bboxes [n, 4] x1, y1, x2, y2; scores, labels [n]; masks [n, H, W] bool
     image_id:int, # of the annotations
     category_ids:Sequence[int], # [C] by label
     masks:bool=False, # encode the masks too
@@ -299,12 +332,16 @@ def to_coco(
     if masks and out:
         from pycocotools import mask as rle
         codes = rle.encode(np.asfortranarray(arrays['masks'].transpose(1, 2, 0).astype(np.uint8)))
-        for d, code in zip(out, codes): d['segmentation'] = dict(size=[int(n) for n in code['size']], counts=code['counts'].decode())
+        for d, code in zip(out, codes):
+            d['segmentation'] = dict(size=[int(n) for n in code['size']], counts=code['counts'].decode())
     return out
 
+# %% ../../nbs/lab/34_evaluate.ipynb
 @METRICS.register_module(force=True)  # force: running this cell twice is no error
 class COCOAP(BaseMetric):
-    "`coco_ap`, and `voc_ap` where asked, as a metric of mmengine; after an evaluation `detections` holds its COCO results, `images` the ids of what was looked at"
+    """`coco_ap`, and `voc_ap` where asked, as a metric of mmengine.
+
+    After an evaluation `detections` holds its COCO results, and `images` the ids of the images that were evaluated."""
     default_prefix = ''  # the names stay as they are
 
     def __init__(self,
@@ -326,14 +363,20 @@ class COCOAP(BaseMetric):
 
     def process(self, data_batch, data_samples:Sequence[dict])->None: # samples with img_id and pred_instances
         "Keep the detections of a batch, one list an image with its id"
-        self.results += [(s['img_id'], to_coco(s['pred_instances'], s['img_id'], self.category_ids, 'segm' in self.iou_types)) for s in data_samples]
+        masks = 'segm' in self.iou_types
+        self.results += [(s['img_id'], to_coco(s['pred_instances'], s['img_id'], self.category_ids, masks))
+                         for s in data_samples]
 
-    def compute_metrics(self, results:list[tuple[int, list[dict]]])->dict[str, float|None]: # see `coco_ap`; AP_VOC; empty without annotations
+    def compute_metrics(self,
+        results:list[tuple[int, list[dict]]], # of `process`
+    )->dict[str, float|None]: # see `coco_ap`; AP_VOC; empty without annotations
         "Evaluate the detections of all images that were looked at"
-        self.detections, self.images = [d for _, found in results for d in found], [image for image, _ in results]
+        self.detections = [d for _, found in results for d in found]
+        self.images = [image for image, _ in results]
         if not self.annotated: return {}
         out = coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, images=self.images)
-        if self.voc: out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, images=self.images)['AP_VOC']
+        if self.voc:
+            out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, images=self.images)['AP_VOC']
         return out
 
 # %% ../../nbs/lab/34_evaluate.ipynb
@@ -345,9 +388,10 @@ def write_results(
     iou_type:str='bbox', # 'bbox' or 'segm': the server has a leaderboard for each
     split:str='test-dev2017', # likewise
 )->Path: # the zip to upload; the JSON file is beside it
-    "Write what the server of COCO asks for: `detections_{split}_{name}_results`, pixels to two decimals, scores to five"
+    "Write `detections_{split}_{name}_results` for the server of COCO: pixels to two decimals, scores to five"
     for key, word in dict(name=name, split=split).items():
-        if not re.fullmatch(r'[\w.-]+', word): raise ValueError(f'{key}={word!r} becomes part of a file name: letters, digits, ".", "-" and "_" only')
+        if not re.fullmatch(r'[\w.-]+', word):
+            raise ValueError(f'{key}={word!r} becomes part of a file name: letters, digits, ".", "-" and "_" only')
     one_of('iou_type', iou_type, ('bbox', 'segm'))
     out = _checked(detections, read_json(gt_json), iou_type, gt_json)
     for d in out:
@@ -365,11 +409,17 @@ def load_test_dev(
     file, images = coco_test_dev(data_root)
     content = file.read_bytes()
     data = json.loads(content)
-    return DataSpec('test-dev2017', tuple(c['name'] for c in data['categories']), file, images, file, images, COCO_AREA_LIMITS, True, 0, len(data['images']),
-        hashlib.sha256(content).hexdigest()[:16], f'COCO test-dev: {len(data["images"])} images, whose annotations COCO\'s server keeps')
+    classes, n = tuple(c['name'] for c in data['categories']), len(data['images'])
+    return DataSpec(
+        'test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n,
+        hashlib.sha256(content).hexdigest()[:16], f'COCO test-dev: {n} images, whose annotations COCO\'s server keeps')
 
 # %% ../../nbs/lab/34_evaluate.ipynb
-def _draw(ax, classes:Sequence[str], found:Sequence[tuple])->None: # (x1, y1, x2, y2), label, text, mask [H, W] or None
+def _draw(
+    ax, # of matplotlib, the image in it
+    classes:Sequence[str],
+    found:Iterable[tuple], # (x1, y1, x2, y2), label, text, mask [H, W] or None
+)->None:
     "Boxes with a text, and masks as a tint, one colour a class"
     import seaborn as sns
     from matplotlib.patches import Rectangle
@@ -382,34 +432,51 @@ def _draw(ax, classes:Sequence[str], found:Sequence[tuple])->None: # (x1, y1, x2
         ax.text(x1, y1 if above else y2, text, va='bottom' if above else 'top', fontsize=7, color='white', clip_on=True,
                 bbox=dict(fc=colour, ec='none', pad=.6))
 
+# %% ../../nbs/lab/34_evaluate.ipynb
+def _found(
+    detections:Sequence[dict], # COCO results
+    categories:Sequence[dict], # of the annotation file
+    classes:Sequence[str],
+    threshold:float, # scores below are left out
+)->dict[int, list[tuple]]: # image id to what `_draw` takes
+    "Boxes, labels, texts and masks of detections by image, the best on top"
+    from pycocotools import mask as rle
+    label, out = {c['id']: i for i, c in enumerate(categories)}, {}
+    for d in sorted(detections, key=lambda d: d['score']):
+        if d['score'] < threshold: continue
+        (x, y, w, h), l = d['bbox'], label[d['category_id']]
+        mask = rle.decode(d['segmentation']).astype(bool) if 'segmentation' in d else None
+        text = f"{classes[l]} {d['score']:.2f}"
+        out.setdefault(d['image_id'], []).append(((x, y, x + w, y + h), l, text, mask))
+    return out
+
 def show_detections(
     spec:DataSpec, # the detections are of its `val`
     detections:Sequence[dict], # COCO results; those with `segmentation` are shown with their masks
     indices:Iterable[int]=range(5), # of the images, see `load_samples`
     threshold:float=.3, # scores below are left out
 ): # a matplotlib figure
-    "Ground truth above, detections with their scores below, one image a column; without annotations (test-dev) detections alone"
+    """Ground truth above, detections with their scores below, one image a column.
+
+    Without annotations (test-dev) there are detections alone."""
     import matplotlib.pyplot as plt
     from PIL import Image
-    from pycocotools import mask as rle
     data, indices = read_json(spec.val_json), list(indices)
-    label, annotated, by_image = {c['id']: i for i, c in enumerate(data['categories'])}, 'annotations' in data, {}
-    for d in sorted(detections, key=lambda d: d['score']):  # the best on top
-        if d['score'] < threshold: continue
-        (x, y, w, h), l = d['bbox'], label[d['category_id']]
-        mask = rle.decode(d['segmentation']).astype(bool) if 'segmentation' in d else None
-        by_image.setdefault(d['image_id'], []).append(((x, y, x + w, y + h), l, f"{spec.classes[l]} {d['score']:.2f}", mask))
-    fig, axes = plt.subplots(1 + annotated, len(indices), figsize=(2.6*len(indices), 2.7*(1 + annotated)), layout='constrained', squeeze=False)
+    found, annotated = _found(detections, data['categories'], spec.classes, threshold), 'annotations' in data
+    rows, columns = 1 + annotated, len(indices)
+    fig, axes = plt.subplots(rows, columns, figsize=(2.6*columns, 2.7*rows), layout='constrained', squeeze=False)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     for column, index in zip(axes.T, indices):
         about = data['images'][index]
         with Image.open(spec.val_images/about['file_name']) as image:
             for ax in column: ax.imshow(image.convert('RGB'))
-        _draw(column[-1], spec.classes, by_image.get(about['id'], []))
+        _draw(column[-1], spec.classes, found.get(about['id'], []))
     if annotated:
-        masks = any('segmentation' in d for d in detections)
+        with_masks = any('segmentation' in d for d in detections)
         for ax, s in zip(axes[0], load_samples(spec, 'val', indices)):
-            _draw(ax, spec.classes, zip(s.boxes, s.labels, [spec.classes[l] for l in s.labels], s.masks if masks and s.masks is not None else [None]*len(s.labels)))
+            texts = [spec.classes[l] for l in s.labels]
+            masks = s.masks if with_masks and s.masks is not None else [None]*len(texts)
+            _draw(ax, spec.classes, zip(s.boxes, s.labels, texts, masks))
         axes[0, 0].set_ylabel('ground truth')
     axes[-1, 0].set_ylabel('detections')
     return fig

@@ -29,7 +29,8 @@ FORMULATIONS = {
 SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
 DATASETS = ('shapes', 'voc', 'coco')
 SCALES = ('mini', 'paper')
-PRECISIONS = {'bfloat16': 'Bfloat16OptimWrapper', 'float32': 'OptimWrapper'}  # of convolutions and matrix products in training
+# of convolutions and matrix products in training; mmengine's wrapper of the optimizer
+PRECISIONS = {'bfloat16': 'Bfloat16OptimWrapper', 'float32': 'OptimWrapper'}
 
 def prime_settings(
     method:str, # one of `METHODS`
@@ -38,10 +39,15 @@ def prime_settings(
     "The `isr` and `carl` keys that a method stands for"
     return {key: dict(FORMULATIONS[formulation][key]) for key in METHODS[method]}
 
-def default_sampler(detector:str, method:str, formulation:str='v1')->str|None: # one of `SAMPLERS`
-    "How RoIs are sampled: at random, in v2 with ISR-N. None: a single-stage detector samples nothing. In a cascade ISR-N was never tried"
+def default_sampler(
+    detector:str, # one of `DETECTORS`
+    method:str, # one of `METHODS`
+    formulation:str='v1', # one of `FORMULATIONS`
+)->str|None: # one of `SAMPLERS`; None: a single-stage detector samples nothing
+    "How RoIs are sampled: at random, in v2 with ISR-N, which was never tried in a cascade"
     if detector not in TWO_STAGE: return None
-    return 'R/score_hlr' if formulation == 'v2' and 'isr' in METHODS[method] and detector != 'cascade_rcnn' else 'R/R'
+    negatives = formulation == 'v2' and 'isr' in METHODS[method] and detector != 'cascade_rcnn'
+    return 'R/score_hlr' if negatives else 'R/R'
 
 # %% ../../nbs/lab/41_experiments.ipynb
 @dataclass(frozen=True)
@@ -93,11 +99,11 @@ class Experiment:
     backbone: str
     seed: int
     overrides: str  # sorted `key=value` pairs of the mmengine config
-    # these count in the id only where they differ from the default, so that runs from before they were there keep theirs
+    # these count in the id only where they differ from the default, so that older runs keep their ids
     formulation: str = 'v1'
     sampler: str = 'auto'
     pretrained: str = 'auto'
-    pretrained_sha256: str = ''  # of the file that `pretrained` is, if it is one: stands for it in the id, wherever it lies
+    pretrained_sha256: str = ''  # of the file that `pretrained` names, if it is one; replaces the name in the id
     precision: str = ''  # one of `PRECISIONS`; '' in records of recipe 4, which does not name it
 
     def id(self, fingerprint:str, recipe:int=RECIPE)->str: # e.g. `mask_rcnn-pisa-shapes-s0-1a2b3c4d`
@@ -112,7 +118,7 @@ class Experiment:
 @dataclass(frozen=True)
 class Recipe:
     "How a detector is trained"
-    image: tuple[int, int]    # (longer, shorter) side that images are resized to, aspect kept; both equal: stretched to that square
+    image: tuple[int, int]    # (longer, shorter) side to resize to, aspect kept; both equal: stretched to a square
     batch: int                # images a step, over all processes
     epochs: int
     optimizer: dict           # mmengine's `optim_wrapper`
@@ -122,22 +128,61 @@ class Recipe:
     distort: bool = False     # colours, expansion and crops, as SSD does
 
 def sgd(lr:float, decay:float=1e-4, clip:float|None=35)->dict:
-    return dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=decay), clip_grad=dict(max_norm=clip, norm_type=2) if clip else None)
+    clip_grad = dict(max_norm=clip, norm_type=2) if clip else None
+    return dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=decay), clip_grad=clip_grad)
 
 def recipe(
     exp:Experiment,
 )->Recipe:
     "The recipe of an experiment, before its overrides"
-    voc, ssd, half = exp.dataset == 'voc', exp.detector == 'ssd300', exp.detector in ('retinanet', 'atss')
+    voc, ssd = exp.dataset == 'voc', exp.detector == 'ssd300'
     if exp.scale == 'mini':
         side, epochs = 128 if exp.dataset == 'shapes' else 256, 6 if exp.detector == 'mask_rcnn' else 8
-        return Recipe(image=(side, side) if ssd else (256, 256), batch=8, epochs=3*epochs if voc else epochs, warmup=50, warmup_factor=0.001,
-                      steps=(8/12, 11/12),
-                      optimizer=dict(clip_grad=dict(max_norm=10), optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)))
-    if ssd: return Recipe(image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None), warmup=500,
-                          warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
-    return Recipe(image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half or voc else 0.02),
-                  warmup=0 if voc else 500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
+        adamw = dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)
+        return Recipe(
+            image=(side, side) if ssd else (256, 256), batch=8, epochs=3*epochs if voc else epochs,
+            optimizer=dict(clip_grad=dict(max_norm=10), optimizer=adamw),
+            warmup=50, warmup_factor=0.001, steps=(8/12, 11/12))
+    if ssd:
+        return Recipe(
+            image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None),
+            warmup=500, warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
+    half = voc or exp.detector in ('retinanet', 'atss')
+    return Recipe(
+        image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half else 0.02),
+        warmup=0 if voc else 500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
+
+# %% ../../nbs/lab/41_experiments.ipynb
+def _known_backbone(detector:str, scale:str, backbone:str)->str: # one of `BACKBONES`
+    "The backbone by its own name; 'auto' is the first that fits, a paper's name at mini scale its smaller relative"
+    fit = backbones(detector, scale)
+    if backbone == 'auto': return fit[0]
+    one_of('backbone', backbone, dict.fromkeys(backbones(detector, 'paper') + fit))
+    return SMALLER.get(backbone, backbone) if scale == 'mini' else backbone
+
+def _known_sampler(
+    detector:str, # one of `DETECTORS`
+    sampler:str, # one of `SAMPLERS`, or 'auto'
+    own:str|None, # of `default_sampler`
+)->str: # `sampler`; 'auto' where it is the method's own
+    "Refuse a sampler that a detector has no place for"
+    if sampler != 'auto' and own is None:
+        mines = detector == 'ssd300'
+        reason = 'mines its negatives itself' if mines else 'its focal loss weighs them, mining would weigh them twice'
+        raise ValueError(f'sampler={sampler!r}: {detector} trains on all anchors and {reason}; '
+                         f'samplers are for {", ".join(TWO_STAGE)}')
+    if sampler.endswith('score_hlr') and detector == 'cascade_rcnn':
+        raise ValueError("sampler='R/score_hlr' is for faster_rcnn and mask_rcnn: it weights negatives, "
+                         "which mmdet's cascade has no place for")
+    return 'auto' if sampler == own else sampler
+
+def _needed(overrides:str, usual:dict[str, Any])->str: # sorted `key=value` pairs
+    "Overrides without those that repeat a usual value"
+    pairs = {k: v for k, v in parse_overrides(overrides).items() if k not in usual or v != usual[k]}
+    if 'optim_wrapper.type' in pairs:
+        raise ValueError('overrides: leave out optim_wrapper.type, and give '
+                         "precision='bfloat16' or precision='float32'")
+    return ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
 
 # %% ../../nbs/lab/41_experiments.ipynb
 def experiment(
@@ -145,49 +190,42 @@ def experiment(
     method:str='pisa', # one of `METHODS`
     dataset:str='auto', # one of `DATASETS`; 'auto' is `shapes`
     scale:str='auto', # 'mini', 'paper', or 'auto': paper for COCO, else mini
-    backbone:str='auto', # one of `backbones(detector, scale)`, 'auto' is the first; at mini scale the paper's name stands for its smaller relative
-    seed:int=0,
+    backbone:str='auto', # one of `backbones(detector, scale)`, 'auto': the first; at mini scale also the paper's name
+    seed:int=0, # from 0 to 2**32 - 1
     overrides:str='', # `key=value` pairs, separated by white space
     formulation:str='v1', # one of `FORMULATIONS`
     sampler:str='auto', # one of `SAMPLERS`, two-stage detectors only; 'auto' is `default_sampler`
-    pretrained:str='auto', # weights of the backbone: 'auto' (of ImageNet at paper scale, none at mini scale), 'none', or a file
+    pretrained:str='auto', # weights of the backbone: 'none', a file, 'auto': of ImageNet at paper scale, none at mini
     precision:str='auto', # one of `PRECISIONS`; 'auto': bfloat16 at mini scale, float32 at paper scale
 )->Experiment:
-    "An `Experiment` of known words; a `ValueError` of one line names the word that is not known, and lists the known ones"
+    """An `Experiment` of known words.
+
+    A `ValueError` of one line names the word that is not known, and lists the known ones."""
     one_of('detector', detector, DETECTORS)
     one_of('method', method, METHODS)
     if one_of('dataset', dataset, ('auto', *DATASETS)) == 'auto': dataset = 'shapes'
     one_of('scale', scale, ('auto', *SCALES))
     one_of('formulation', formulation, FORMULATIONS)
     if scale == 'auto': scale = 'paper' if dataset == 'coco' else 'mini'
-    fit = backbones(detector, scale)
-    if backbone != 'auto': one_of('backbone', backbone, dict.fromkeys(backbones(detector, 'paper') + fit))
-    if scale == 'mini': backbone = SMALLER.get(backbone, backbone)
-    if backbone == 'auto': backbone = fit[0]
+    backbone = _known_backbone(detector, scale, backbone)
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f'seed={seed!r}: give a whole number from 0 to 2**32 - 1')
     one_of('sampler', sampler, ('auto', *SAMPLERS))
-    if one_of('precision', precision, ('auto', *PRECISIONS)) == 'auto': precision = 'bfloat16' if scale == 'mini' else 'float32'
-    own = default_sampler(detector, method, formulation)
-    if sampler != 'auto' and own is None: raise ValueError(
-        f'sampler={sampler!r}: {detector} trains on all anchors and ' + (
-        'mines its negatives itself' if detector == 'ssd300' else 'its focal loss weighs them, mining would weigh them twice') +
-        '; samplers are for ' + ', '.join(TWO_STAGE))
-    if sampler.endswith('score_hlr') and detector == 'cascade_rcnn':
-        raise ValueError("sampler='R/score_hlr' is for faster_rcnn and mask_rcnn: it weights negatives, which mmdet's cascade has no place for")
-    if sampler == own: sampler = 'auto'
+    if one_of('precision', precision, ('auto', *PRECISIONS)) == 'auto':
+        precision = 'bfloat16' if scale == 'mini' else 'float32'
+    sampler = _known_sampler(detector, sampler, default_sampler(detector, method, formulation))
     if formulation == 'v2' and not METHODS[method]: formulation = 'v1'  # a baseline has nothing to formulate
     usual = usual_values(Experiment(detector, method, dataset, scale, backbone, seed, '', formulation))
-    pairs = {k: v for k, v in parse_overrides(overrides).items() if k not in usual or v != usual[k]}
-    if 'optim_wrapper.type' in pairs:
-        raise ValueError("overrides: leave out optim_wrapper.type, and give precision='bfloat16' or precision='float32'")
-    overrides = ' '.join(f'{k}={v!r}'.replace(' ', '') for k, v in sorted(pairs.items()))
-    if pretrained not in ('auto', 'none') and not Path(pretrained).is_file(): raise ValueError(
-        f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, 'auto' for those of ImageNet, or 'none'")
+    overrides = _needed(overrides, usual)
+    if pretrained not in ('auto', 'none') and not Path(pretrained).is_file():
+        raise ValueError(f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, "
+                         "'auto' for those of ImageNet, or 'none'")
     if pretrained == 'none' and BACKBONES[backbone].checkpoint is None: pretrained = 'auto'
     digest = sha256(pretrained, os.stat(pretrained).st_mtime_ns) if pretrained not in ('auto', 'none') else ''
-    return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained, digest, precision)
+    return Experiment(detector, method, dataset, scale, backbone, seed, overrides, formulation, sampler, pretrained,
+                      digest, precision)
 
+# %% ../../nbs/lab/41_experiments.ipynb
 @functools.cache
 def sha256(
     file:str,
@@ -197,11 +235,12 @@ def sha256(
     with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def usual_values(exp:Experiment)->dict[str, Any]: # dotted key to value
-    "What overrides that say it again change nothing by: the schedule's, and those of the formulation"
+    "Values that an override may repeat without any change: those of the schedule and of the formulation"
     r, rcnn = recipe(exp), 'rcnn.' if exp.detector in TWO_STAGE else ''
-    return {'train_cfg.max_epochs': r.epochs, 'train_dataloader.batch_size': r.batch,
-            **{f'model.train_cfg.{rcnn}{part}.{key}': value for part, settings in prime_settings(exp.method, exp.formulation).items()
-               for key, value in settings.items()}}
+    prime = {f'model.train_cfg.{rcnn}{part}.{key}': value
+             for part, settings in prime_settings(exp.method, exp.formulation).items()
+             for key, value in settings.items()}
+    return {'train_cfg.max_epochs': r.epochs, 'train_dataloader.batch_size': r.batch, **prime}
 
 def checkpoint_of(
     backbone:str,
@@ -232,7 +271,8 @@ def whole_number(
 )->int:
     "An override that the schedule is computed from; a `ValueError` if it is not a whole number above 0"
     value = given.get(key, default)
-    if type(value) is not int or value < 1: raise ValueError(f'overrides: {key}={value!r} must be a whole number above 0')
+    if type(value) is not int or value < 1:
+        raise ValueError(f'overrides: {key}={value!r} must be a whole number above 0')
     return value
 
 def ranked_together(exp:Experiment)->int:
@@ -249,4 +289,6 @@ def steps(
     "Of the whole training"
     given, r = parse_overrides(exp.overrides), recipe(exp)
     images = whole_number(given, 'train_dataloader.dataset.indices', images)
-    return whole_number(given, 'train_cfg.max_epochs', r.epochs) * -(-images // (batch or whole_number(given, 'train_dataloader.batch_size', r.batch)))
+    epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
+    batch = batch or whole_number(given, 'train_dataloader.batch_size', r.batch)
+    return epochs * -(-images // batch)

@@ -25,21 +25,23 @@ from .samples import FALSE_POSITIVES, IOU, TOP, Study, hits, read, recall_curves
 from .shapes import render
 
 # %% auto 0
-__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'NEEDS', 'ABOUT', 'DETECTOR', 'INTERVALS', 'LOCAL_RANKS',
-           'RANK_COLORS', 'ISR', 'look', 'Drawn', 'figure', 'save', 'Trained', 'ids_of', 'counted', 'where',
-           'agreement', 'resampled', 'group_means', 'said', 'recalls', 'figure1', 'figure2', 'figure3', 'three_of_each',
-           'of_seeds', 'figure4', 'scores', 'score_changes', 'by_local_rank', 'clear_images', 'best_is_highest',
-           'figure5', 'figure6', 'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
+__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'NEEDS', 'ABOUT', 'DETECTOR', 'LOCAL_RANKS', 'RANK_COLORS',
+           'ISR', 'look', 'Drawn', 'figure', 'save', 'Trained', 'where', 'drawn_from', 'n_positives', 'intervals',
+           'counted', 'agreement', 'resampled', 'group_means', 'said', 'recalls', 'figure1', 'figure2', 'figure3',
+           'by_chance', 'hardest', 'three_of_each', 'of_seeds', 'figure4', 'scores', 'score_changes', 'best_is_highest',
+           'by_local_rank', 'clear_images', 'figure5', 'figure6', 'selected', 'figure7', 'figure8', 'figure9',
+           'runs_of_row', 'draw', 'show', 'prepare']
 
 # %% ../../nbs/lab/73_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
 _palette = sns.color_palette('colorblind')
 COLORS = {'random': (.4, .4, .4), 'hard': _palette[1], 'prime': _palette[0]}
 STYLES = {'random': ':', 'hard': '--', 'prime': '-'}
-LOOK = {**sns.axes_style('whitegrid'), 'font.size': 8, 'axes.labelsize': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
-        'legend.fontsize': 7, 'legend.title_fontsize': 7, 'legend.handlelength': 1.6, 'legend.frameon': False, 'axes.edgecolor': '.3',
-        'axes.linewidth': .6, 'grid.linewidth': .5, 'grid.color': '.9', 'lines.linewidth': 1.4, 'pdf.fonttype': 42, 'figure.dpi': 150,
-        'savefig.dpi': 300}
+LOOK = {**sns.axes_style('whitegrid'),
+        'font.size': 8, 'axes.labelsize': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
+        'legend.fontsize': 7, 'legend.title_fontsize': 7, 'legend.handlelength': 1.6, 'legend.frameon': False,
+        'axes.edgecolor': '.3', 'axes.linewidth': .6, 'grid.linewidth': .5, 'grid.color': '.9', 'lines.linewidth': 1.4,
+        'pdf.fonttype': 42, 'figure.dpi': 150, 'savefig.dpi': 300}
 
 @contextlib.contextmanager
 def look()->Iterator[None]:
@@ -74,6 +76,7 @@ def figure(
         return styled
     return register
 
+# %% ../../nbs/lab/73_figures.ipynb
 def save(
     drawn:Drawn,
     name:str, # of the files, e.g. 'fig4'
@@ -81,50 +84,60 @@ def save(
 )->list[Path]: # NAME.png, NAME.pdf, NAME.json
     "Write a figure as PNG and PDF, and the runs, parameters and words as JSON; an `OSError` names the file"
     paths = []
-    for kind in ('png', 'pdf'):
+    for kind, metadata in (('png', None), ('pdf', {'CreationDate': None})):
         buffer = io.BytesIO()
-        with look(): drawn.figure.savefig(buffer, format=kind, **({'metadata': {'CreationDate': None}} if kind == 'pdf' else {}))
+        with look(): drawn.figure.savefig(buffer, format=kind, metadata=metadata)
         paths.append(write_bytes(Path(out)/f'{name}.{kind}', buffer.getbuffer()))
     words = {k: getattr(drawn, k) for k in ('runs', 'parameters', 'caption', 'finding')}
     return [*paths, write_json(Path(out)/f'{name}.json', words)]
 
 # %% ../../nbs/lab/73_figures.ipynb
 ABOUT = {  # number of the figure to its title and, in Markdown, what it asks
-    1: ('Prime, hard and random samples', r"""The picture that opens the paper. Around one object lie many samples. The *prime* one is placed best, the *hard* one has the highest
-classification loss, and they need not be the same. Which of them should a detector attend to? Three trainings are compared: with RoIs drawn by
-chance (the paper's R/R), with the hardest ones (OHEM, H/H), and with PISA (C/R). Right, the first curve is taken off the others, so that small
+    1: ('Prime, hard and random samples', r"""The picture that opens the paper. Around one object lie many samples.
+The *prime* one is placed best, the *hard* one has the highest classification loss, and they need not be the same.
+Which of them should a detector attend to? Three trainings are compared: with RoIs drawn by chance (the paper's R/R),
+with the hardest ones (OHEM, H/H), and with PISA (C/R). Right, the first curve is taken off the others, so that small
 differences are seen.
 
-The paper calls its curves ROC and does not say of what. Here recall is drawn over false positives per image, as is usual where the negatives
-cannot be counted; each point is one score threshold, for all classes together."""),
-    2: ('Raising the scores of few or of many', r"""An experiment without training (Section 3, v1). A classifier whose loss falls by a tenth could spend that gain in many ways. If all of it goes to
-the scores of the first five samples of each image by IoU-HLR, what becomes of precision and recall? And if it is spread over the first 25? The
-budget is the same, so the difference says whether it pays to attend to few, well placed samples.
+The paper calls its curves ROC and does not say of what. Here recall is drawn over false positives per image, as is
+usual where the negatives cannot be counted; each point is one score threshold, for all classes together."""),
+    2: ('Raising the scores of few or of many', r"""An experiment without training (Section 3, v1). A classifier whose
+loss falls by a tenth could spend that gain in many ways. If all of it goes to the scores of the first five samples of
+each image by IoU-HLR, what becomes of precision and recall? And if it is spread over the first 25? The budget is the
+same, so the difference says whether it pays to attend to few, well placed samples.
 
-The first five may have less than a tenth of the loss. Then the budget is what they have, for both, and the caption says so. How scores are
-raised is said in [61_study](../lab/61_study.ipynb)."""),
-    3: ('The two steps of IoU-HLR', r"""The rank that the method rests on. First the samples of each object are put in order of IoU. Then all the best ones of a class are put in order,
-then all the second best. So the samples of an object that is hard to place do not come last altogether: its best one comes before any second
-best. The ranks are those of [10_hlr](../10_hlr.ipynb), on what a trained baseline makes of its proposals."""),
-    4: ('Where random, hard and prime samples lie', r"""Are prime samples other ones than hard samples (Section 3, v1)? Hard mining picks what the classifier gets wrong, wherever it lies. Prime samples
-are well placed by definition; how well the classifier does on them is to be seen. The paper finds high IoUs and low losses, and hard samples
+The first five may have less than a tenth of the loss. Then the budget is what they have, for both, and the caption
+says so. How scores are raised is said in [61_study](../lab/61_study.ipynb)."""),
+    3: ('The two steps of IoU-HLR', r"""The rank that the method rests on. First the samples of each object are put in
+order of IoU. Then all the best ones of a class are put in order, then all the second best. So the samples of an
+object that is hard to place do not come last altogether: its best one comes before any second best. The ranks are
+those of [10_hlr](../10_hlr.ipynb), on what a trained baseline makes of its proposals."""),
+    4: ('Where random, hard and prime samples lie', r"""Are prime samples other ones than hard samples (Section 3,
+v1)? Hard mining picks what the classifier gets wrong, wherever it lies. Prime samples are well placed by definition;
+how well the classifier does on them is to be seen. The paper finds high IoUs and low losses, and hard samples
 scattered over a wider range of IoUs."""),
-    5: ('Detections of baseline and PISA', r"""What NMS leaves of an object is the sample that was scored highest. Each box below says which one that was: its local rank, 0 for the best placed
-sample of its object, and its score. A detector that attends to prime samples should leave better placed ones, and score them higher. A few
-images cannot tell. So the plot at the right, and the sentence below, are about all positive samples of the images that were looked at. To score
-everything higher would be no sign of attention: what counts is how the first local rank changes against the others."""),
-    6: ('The transformation functions', r"""The two curves in which ISR and CARL differ from a plain loss (Eq. 2 and 4, v1). One parameter says how steep they are, the other keeps the least
-important samples in play. Nothing is measured here: they are drawn by the functions that train ([11_isr](../11_isr.ipynb),
-[12_carl](../12_carl.ipynb)). So `runs`, `seed` and `recipe` change nothing here."""),
-    7: ('What sampling strategies prefer', r"""Three ways to spend the classifier's attention, on the samples of one detector. Random sampling and hard mining choose samples, which then count
-alike. ISR chooses none and weighs them. What a way prefers is seen in the distributions of IoU and of loss, in which a sample counts as much as
-it weighs. How the choice is played through is said in [73_figures](../lab/73_figures.ipynb)."""),
-    8: ('Scores by rank', r"""ISR weighs samples in training. Does it change what the classifier does? If so, samples with a good rank should be scored higher than by the
-baseline, and those down the list lower. Each detector is looked at with its own proposals and its own boxes. The paper draws scores over IoU-
-HLR; here they are drawn over its coarse steps, the local ranks, for the reason said in [73_figures](../lab/73_figures.ipynb)."""),
-    9: ('Scores by IoU', r"""In CARL the regression loss of a box is weighed by its score, and the gradient of that weight reaches the classifier. A badly placed box has a
-large regression loss, which counts less when its score is lower. So boxes of low IoU should be scored lower than by the baseline, more than
-others. Each detector is looked at with its own proposals and its own boxes.""")}
+    5: ('Detections of baseline and PISA', r"""What NMS leaves of an object is the sample that was scored highest.
+Each box below says which one that was: its local rank, 0 for the best placed sample of its object, and its score. A
+detector that attends to prime samples should leave better placed ones, and score them higher. A few images cannot
+tell. So the plot at the right, and the sentence below, are about all positive samples of the images that were looked
+at. To score everything higher would be no sign of attention: what counts is how the first local rank changes against
+the others."""),
+    6: ('The transformation functions', r"""The two curves in which ISR and CARL differ from a plain loss (Eq. 2 and
+4, v1). One parameter says how steep they are, the other keeps the least important samples in play. Nothing is
+measured here: they are drawn by the functions that train ([11_isr](../11_isr.ipynb), [12_carl](../12_carl.ipynb)). So
+`runs`, `seed` and `recipe` change nothing here."""),
+    7: ('What sampling strategies prefer', r"""Three ways to spend the classifier's attention, on the samples of one
+detector. Random sampling and hard mining choose samples, which then count alike. ISR chooses none and weighs them.
+What a way prefers is seen in the distributions of IoU and of loss, in which a sample counts as much as it weighs. How
+the choice is played through is said in [73_figures](../lab/73_figures.ipynb)."""),
+    8: ('Scores by rank', r"""ISR weighs samples in training. Does it change what the classifier does? If so, samples
+with a good rank should be scored higher than by the baseline, and those down the list lower. Each detector is looked
+at with its own proposals and its own boxes. The paper draws scores over IoU-HLR; here they are drawn over its coarse
+steps, the local ranks, for the reason said in [73_figures](../lab/73_figures.ipynb)."""),
+    9: ('Scores by IoU', r"""In CARL the regression loss of a box is weighed by its score, and the gradient of that
+weight reaches the classifier. A badly placed box has a large regression loss, which counts less when its score is
+lower. So boxes of low IoU should be scored lower than by the baseline, more than others. Each detector is looked at
+with its own proposals and its own boxes.""")}
 
 # %% ../../nbs/lab/73_figures.ipynb
 DETECTOR = {'faster_rcnn': 'Faster R-CNN', 'mask_rcnn': 'Mask R-CNN'}
@@ -143,32 +156,49 @@ class Trained:
         i:int, # place in the validation split
     )->np.ndarray: # [H, W, 3] uint8
         "An image of the validation split, rendered anew; a `ValueError` if the data are not rendered ones"
-        if self.record['data']['name'] != 'shapes': raise ValueError(
-            f"run {self.id} was trained on {self.record['data']['name']}, whose images are not here: draw this figure from runs on shapes")
+        name = self.record['data']['name']
+        if name != 'shapes': raise ValueError(
+            f'run {self.id} was trained on {name}, whose images are not here: draw this figure from runs on shapes')
         return render('val', i)[0]
 
     @functools.cached_property
     def positives(self)->pd.DataFrame: return with_ranks(self.study.samples)
 
-def ids_of(*rows:list[Trained])->list[str]: return [t.id for row in rows for t in row]
-
-def counted(**runs:list[Trained])->str: # keyed by the name of the detector
-    "How many positive samples there are of each detector, for a caption"
-    return ' and '.join(f'{sum(len(t.positives) for t in some)} samples of {name}' for name, some in runs.items())
-
+# %% ../../nbs/lab/73_figures.ipynb
 def where(*rows:list[Trained])->str:
     "What was trained on what, with which APs, for a caption"
     r, s = rows[0][0].record, rows[0][0].study
-    seeds = [str(t.record['seed']) for t in rows[0]]
-    def of(row): # the drawn runs; where there are other seeds the mean over all, since what is drawn may be a lucky one
-        drawn = ', '.join(f"`{t.id}` {t.aps[t.record['seed']]:.1f}" for t in row)
-        return drawn + (f' (mean of all {len(row[0].aps)} seeds {np.mean([*row[0].aps.values()]):.1f})' if len(row[0].aps) > 1 else '')
-    return (f"{DETECTOR[r['detector']]} ({r['backbone']}) at {r['scale']} scale, " +
-            (f'seed {seeds[0]} alone' if len(seeds) == 1 else f"seeds {', '.join(seeds)}") + f"; data: {r['data']['note'].split(';')[0]}; recipe {r['recipe']}, {r['precision']}. "
-            f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. AP (%): {'; '.join(map(of, rows))}.")
+    seeds = ', '.join(str(t.record['seed']) for t in rows[0])
+    seeds = f'seeds {seeds}' if len(rows[0]) > 1 else f'seed {seeds} alone'
+    def of(row):
+        aps, drawn = row[0].aps, ', '.join(f"`{t.id}` {t.aps[t.record['seed']]:.1f}" for t in row)
+        return f'{drawn} (mean of all {len(aps)} seeds {np.mean([*aps.values()]):.1f})' if len(aps) > 1 else drawn
+    return (f"{DETECTOR[r['detector']]} ({r['backbone']}) at {r['scale']} scale, {seeds}; "
+            f"data: {r['data']['note'].split(';')[0]}; recipe {r['recipe']}, {r['precision']}. "
+            f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. "
+            f"AP (%): {'; '.join(map(of, rows))}.")
 
-INTERVALS = ('95% intervals over resampled images, the same ones for each detector; they do not say what another training would give.',
-             '95% intervals over resampled images, the same ones for each detector; faint: each seed.')  # of one seed, of several
+def drawn_from(
+    rows:tuple[list[Trained], ...],
+    fig:mpl.figure.Figure,
+    caption:str, # without `where`, which is added
+    finding:str,
+    **parameters, # see `Drawn`
+)->Drawn:
+    "A figure of these runs"
+    return Drawn(fig, f'{caption} {where(*rows)}', finding, [t.id for row in rows for t in row], parameters)
+
+# %% ../../nbs/lab/73_figures.ipynb
+def n_positives(runs:list[Trained])->int: return sum(len(t.positives) for t in runs)
+
+def intervals(runs:list[Trained])->str: # one for each seed
+    "What the intervals are, for a caption"
+    note = '; faint: each seed' if len(runs) > 1 else '; they do not say what another training would give'
+    return f'95% intervals over resampled images, the same ones for each detector{note}.'
+
+def counted(**runs:list[Trained])->str: # keyed by the name of the detector
+    "How many positive samples there are of each detector, for a caption"
+    return ' and '.join(f'{n_positives(some)} samples of {name}' for name, some in runs.items()) + '.'
 
 def agreement(
     agrees:bool|None, # None: it cannot be told
@@ -183,7 +213,8 @@ def resampled(
     draws:int=1000,
 )->np.ndarray: # [1 + draws, images] how often each image counts; in the first row once
     "Drawings of images, the same for all detectors"
-    return np.concatenate([np.ones((1, images), int), np.random.RandomState(0).multinomial(images, np.full(images, 1/images), draws)])
+    often = np.random.RandomState(0).multinomial(images, np.full(images, 1/images), draws)
+    return np.concatenate([np.ones((1, images), int), often])
 
 def group_means(
     image:np.ndarray, # [n] place of the image, from 0
@@ -198,7 +229,7 @@ def group_means(
     with np.errstate(invalid='ignore', divide='ignore'): return (often @ sums)/(often @ counts)
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _interval(change:np.ndarray)->np.ndarray: # [seeds, 1 + draws, k] to [2, k]
+def _interval(change:np.ndarray)->np.ndarray: # [seeds, 1 + draws, ...] to [2, ...]
     "The 95% interval of the mean over seeds"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)  # all nan, which is not drawn
@@ -209,22 +240,46 @@ def said(
     expected:int|None=None, # 1: the paper sees it above 0, -1: below; None: it says nothing
     digits:int=3,
 )->str:
-    "A change, its interval, the seeds, and how it stands to the paper: open if the interval includes 0 or the seeds differ in sign"
+    "A change, its interval, the seeds, and how it stands to the paper"
     number = lambda v: f'{round(v, digits) + 0.:+.{digits}f}'  # no -0.0
-    whole, each = change.mean(0), change[:, 0]
-    low, high = np.nanpercentile(whole[1:], [2.5, 97.5])
-    words = f'{number(whole[0])} ({number(low)} to {number(high)}' + (f"; by seed {', '.join(map(number, each))}" if len(each) > 1 else '') + ')'
+    whole, each, (low, high) = change.mean(0)[0], change[:, 0], _interval(change)
+    seeds = f"; by seed {', '.join(map(number, each))}" if len(each) > 1 else ''
+    words = f'{number(whole)} ({number(low)} to {number(high)}{seeds})'
     if expected is None: return words
     clear, alike = low > 0 or high < 0, len(np.unique(np.sign(each))) == 1
-    return f'{words}, {agreement(bool(whole[0]*expected > 0) if clear and alike else None)}' + (', since the seeds differ in sign' if clear and not alike else '')
+    if clear and not alike: return f'{words}, {agreement(None)}, since the seeds differ in sign'
+    return f'{words}, {agreement(bool(whole*expected > 0) if clear else None)}'
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _outline(ax, box, color, lw=1.4, **more):
-    "Draw a box; pixel `i` of an image reaches from `i - .5` to `i + .5` in the axes, from `i` to `i + 1` in boxes"
-    x1, y1, x2, y2 = (float(v) - .5 for v in box)
-    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=lw, **more))
+def _draw_mean(
+    ax:plt.Axes,
+    x:np.ndarray, # [k]
+    values:np.ndarray, # [seeds, 1 + draws, k]
+    kind:str, # one of `COLORS`
+    **line, # for `plot`
+):
+    "The mean over seeds as a line, the interval as a band"
+    ax.plot(x, values[:, 0].mean(0), color=COLORS[kind], ls=STYLES[kind], **line)
+    ax.fill_between(x, *_interval(values), color=COLORS[kind], alpha=.2, lw=0)
 
+def _draw_changes(ax:plt.Axes, x:np.ndarray, change:np.ndarray): # [k]; [seeds, 1 + draws, k]
+    "Changes with their intervals, those of each seed faint"
+    mean = change[:, 0].mean(0)
+    ax.axhline(0, color='.3', lw=.8)
+    if len(change) > 1: ax.plot(x, change[:, 0].T, color=COLORS['prime'], lw=.7, alpha=.4)
+    ax.errorbar(x, mean, np.abs(_interval(change) - mean), fmt='o', ms=3, lw=1, color=COLORS['prime'])
+
+# %% ../../nbs/lab/73_figures.ipynb
 _corners = ['x1', 'y1', 'x2', 'y2']
+
+def _draw_image(ax:plt.Axes, run:Trained, image:int):
+    ax.imshow(run.image(image))
+    ax.set(xticks=[], yticks=[])
+
+def _outline(ax, row, color, lw=1.4, **more):
+    "Draw the box of a row; pixel `i` reaches from `i - .5` to `i + .5` in the axes, from `i` to `i + 1` in boxes"
+    x1, y1, x2, y2 = (float(getattr(row, k)) - .5 for k in _corners)
+    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=lw, **more))
 
 def _overlaps(boxes:np.ndarray)->np.ndarray: # [G, 4] to [G, G] bool
     "Which boxes overlap"
@@ -235,6 +290,7 @@ def _alone(objects:pd.DataFrame, gt:int)->bool: # of one image; a row of it
     "Whether no other object's box overlaps that of an object"
     return _overlaps(objects[_corners].to_numpy())[objects.index.get_loc(gt)].sum() == 1
 
+# %% ../../nbs/lab/73_figures.ipynb
 def _telling_object(
     run:Trained,
     side:int, # px, the least width and height
@@ -249,7 +305,23 @@ def _telling_object(
     gt = (hard.loss - prime.loss).loc[gap.index[gap >= min(apart, gap.max())]].idxmax()
     return int(gt), prime.loc[gt], hard.loc[gt]
 
+def _draw_object(ax:plt.Axes, run:Trained, gt:int, prime:pd.Series, hard:pd.Series):
+    "An object, enlarged, with two of its samples; their IoUs and losses below"
+    truth = run.study.objects.loc[gt]
+    _draw_image(ax, run, int(truth.image))
+    _outline(ax, truth, 'w', 1, ls='--')
+    for y, name, row in ((-.04, 'prime', prime), (-.14, 'hard', hard)):
+        _outline(ax, row, COLORS[name], 2)
+        ax.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {abs(row.loss):.1f}', color=COLORS[name],
+                ha='center', va='top', transform=ax.transAxes)
+    boxes = np.array([row[_corners].to_numpy(float) for row in (truth, prime, hard)])
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    (x, y), half = (low + high)/2, (high - low).max()/2*1.25
+    ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+
 # %% ../../nbs/lab/73_figures.ipynb
+def _at(iou:float)->int: return int(np.abs(IOU - iou).argmin())  # the place in `IOU`
+
 def recalls(
     run:Trained,
     iou:float, # of a true positive, one of `IOU`
@@ -257,109 +329,156 @@ def recalls(
 )->np.ndarray: # [1 + draws, F] in percent at `FALSE_POSITIVES`
     "The recall curve of a run, and those on resampled images"
     found = run.study.detections.reset_index(drop=True).sort_values('score', ascending=False, kind='stable')
-    true = hits(run.study)[found.index][:, [int(np.abs(IOU - iou).argmin())]]
+    true = hits(run.study)[found.index][:, [_at(iou)]]
     objects = np.bincount(run.study.objects.image, minlength=run.study.images)
     def curve(often):
         again = np.arange(len(found)).repeat(often[found.image])
         return 100*recall_curves(found.score.to_numpy()[again], true[again], often @ objects, run.study.images)[0]
     return np.stack([curve(often) for often in resampled(run.study.images, draws)])
 
+def _draw_recalls(
+    ax:plt.Axes, above:plt.Axes,
+    curves:dict[str, np.ndarray], # 'random', 'hard', 'prime' to [seeds, 1 + draws, F]
+):
+    "The curves in one plot, and in another how far two of them are above that of random sampling"
+    for name, curve in curves.items():
+        ax.plot(FALSE_POSITIVES, curve[:, 0].mean(0), color=COLORS[name], label=name, ls=STYLES[name])
+    for name in ('hard', 'prime'):
+        gain = curves[name] - curves['random']
+        _draw_mean(above, FALSE_POSITIVES, gain, name)
+        if len(gain) > 1:
+            above.plot(FALSE_POSITIVES, gain[:, 0].T, color=COLORS[name], ls=STYLES[name], lw=.6, alpha=.5)
+    above.axhline(0, color=COLORS['random'], ls=STYLES['random'])
+    for a in (ax, above): a.set(xscale='log', xlabel='false positives per image')
+    ax.legend(title='sampling', loc='lower right')
+
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(1, 'table3/R-R', 'table3/H-H', 'table3/C-R')
 def figure1(
-    random:list[Trained], hard:list[Trained], prime:list[Trained], # trained with random samples, with hard mining, with PISA
+    random:list[Trained], hard:list[Trained], prime:list[Trained], # random samples, hard mining, PISA
     iou:float=.75, # of a true positive, one of `IOU`
     side:int=24, apart:float=.2, # what the object must have, see `_telling_object`
 )->Drawn:
-    "A prime and a hard sample of one object; recall over false positives of three trainings; how far two of them are above the third"
-    run, objects = random[0], random[0].study.objects
+    "Two samples of one object; recall over false positives of three trainings; how far two are above the third"
+    rows, run = (random, hard, prime), random[0]
     gt, best, worst = _telling_object(run, side, apart)
+    curves = {k: np.stack([recalls(t, iou) for t in row]) for k, row in zip(COLORS, rows)}
     fig, (left, right, above) = plt.subplots(1, 3, figsize=(PAGE, 2.1), layout='constrained', width_ratios=[.8, 1, 1])
-    left.imshow(run.image(int(objects.image[gt])))
-    shown = [('ground truth', objects.loc[gt], 'w', 1), ('prime', best, COLORS['prime'], 2), ('hard', worst, COLORS['hard'], 2)]
-    for name, row, color, lw in shown: _outline(left, row[_corners], color, lw, ls='--' if name == 'ground truth' else '-')
-    all_boxes = np.array([row[_corners].to_numpy(float) for _, row, *_ in shown])
-    (x1, y1), (x2, y2) = all_boxes[:, :2].min(0), all_boxes[:, 2:].max(0)
-    half = max(x2 - x1, y2 - y1)/2*1.25
-    left.set(xlim=((x1 + x2)/2 - half, (x1 + x2)/2 + half), ylim=((y1 + y2)/2 + half, (y1 + y2)/2 - half), xticks=[], yticks=[])
-    for y, (name, row, color, _) in zip((-.04, -.14), shown[1:]):
-        left.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {abs(row.loss):.1f}', color=color, ha='center', va='top', transform=left.transAxes)
-    curves = {k: np.stack([recalls(t, iou) for t in runs]) for k, runs in (('random', random), ('hard', hard), ('prime', prime))}
-    for name, of in curves.items(): right.plot(FALSE_POSITIVES, of[:, 0].mean(0), color=COLORS[name], label=name, ls=STYLES[name])
-    right.set(xscale='log', xlabel='false positives per image', ylabel=f'recall at IoU {iou:.2f} (%)', ylim=(0, None))
-    right.legend(title='sampling', loc='lower right')
-    for name in ('hard', 'prime'):
-        gain = curves[name] - curves['random']
-        above.plot(FALSE_POSITIVES, gain[:, 0].mean(0), color=COLORS[name], ls=STYLES[name])
-        above.fill_between(FALSE_POSITIVES, *_interval(gain), color=COLORS[name], alpha=.2, lw=0)
-        if len(gain) > 1: above.plot(FALSE_POSITIVES, gain[:, 0].T, color=COLORS[name], ls=STYLES[name], lw=.6, alpha=.5)
-    above.axhline(0, color=COLORS['random'], ls=STYLES['random'])
-    above.set(xscale='log', xlabel='false positives per image', ylabel='recall above random (points)')
-    mean = {k: c.mean(-1) for k, c in curves.items()}  # [seeds, 1 + draws]
-    return Drawn(fig,
-        f'Left: samples of one object in a validation image, the one of the highest IoU after regression (prime) and the one of the highest '
-        f'classification loss (hard), by the baseline with seed {run.record["seed"]}; of the objects of {side} px or more that no other overlaps, '
-        f'the one where their losses differ most among those where their IoUs differ by {min(apart, best.iou - worst.iou):.2g} or more. Dashed: '
-        f"ground truth. Middle: recall over false positives per image (FROC, the detector's kind of ROC), detections of all classes by score, at "
-        f'IoU {iou:.2f}; the runs differ in how RoIs are sampled (Table 3: '
-        f'{", ".join(r.removeprefix("table3/").replace("-", "/") for r in NEEDS[1])}, the APs in this order). Right: recall less that of random '
-        f'sampling. {INTERVALS[len(random) > 1]} ' + where(random, hard, prime),
-        f"Mean recall over the curve ({len(FALSE_POSITIVES)} points): " + ', '.join(f'{k} {m[:, 0].mean():.1f}%' for k, m in mean.items()) +
-        '. In points, '
-        f"prime less hard: {said(mean['prime'] - mean['hard'], 1, 1)}; prime less random: "
-        f"{said(mean['prime'] - mean['random'], 1, 1)}; "
-        f"hard less random: {said(mean['hard'] - mean['random'], digits=1)}.",
-        ids_of(random, hard, prime), {'iou': iou, 'side': side, 'apart': apart, 'object': gt, 'image': int(objects.image[gt])})
+    _draw_object(left, run, gt, best, worst)
+    _draw_recalls(right, above, curves)
+    right.set(ylabel=f'recall at IoU {iou:.2f} (%)', ylim=(0, None))
+    above.set_ylabel('recall above random (points)')
+    r, h, p = (c.mean(-1) for c in curves.values())  # [seeds, 1 + draws]
+    names = ', '.join(row.removeprefix('table3/').replace('-', '/') for row in NEEDS[1])
+    return drawn_from(rows, fig,
+        'Left: samples of one object in a validation image, the one of the highest IoU after regression (prime) and '
+        'the one of the highest classification loss (hard), by the baseline with '
+        f'seed {run.record["seed"]}; of the objects of {side} px or more that no other overlaps, the one where their '
+        'losses differ most among those where their IoUs differ by '
+        f'{min(apart, best.iou - worst.iou):.2g} or more. Dashed: ground truth. '
+        "Middle: recall over false positives per image (FROC, the detector's kind of ROC), detections of all classes "
+        f'by score, at IoU {iou:.2f}; the runs differ in how RoIs are sampled (Table 3: {names}, the APs in this '
+        f'order). Right: recall less that of random sampling. {intervals(random)}',
+        f'Mean recall over the curve ({len(FALSE_POSITIVES)} points): random {r[:, 0].mean():.1f}%, '
+        f'hard {h[:, 0].mean():.1f}%, prime {p[:, 0].mean():.1f}%. In points, prime less hard: {said(p - h, 1, 1)}; '
+        f'prime less random: {said(p - r, 1, 1)}; hard less random: {said(h - r, digits=1)}.',
+        iou=iou, side=side, apart=apart, object=gt, image=int(run.study.objects.image[gt]))
 
 # %% ../../nbs/lab/73_figures.ipynb
+def _draw_precision(
+    precision:np.ndarray, # [V, T, R] with scores as they are, and raised for the first of `TOP`
+    at:list[int], # places in T
+)->mpl.figure.Figure:
+    "Precision over recall: a kind of line for each way to score, a colour for each IoU threshold"
+    fig, ax = plt.subplots(figsize=(COLUMN, 2.6), layout='constrained')
+    colors, styles = [_palette[i] for i in (2, 0, 3)], ('-', '--', ':')
+    for curves, style in zip(precision, styles):
+        for t, color in zip(at, colors): ax.plot(np.linspace(0, 1, 101), curves[t], color=color, ls=style)
+    ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
+    names = ('baseline', *(f'top-{n} raised' for n in TOP))
+    handles = [Line2D([], [], color='.2', ls=style, label=name) for name, style in zip(names, styles)]
+    handles += [Line2D([], [], color=color, lw=3, label=f'IoU {IOU[t]:.2f}') for t, color in zip(at, colors)]
+    fig.legend(handles=handles, loc='outside upper center', ncol=2, columnspacing=3)
+    return fig
+
 @figure(2, 'table3/R-R')
 def figure2(
     baseline:list[Trained],
     ious:tuple[float, ...]=(.5, .75, .9), # of `IOU`
 )->Drawn:
     "Precision over recall at several IoU thresholds, with scores as they are and raised"
-    names = ('baseline', *(f'top-{n} raised' for n in TOP))
-    at = [int(np.abs(IOU - iou).argmin()) for iou in ious]
-    precision = np.mean([t.study.precision for t in baseline], 0)
-    fig, ax = plt.subplots(figsize=(COLUMN, 2.6), layout='constrained')
-    colors, styles = [_palette[i] for i in (2, 0, 3)], ('-', '--', ':')
-    for curves, style in zip(precision, styles):
-        for t, color in zip(at, colors): ax.plot(np.linspace(0, 1, 101), curves[t], color=color, ls=style)
-    ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
-    handles = [Line2D([], [], color='.2', ls=style, label=name) for name, style in zip(names, styles)]
-    handles += [Line2D([], [], color=color, lw=3, label=f'IoU {IOU[t]:.2f}') for t, color in zip(at, colors)]
-    fig.legend(handles=handles, loc='outside upper center', ncol=2, columnspacing=3)
-    ap = 100*precision.mean(2)
+    few, many = TOP
+    at, precision = [_at(iou) for iou in ious], np.mean([t.study.precision for t in baseline], 0)
+    ap = 100*precision.mean(2)  # [V, T]
+    aps = '; '.join(f'AP{100*IOU[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in at)
+    wins = int((ap[1] > ap[2]).sum())
     fell = [100*(1 - t.study.loss_sum[1]/t.study.loss_sum[0]) for t in baseline]
-    raised = [', '.join(f'{t.study.raised_by[k]:.2f}' for t in baseline) for k in (1, 2)]
-    short = '' if min(fell) > 9.95 else f' (the paper says 10%; the first {TOP[0]} have hardly more to lose than this)'
-    share = [100*np.mean([(t.positives.image_rank < n).mean() for t in baseline]) for n in TOP]
-    wins, every = int((ap[1] > ap[2]).sum()), '; '.join(f'AP{100*IOU[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in at)
-    return Drawn(fig,
-        f'Precision and recall (mean over classes) at three IoU thresholds: the baseline (solid), and the same detector with the logit of the own '
-        f'class raised for the first {TOP[0]} (dashed, by {raised[0]}) or {TOP[1]} (dotted, by {raised[1]}) samples of each image by IoU-HLR, so '
-        f'that the classification loss summed over all proposals falls by {", ".join(f"{f:.1f}" for f in fell)}%{short}, for both alike. These '
-        f'are {share[0]:.0f}% and {share[1]:.0f}% of the {sum(len(t.positives) for t in baseline)} positive samples. The detections follow from the '
-        f'raised scores, by score threshold and NMS. The samples are picked by their true IoU, as no detector can: an oracle. ' + where(baseline),
-        f'Baseline / top-{TOP[0]} / top-{TOP[1]}: {every}. With the same budget, raising the top-{TOP[0]} samples gives a higher AP than raising the '
-        f'top-{TOP[1]} at {wins} of {len(IOU)} IoU thresholds, {agreement(wins == len(IOU))}.',
-        ids_of(baseline), {'ious': [round(float(IOU[t]), 2) for t in at], 'top': list(TOP), 'budget_percent': [round(float(f), 3) for f in fell]})
+    falls = ', '.join(f'{f:.1f}' for f in fell)
+    short = f' (the paper says 10%; the first {few} have hardly more to lose than this)' if min(fell) <= 9.95 else ''
+    by_few, by_many = (', '.join(f'{t.study.raised_by[k]:.2f}' for t in baseline) for k in (1, 2))
+    share_few, share_many = (100*np.mean([(t.positives.image_rank < n).mean() for t in baseline]) for n in TOP)
+    return drawn_from((baseline,), _draw_precision(precision, at),
+        'Precision and recall (mean over classes) at three IoU thresholds: the baseline (solid), and the same '
+        f'detector with the logit of the own class raised for the first {few} (dashed, by {by_few}) or {many} '
+        f'(dotted, by {by_many}) samples of each image by IoU-HLR, so that the classification loss summed over all '
+        f'proposals falls by {falls}%{short}, for both alike. These are {share_few:.0f}% and {share_many:.0f}% of the '
+        f'{n_positives(baseline)} positive samples. The detections follow from the raised scores, by score threshold '
+        'and NMS. The samples are picked by their true IoU, as no detector can: an oracle.',
+        f'Baseline / top-{few} / top-{many}: {aps}. With the same budget, raising the top-{few} samples gives a higher '
+        f'AP than raising the top-{many} at {wins} of {len(IOU)} IoU thresholds, {agreement(wins == len(IOU))}.',
+        ious=[round(float(IOU[t]), 2) for t in at], top=[*TOP], budget_percent=[round(float(f), 3) for f in fell])
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _telling_image(
     run:Trained,
     n:int, # samples of an object
 )->tuple[int, int]: # place in the validation split, class
-    """The first image with three objects of a class and `n` samples each, whose order differs between local ranks, which do not overlap, whose
-    IoUs differ in three digits and whose sides are above 16 px; else with the most of these, the first counting most"""
+    """The first image with three objects of a class and `n` samples each, whose order differs between local ranks,
+    which do not overlap, whose IoUs differ in three digits and whose samples are wider than 16 px; else with the most
+    of these, the first counting most"""
     def suits(own):
         top = own[own.local_rank < n]
+        objects = top['gt'].unique()
         orders = {tuple(g.sort_values('image_rank')['gt']) for _, g in top.groupby('local_rank')}
-        objects = run.study.objects.loc[top['gt'].unique(), _corners].to_numpy()
-        return (top['gt'].nunique() == 3 and len(top) == 3*n, len(orders) > 1, _overlaps(objects).sum() == len(objects), top.iou.round(3).is_unique, (top.x2 - top.x1).min() > 16,
-                top['gt'].nunique() == 2)
+        overlaps = _overlaps(run.study.objects.loc[objects, _corners].to_numpy()).sum() > len(objects)
+        return (len(objects) == 3 and len(top) == 3*n, len(orders) > 1, not overlaps, top.iou.round(3).is_unique,
+                (top.x2 - top.x1).min() > 16, len(objects) == 2)
     found = {at: suits(own) for at, own in run.positives.groupby(['image', 'label'])}
     return max(found, key=lambda at: (found[at], -at[0]))
+
+# %% ../../nbs/lab/73_figures.ipynb
+_object_colors = [_palette[i] for i in (0, 1, 2, 4, 8, 9)]
+
+def _draw_samples(
+    ax:plt.Axes,
+    pos:pd.DataFrame, # with `object`, 0 to 5
+):
+    "The boxes of samples in the colours of their objects, thinner the higher the local rank; the best with a letter"
+    for s in pos.sort_values('local_rank', ascending=False).itertuples():
+        color = _object_colors[s.object]
+        _outline(ax, s, color, 1.6 - .35*s.local_rank)
+        if s.local_rank > 0: continue
+        ax.text((s.x1 + s.x2)/2, (s.y1 + s.y2)/2, 'ABCDEF'[s.object], color='w', ha='center', va='center',
+                fontweight='bold', bbox=dict(boxstyle='round,pad=.15', fc=color, ec='none'))
+
+def _draw_tiles(
+    ax:plt.Axes,
+    pos:pd.DataFrame, # with `object`
+    n:int, # columns, one for each local rank
+    row:str, rank:str, # columns of `pos`: the row of the tile and the number in it
+    names:list[str], # of the rows
+):
+    "A tile for each sample, in the column of its local rank"
+    for s in pos.itertuples():
+        x, y = s.local_rank, getattr(s, row)
+        ax.add_patch(Rectangle((x - .46, y - .44), .92, .88, color=_object_colors[s.object], alpha=.25, lw=0))
+        middle = dict(ha='center', va='center')
+        ax.text(x - .02, y - .1, f'{getattr(s, rank)}', **middle, fontsize=11, fontweight='bold', color='.1')
+        ax.text(x, y + .29, f'{"ABCDEF"[s.object]} · {s.iou:.3f}', **middle, fontsize=7, color='.2')
+    ax.set(xlim=(-.55, n - .45), ylim=(len(names) - .5, -.55), xticks=range(n), xlabel='local rank')
+    ax.set_yticks(range(len(names)), names)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
 
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(3, 'table3/R-R')
@@ -372,54 +491,47 @@ def figure3(
     image, label = _telling_image(run, n)
     every = run.positives.query('image == @image and label == @label')
     pos = every.assign(hlr=every.image_rank.rank().astype(int) - 1)[every.local_rank < n]
-    color = dict(zip(sorted(pos['gt'].unique()), (_palette[i] for i in (0, 1, 2, 4, 8, 9))))
-    letter = dict(zip(color, 'ABCDEF'))
-    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout='constrained', width_ratios=[.8, 1, 1])
-    axes[0].imshow(run.image(image))
-    axes[0].set(xticks=[], yticks=[], title=f'{n} best samples of each object')
-    for s in pos.sort_values('local_rank', ascending=False).itertuples():
-        _outline(axes[0], (s.x1, s.y1, s.x2, s.y2), color[s.gt], 1.6 - .35*s.local_rank)
-        if s.local_rank == 0: axes[0].text((s.x1 + s.x2)/2, (s.y1 + s.y2)/2, letter[s.gt], color='w', ha='center', va='center',
-                                           fontweight='bold', bbox=dict(boxstyle='round,pad=.15', fc=color[s.gt], ec='none'))
-    pos = pos.assign(place=pos.groupby('local_rank').hlr.rank().astype(int) - 1)
-    rows = {g: i for i, g in enumerate(color)}
-    steps = [('step 1: rank around each object', pos['gt'].map(rows), pos.local_rank),
-             ('step 2: rank across objects (IoU-HLR)', pos.place, pos.hlr)]
-    for ax, (title, row, rank) in zip(axes[1:], steps):
-        for y, r, s in zip(row, rank, pos.itertuples()):
-            ax.add_patch(Rectangle((s.local_rank - .46, y - .44), .92, .88, color=color[s.gt], alpha=.25, lw=0))
-            ax.text(s.local_rank - .02, y - .1, f'{r}', ha='center', va='center', fontsize=11, fontweight='bold', color='.1')
-            ax.text(s.local_rank, y + .29, f'{letter[s.gt]} · {s.iou:.3f}', ha='center', va='center', fontsize=7, color='.2')
-        ax.set(xlim=(-.55, n - .45), ylim=(len(rows) - .5, -.55), xticks=range(n), yticks=[], xlabel='local rank', title=title)
-        ax.grid(False)
-        ax.spines[:].set_visible(False)
-    axes[1].set_yticks(range(len(rows)), [f'object {x}' for x in letter.values()])
-    axes[2].set_yticks(range(len(rows)), ['1st', '2nd', '3rd', '4th', '5th', '6th'][:len(rows)])
-    for g, i in rows.items(): axes[1].get_yticklabels()[i].set_color(tuple(.8*c for c in color[g]))
+    pos = pos.assign(object=pos['gt'].rank(method='dense').astype(int) - 1,
+                     place=pos.groupby('local_rank').hlr.rank().astype(int) - 1)
+    objects = pos.object.nunique()
+    fig, (left, first, second) = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout='constrained', width_ratios=[.8, 1, 1])
+    _draw_image(left, run, image)
+    _draw_samples(left, pos)
+    _draw_tiles(first, pos, n, 'object', 'local_rank', [f'object {x}' for x in 'ABCDEF'[:objects]])
+    _draw_tiles(second, pos, n, 'place', 'hlr', ['1st', '2nd', '3rd', '4th', '5th', '6th'][:objects])
+    for name, color in zip(first.get_yticklabels(), _object_colors): name.set_color(tuple(.8*c for c in color))
+    left.set_title(f'{n} best samples of each object')
+    first.set_title('step 1: rank around each object')
+    second.set_title('step 2: rank across objects (IoU-HLR)')
     by_hlr, by_iou = (pos.sort_values(k, ascending=up, kind='stable') for k, up in (('hlr', True), ('iou', False)))
-    pairs = int(np.triu(by_hlr.iou.to_numpy()[:, None] < by_hlr.iou.to_numpy(), 1).sum())  # a later one has the higher IoU
-    first = [t.head(len(rows))['gt'].nunique() for t in (by_hlr, by_iou)]
-    return Drawn(fig,
-        f'Validation image {image} and its {len(rows)} objects of one class. Of their {len(every)} positive samples the {len(pos)} with a local rank '
-        f'below {n}, as they stand after regression, by the baseline with seed {run.record["seed"]}. Samples are put in order of IoU around each '
-        'object (step 1), then, all that share a local rank, across objects (step 2); in a tile are its rank, 0 the best, its object '
-        'and its IoU. Samples with the same IoU would keep the order of the proposals. ' + where([run]),
-        f'By IoU-HLR the first {len(rows)} samples belong to {first[0]} objects, as they must, by IoU alone to {first[1]}; in {pairs} of the '
-        f'{len(pos)*(len(pos) - 1)//2} pairs of samples the one with the lower IoU has the better IoU-HLR.',
-        [run.id], {'image': int(image), 'class': int(label), 'samples_of_an_object': n})
+    iou, pairs = by_hlr.iou.to_numpy(), len(pos)*(len(pos) - 1)//2
+    swapped = int(np.triu(iou[:, None] < iou, 1).sum())  # a later one has the higher IoU
+    met, met_by_iou = (t.object.head(objects).nunique() for t in (by_hlr, by_iou))
+    return drawn_from(([run],), fig,
+        f'Validation image {image} and its {objects} objects of one class. Of their {len(every)} positive samples the '
+        f'{len(pos)} with a local rank below {n}, as they stand after regression, by the baseline with seed '
+        f'{run.record["seed"]}. Samples are put in order of IoU around each object (step 1), then, all that share a '
+        'local rank, across objects (step 2); in a tile are its rank, 0 the best, its object and its IoU. Samples with '
+        'the same IoU would keep the order of the proposals.',
+        f'By IoU-HLR the first {objects} samples belong to {met} objects, as they must, by IoU alone to {met_by_iou}; '
+        f'in {swapped} of the {pairs} pairs of samples the one with the lower IoU has the better IoU-HLR.',
+        **{'image': int(image), 'class': int(label), 'samples_of_an_object': n})
 
 # %% ../../nbs/lab/73_figures.ipynb
+def by_chance(samples:pd.DataFrame, n:int, seed:int)->pd.DataFrame: # n: of each image
+    return samples.sample(frac=1, random_state=seed).groupby('image').head(n)
+
+def hardest(samples:pd.DataFrame, n:int)->pd.DataFrame: # n: of each image
+    return samples.sort_values('loss', ascending=False, kind='stable').groupby('image').head(n)
+
 def three_of_each(
-    pos:pd.DataFrame, # see `pisa.lab.study.with_ranks`
+    pos:pd.DataFrame, # see `pisa.lab.samples.with_ranks`
     n:int=3, # of each image
     seed:int=0, # of the random ones
 )->dict[str, pd.DataFrame]: # 'random', 'hard', 'prime'
     "The `n` samples of each image that are drawn by chance, have the highest loss, have the first IoU-HLR"
-    mixed = pos.sample(frac=1, random_state=seed)
-    return {'random': mixed.groupby('image').head(n), 'hard': pos.sort_values('loss', ascending=False, kind='stable').groupby('image').head(n),
-            'prime': pos[pos.image_rank < n]}
+    return {'random': by_chance(pos, n, seed), 'hard': hardest(pos, n), 'prime': pos[pos.image_rank < n]}
 
-# %% ../../nbs/lab/73_figures.ipynb
 def of_seeds(
     runs:list[Trained],
     choose:Callable[[pd.DataFrame], dict[str, pd.DataFrame]], # from the positives of one
@@ -427,6 +539,42 @@ def of_seeds(
     "What is chosen of each run, joined"
     parts = [choose(t.positives) for t in runs]
     return {k: pd.concat([p[k] for p in parts]) for k in parts[0]}
+
+# %% ../../nbs/lab/73_figures.ipynb
+def _draw_kinds(
+    points:pd.DataFrame, # with `kind`
+    low:float, # start of the IoU axis
+    most:float, # end of the loss axis
+    dots:int, # of each kind, by chance
+)->mpl.figure.Figure:
+    "Loss over IoU, a colour for each kind"
+    grid = sns.JointGrid(height=COLUMN, ratio=4, space=.1, marginal_ticks=False)
+    grid.figure.set_size_inches(COLUMN, 3.1)
+    some = pd.concat(k.sample(min(dots, len(k)), random_state=0) for _, k in points.groupby('kind'))
+    some = some.sample(frac=1, random_state=0)  # so that no kind covers the others
+    ax, colors = grid.ax_joint, [COLORS[k] for k in some.kind]
+    ax.scatter(some.iou, some.loss.clip(upper=most), c=colors, s=3, alpha=.5, lw=0, rasterized=True)
+    for name, kind in points.groupby('kind', sort=False):
+        shade = dict(color=COLORS[name], fill=True, alpha=.2)
+        sns.kdeplot(x=kind.iou, ax=grid.ax_marg_x, clip=(0, 1), **shade)
+        sns.kdeplot(y=kind.loss.clip(upper=most), ax=grid.ax_marg_y, clip=(0, most), **shade)
+        ax.plot(kind.iou.mean(), kind.loss.mean(), 'o', ms=7, color=COLORS[name], mec='w', mew=1.2)
+    ax.set(xlim=(low, 1), ylim=(-.1, most + .1), xlabel='IoU after regression', ylabel='classification loss (nats)')
+    handles = [Line2D([], [], marker='o', ls='', color=COLORS[k], label=k) for k in points.kind.unique()]
+    ax.legend(handles=handles, loc='upper right', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
+    grid.figure.subplots_adjust(left=.12, right=.99, bottom=.13, top=.99)
+    return grid.figure
+
+# %% ../../nbs/lab/73_figures.ipynb
+def _primes_differ(points:pd.DataFrame)->str: # with `kind`
+    "How prime samples stand to the other kinds, and how this stands to the paper"
+    mean, spread = points.groupby('kind')[['iou', 'loss']].mean(), points.groupby('kind').iou.std()
+    holds = {'higher IoUs': mean.iou['prime'] > mean.iou.drop('prime').max(),
+             'lower losses': mean.loss['prime'] < mean.loss.drop('prime').min(),
+             'less scattered IoUs': spread['prime'] < spread.drop('prime').min()}
+    yes, no = ([k for k, v in holds.items() if v == wanted] for wanted in (True, False))
+    words = [f'{" and ".join(yes)} than the others, {agreement(True)}'] if yes else []
+    return '; '.join(words + ([f'not {" or ".join(no)}, {agreement(False)}'] if no else []))
 
 @figure(4, 'table3/R-R')
 def figure4(
@@ -438,35 +586,20 @@ def figure4(
     "IoU and classification loss of random, hard and prime samples, with the distributions of each"
     kinds = of_seeds(baseline, lambda pos: three_of_each(pos, n))
     points = pd.concat([k.assign(kind=name) for name, k in kinds.items()])
-    grid = sns.JointGrid(height=COLUMN, ratio=4, space=.1, marginal_ticks=False)
-    grid.figure.set_size_inches(COLUMN, 3.1)
-    mixed = pd.concat(k.sample(min(dots, len(k)), random_state=0) for _, k in points.groupby('kind')).sample(frac=1, random_state=0)
-    grid.ax_joint.scatter(mixed.iou, mixed.loss.clip(upper=most), c=[COLORS[k] for k in mixed.kind], s=3, alpha=.5, lw=0, rasterized=True)
-    for name, kind in kinds.items():
-        sns.kdeplot(x=kind.iou, ax=grid.ax_marg_x, color=COLORS[name], fill=True, alpha=.2, clip=(0, 1))
-        sns.kdeplot(y=kind.loss.clip(upper=most), ax=grid.ax_marg_y, color=COLORS[name], fill=True, alpha=.2, clip=(0, most))
-        grid.ax_joint.plot(kind.iou.mean(), kind.loss.mean(), 'o', ms=7, color=COLORS[name], mec='w', mew=1.2)
     low = np.floor(10*points.iou.quantile(.002))/10
-    grid.ax_joint.set(xlim=(low, 1), ylim=(-.1, most + .1), xlabel='IoU after regression', ylabel='classification loss (nats)')
-    handles = [Line2D([], [], marker='o', ls='', color=COLORS[k], label=k) for k in kinds]
-    grid.ax_joint.legend(handles=handles, loc='upper right', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
-    grid.figure.subplots_adjust(left=.12, right=.99, bottom=.13, top=.99)
-    mean, spread = points.groupby('kind')[['iou', 'loss']].mean(), points.groupby('kind').iou.std()
-    holds = {'higher IoUs': mean.iou['prime'] > mean.iou.drop('prime').max(), 'lower losses': mean.loss['prime'] < mean.loss.drop('prime').min(),
-             'less scattered IoUs': spread['prime'] < spread.drop('prime').min()}
     seen = baseline[0].study.negatives
-    top = pd.concat(s[s.image < seen].sort_values('loss', ascending=False).groupby('image').head(n) for s in (t.study.samples for t in baseline))
-    yes, no = ([k for k, v in holds.items() if bool(v) == wanted] for wanted in (True, False))
-    return Drawn(grid.figure,
-        f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: {n} of each image by chance '
-        f'(random), the {n} of the highest loss (hard), the first {n} by IoU-HLR over all its classes (prime); '
-        f'{", ".join(f"{len(k)} {name}" for name, k in kinds.items())}, of which {dots} of each, or all, are drawn; those of an IoU below {low:.1f} lie outside. Large dots are means. ' + where(baseline),
-        'Mean IoU and loss: ' + ', '.join(f'{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}' for k in kinds) + '. Prime samples have ' +
-        (f'{" and ".join(yes)} than the others, {agreement(True)}' if yes else '') + ('; ' if yes and no else '') +
-        (f'not {" or ".join(no)}, {agreement(False)}' if no else '') +
-        f'. (Of the {n} highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are negatives, in the first {seen} images, whose negatives are '
+    top = pd.concat([hardest(s[s.image < seen], n) for s in (t.study.samples for t in baseline)])
+    counts = ', '.join(f'{len(k)} {name}' for name, k in kinds.items())
+    means = ', '.join(f'{name} {k.iou.mean():.2f} and {k.loss.mean():.2f}' for name, k in kinds.items())
+    return drawn_from((baseline,), _draw_kinds(points, low, most, dots),
+        f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: '
+        f'{n} of each image by chance (random), the {n} of the highest loss (hard), the first {n} by IoU-HLR over all '
+        f'its classes (prime); {counts}, of which {dots} of each, or all, are drawn; those of an IoU below {low:.1f} '
+        'lie outside. Large dots are means.',
+        f'Mean IoU and loss: {means}. Prime samples have {_primes_differ(points)}. (Of the {n} highest losses of an '
+        f'image {100*(top["gt"] < 0).mean():.0f}% are negatives, in the first {seen} images, whose negatives are '
         'kept.)',
-        ids_of(baseline), {'of_each_image': n, 'loss_axis_to': most, 'dots_of_each': dots, 'seed_of_random': 0})
+        of_each_image=n, loss_axis_to=most, dots_of_each=dots, seed_of_random=0)
 
 # %% ../../nbs/lab/73_figures.ipynb
 def scores(
@@ -484,17 +617,18 @@ def score_changes(
     "How mean scores of groups of positives change from one detector to the other"
     return np.stack([scores(b, within) - scores(a, within) for a, b in zip(baseline, other)])
 
+def best_is_highest(
+    run:Trained,
+)->np.ndarray: # [1 + draws, 1] percent, see `group_means`
+    "Of how many objects the best placed sample is the one that is scored highest"
+    top = run.positives.sort_values('score', ascending=False, kind='stable').drop_duplicates('gt')
+    best, every = 100*(top.local_rank == 0).to_numpy(), np.ones((len(top), 1), bool)
+    return group_means(top.image.to_numpy(int), every, best, resampled(run.study.images))
+
 LOCAL_RANKS = [*map(str, range(8)), '8+']  # those from 8 on are drawn together, as they are of few objects
 
 def by_local_rank(pos:pd.DataFrame)->np.ndarray: # [n, 9] bool
     return np.minimum(pos.local_rank, 8).to_numpy()[:, None] == np.arange(9)
-
-def _draw_changes(ax:plt.Axes, x:np.ndarray, change:np.ndarray): # [k]; [seeds, 1 + draws, k]
-    "Changes with their intervals, those of each seed faint"
-    mean = change[:, 0].mean(0)
-    ax.axhline(0, color='.3', lw=.8)
-    if len(change) > 1: ax.plot(x, change[:, 0].T, color=COLORS['prime'], lw=.7, alpha=.4)
-    ax.errorbar(x, mean, np.abs(_interval(change) - mean), fmt='o', ms=3, lw=1, color=COLORS['prime'])
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _detections(
@@ -502,38 +636,30 @@ def _detections(
     threshold:float, # of scores
 )->pd.DataFrame: # with `gt` and `local_rank`; -1: of no object, or of another class than its object
     "The detections, with what they were as samples"
-    found, pos = run.study.detections, run.positives
-    found = found[found.score >= threshold]
-    own = pos.reindex(found['sample'])
-    right = (own.label.to_numpy() == found.label.to_numpy())
-    return found.assign(gt=np.where(right, own['gt'], -1).astype(int), local_rank=np.where(right, own.local_rank, -1).astype(int))
+    found = run.study.detections[run.study.detections.score >= threshold]
+    own = run.positives.reindex(found['sample'])
+    right = own.label.to_numpy() == found.label.to_numpy()
+    return found.assign(**{k: np.where(right, own[k], -1).astype(int) for k in ('gt', 'local_rank')})
+
+def _clear(boxes:np.ndarray)->bool: # [G, 4]
+    "Whether they are two to four, have sides of 14 px or more and are far enough apart for their texts"
+    x, top, right, bottom = boxes.T
+    over = np.where(top > 16, 9, 0)  # of the text, which is below the box where there is no room above
+    room = np.stack([x - 2, top - 2 - over, np.maximum(right, x + 34), bottom + 11 - over], 1)
+    return 2 <= len(boxes) <= 4 and (boxes[:, 2:] - boxes[:, :2]).min() >= 14 and _overlaps(room).sum() == len(boxes)
 
 def clear_images(
     before:Trained, after:Trained,
     threshold:float,
-)->pd.DataFrame: # `before`, `after`, by place in the validation split; ordered from the largest fall to the largest rise
-    """The mean local rank of the highest scored detections in images of two to four objects that are far enough apart for their texts and have
-    sides of 14 px or more, all found by both"""
-    objects, found, out = before.study.objects, [_detections(r, threshold) for r in (before, after)], {}
+)->pd.DataFrame: # `before`, `after`, by place in the validation split; from the largest fall to the largest rise
+    "The mean local rank of the highest scored detections, in clear images whose objects are all found by both"
+    found, out = [_detections(r, threshold) for r in (before, after)], {}
     ranks = [f[f['gt'] >= 0].sort_values('score').groupby('gt').local_rank.last() for f in found]
-    for image, own in objects.groupby('image'):
-        boxes = own[_corners].to_numpy()
-        small = (boxes[:, 2:] - boxes[:, :2]).min() < 14
-        x, top, right, bottom = boxes.T
-        over = np.where(top > 16, 9, 0)  # of the text, which is below the box where there is no room above
-        room = np.stack([x - 2, top - 2 - over, np.maximum(right, x + 34), bottom + 11 - over], 1)
-        if not 2 <= len(own) <= 4 or small or _overlaps(room).sum() > len(own): continue
-        if all(set(own.index) <= set(f['gt']) for f in found): out[int(image)] = [r[own.index].mean() for r in ranks]
+    for image, own in before.study.objects.groupby('image'):
+        if _clear(own[_corners].to_numpy()) and all(own.index.isin(r.index).all() for r in ranks):
+            out[int(image)] = [r[own.index].mean() for r in ranks]
     out = pd.DataFrame.from_dict(out, orient='index', columns=['before', 'after'])
     return out.loc[(out.after - out.before).sort_values(kind='stable').index]
-
-# %% ../../nbs/lab/73_figures.ipynb
-def best_is_highest(
-    run:Trained,
-)->np.ndarray: # [1 + draws, 1] percent, see `group_means`
-    "Of how many objects the best placed sample is the one that is scored highest"
-    top = run.positives.sort_values('score', ascending=False, kind='stable').drop_duplicates('gt')
-    return group_means(top.image.to_numpy(int), np.ones((len(top), 1), bool), 100*(top.local_rank == 0).to_numpy(), resampled(run.study.images))
 
 # %% ../../nbs/lab/73_figures.ipynb
 RANK_COLORS = sns.blend_palette([COLORS['prime'], COLORS['hard']], 9)  # of local ranks, the last of all from 8 on
@@ -548,17 +674,38 @@ def _draw_detections(
     found, objects = _detections(run, threshold), run.study.objects
     here = found[found.image == image]
     best = here[here['gt'] >= 0].sort_values('score').drop_duplicates('gt', keep='last')
-    ax.imshow(run.image(image))
-    ax.set(xticks=[], yticks=[])
-    for o in objects[objects.image == image].itertuples(): _outline(ax, (o.x1, o.y1, o.x2, o.y2), 'w', .8, ls='--')
+    _draw_image(ax, run, image)
+    for o in objects[objects.image == image].itertuples(): _outline(ax, o, 'w', .8, ls='--')
     for d in best.itertuples():
         color = RANK_COLORS[min(int(d.local_rank), 8)]
-        _outline(ax, (d.x1, d.y1, d.x2, d.y2), color, 1.6)
-        above = d.y1 > 12
+        _outline(ax, d, color, 1.6)
         x, side = (126.5, 'right') if d.x1 > 85 else (max(d.x1 - .5, 0), 'left')
-        ax.text(x, d.y1 - 1.5 if above else d.y2 + .5, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w', ha=side,
-                va='bottom' if above else 'top', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
+        y, edge = (d.y1 - 1.5, 'bottom') if d.y1 > 12 else (d.y2 + .5, 'top')
+        ax.text(x, y, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w', ha=side, va=edge,
+                bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
     return len(here) - len(best)
+
+def _draw_pairs(
+    runs:dict[str, Trained], # by the name of the detector, the baseline first
+    ranks:pd.DataFrame, # see `clear_images`: of the images to draw
+    threshold:float, # of scores
+)->tuple[mpl.figure.Figure, plt.Axes, list[int]]: # the axes that are left; how many detections of each are not drawn
+    "A row of images for each detector, and room for one plot at the right"
+    columns, hidden = range(max(len(ranks), 1)), []
+    mosaic = [[f'{name} {i}' for i in columns] + ['plot'] for name in runs]
+    fig = plt.figure(figsize=(PAGE, 3.75), layout='constrained')
+    axes = fig.subplot_mosaic(mosaic, width_ratios=[1 for _ in columns] + [1.15])
+    for name, run in runs.items():
+        axes[f'{name} 0'].set_ylabel(name, fontsize=9)
+        left_out = [_draw_detections(axes[f'{name} {i}'], run, image, threshold) for i, image in enumerate(ranks.index)]
+        hidden.append(sum(left_out))
+    for i, r in enumerate(ranks.itertuples()):
+        axes[f'baseline {i}'].set_title(f'mean rank {r.before:.1f} → {r.after:.1f}')
+    labels = {0: 'local rank 0, the best placed sample', 2: '2', 4: '4', 6: '6', 8: '8 or more'}
+    handles = [Line2D([], [], color=RANK_COLORS[k], lw=3, label=label) for k, label in labels.items()]
+    handles += [Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')]
+    fig.legend(handles=handles, loc='outside lower center', ncol=6)
+    return fig, axes['plot'], hidden
 
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(5, 'table3/R-R', 'table3/C-R')
@@ -567,91 +714,110 @@ def figure5(
     threshold:float=.3, # scores below are left out
     n:int=3, # images
 )->Drawn:
-    "Detections of baseline and PISA with the local rank and the score of each; how the scores of all samples change by local rank"
-    runs = {'baseline': baseline[0], 'PISA': pisa[0]}
-    clear, hidden = clear_images(*runs.values(), threshold), dict.fromkeys(runs, 0)
-    images = [*clear.index[np.linspace(0, len(clear) - 1, n).round().astype(int)].unique()] if len(clear) else []
-    fig = plt.figure(figsize=(PAGE, 3.75), layout='constrained')
-    axes = fig.subplot_mosaic([[f'{name} {i}' for i in range(max(len(images), 1))] + ['change'] for name in runs],
-                              width_ratios=[1]*max(len(images), 1) + [1.15])
-    for name, run in runs.items():
-        axes[f'{name} 0'].set_ylabel(name, fontsize=9)
-        for i, image in enumerate(images): hidden[name] += _draw_detections(axes[f'{name} {i}'], run, image, threshold)
-    for i, image in enumerate(images): axes[f'baseline {i}'].set_title('mean rank {:.1f} → {:.1f}'.format(*clear.loc[image]))
-    handles = [Line2D([], [], color=RANK_COLORS[k], lw=3, label=label)
-               for k, label in ((0, 'local rank 0, the best placed sample'), (2, '2'), (4, '4'), (6, '6'), (8, '8 or more'))]
-    fig.legend(handles=[*handles, Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')], loc='outside lower center', ncol=6)
-    change = score_changes(baseline, pisa, lambda pos: np.c_[by_local_rank(pos), pos.local_rank == 0, pos.local_rank > 0])
-    _draw_changes(axes['change'], np.arange(9), change[..., :9])
-    axes['change'].set(xticks=np.arange(9), xlabel='local rank', title='mean score, PISA − baseline')
-    axes['change'].set_xticklabels(LOCAL_RANKS)
-    axes['change'].grid(axis='x', visible=False)
-    first, rest = change[..., 9], change[..., 10]
-    share = [np.stack([best_is_highest(t)[:, 0] for t in some]) for some in (baseline, pisa)]
-    return Drawn(fig,
-        f'Left: detections with a score of {threshold:g} or more, of each object the one of the highest score: local rank of the sample (0 is the '
-        f'best placed of its object) | score. Not drawn are {" and ".join(f"{k} by {name}" for name, k in hidden.items())}, of no object, of another '
-        f'class, or of an object that is drawn. Of the images of two to four objects that lie well apart, are 14 px or '
-        f'larger and are all found by both ({len(clear)}, seed {baseline[0].record["seed"]}) the mean local rank falls most in the first that is shown '
-        f'and rises most in the last; between them is the middle one of all (images {", ".join(map(str, images))}). Right: change of the mean score '
-        f'of all positive samples from the baseline to PISA, by local rank. {INTERVALS[len(baseline) > 1]} '
-        f'{counted(baseline=baseline, PISA=pisa)}. ' + where(baseline, pisa),
-        f'The images are too few to tell. Over all {baseline[0].study.images}, the mean score of samples of local rank 0 changes by '
-        f'{said(first, 1)}; that of all others by {said(rest)}. The first change less the second: {said(first - rest, 1)}. The best placed '
-        f'sample is scored highest in {share[0][:, 0].mean():.1f}% of the objects by the baseline and in {share[1][:, 0].mean():.1f}% by PISA; in '
-        f'points, {said(share[1] - share[0], 1, 1)}.',
-        ids_of(baseline, pisa), {'threshold': threshold, 'images': images})
+    "Detections of baseline and PISA, with local ranks and scores; how the scores of all samples change by local rank"
+    clear = clear_images(baseline[0], pisa[0], threshold)
+    shown = clear.iloc[np.unique(np.linspace(0, len(clear) - 1, n).round().astype(int))] if len(clear) else clear
+    fig, ax, hidden = _draw_pairs({'baseline': baseline[0], 'PISA': pisa[0]}, shown, threshold)
+    _draw_changes(ax, np.arange(9), score_changes(baseline, pisa, by_local_rank))
+    ax.set(xlabel='local rank', title='mean score, PISA − baseline')
+    ax.set_xticks(np.arange(9), LOCAL_RANKS)
+    ax.grid(axis='x', visible=False)
+    groups = score_changes(baseline, pisa, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank > 0])
+    first, rest = groups[..., 0], groups[..., 1]
+    a, b = (np.stack([best_is_highest(t)[:, 0] for t in row]) for row in (baseline, pisa))
+    return drawn_from((baseline, pisa), fig,
+        f'Left: detections with a score of {threshold:g} or more, of each object the one of the highest score: local '
+        'rank of the sample (0 is the best placed of its object) | score. Not drawn are '
+        f'{hidden[0]} by baseline and {hidden[1]} by PISA, of no object, of another class, or of an object that is '
+        'drawn. Of the images of two to four objects that lie well apart, are 14 px or larger and are all found by '
+        f'both ({len(clear)}, seed {baseline[0].record["seed"]}) the mean local rank falls most in the first that is '
+        'shown and rises most in the last; between them is the middle one of all '
+        f'(images {", ".join(map(str, shown.index))}). Right: change of the mean score of all positive samples from '
+        'the baseline to PISA, by local rank. '
+        f'{intervals(baseline)} {counted(baseline=baseline, PISA=pisa)}',
+        f'The images are too few to tell. Over all {baseline[0].study.images}, the mean score of samples of local rank '
+        f'0 changes by {said(first, 1)}; that of all others by {said(rest)}. The first change less the second: '
+        f'{said(first - rest, 1)}. The best placed sample is scored highest in {a[:, 0].mean():.1f}% of the objects by '
+        f'the baseline and in {b[:, 0].mean():.1f}% by PISA; in points, {said(b - a, 1, 1)}.',
+        threshold=threshold, images=[*shown.index])
 
 # %% ../../nbs/lab/73_figures.ipynb
+_dashes = ['-', (0, (2.5, 1)), (0, (1, 1)), (0, (2.5, 1, 1, 1))]  # short enough for the legend
+
+def _draw_family(
+    axes:np.ndarray, # two
+    curves:dict[tuple[float, float], np.ndarray], # (degree, bias) to [X] values over 0 to 1
+    names:tuple[str, str], # of degree and bias, in TeX
+    main:int, # the degree where the bias varies
+    loc:str, # of the legend there
+):
+    "Left the degree varies, without bias; right the bias"
+    for ax, varied, at, corner in zip(axes, (0, 1), (0, main), ('upper left', loc)):
+        some = [(k[varied], y) for k, y in curves.items() if k[1 - varied] == at]
+        for (value, y), color, style in zip(some, _palette, _dashes):
+            ax.plot(torch.linspace(0, 1, len(y)), y, color=color, ls=style, label=f'${names[varied]} = {value:g}$')
+        ax.set(title=f'${names[1 - varied]} = {at}$', xlim=(0, 1), ylim=(0, 1.02), xticks=(0, .5, 1), yticks=(0, .5, 1))
+        ax.legend(loc=corner, borderpad=0, labelspacing=.15, handlelength=1.4, handletextpad=.4)
+
 @figure(6)
 def figure6()->Drawn:
     "Weight over importance (Eq. 2), and over probability (Eq. 4)"
     x = torch.linspace(0, 1, 201)
-    isr = [(g, b, importance_weight(x, g, b).numpy()) for g, b in ((.5, 0.), (1., 0.), (2., 0.), (2., .1), (2., .2), (2., .3))]
-    carl = [(k, b, ((c := carl_weights(x, k, b))/c[-1]).numpy()) for k, b in ((.5, 0.), (1., 0.), (2., 0.), (1., .1), (1., .2), (1., .3))]
-    fig, axes = plt.subplots(2, 2, figsize=(COLUMN, 3.3), layout='constrained', sharex='row', sharey=True)
-    panels = [(axes[0], isr, r'\gamma', r'\beta', 'importance $u$', 'weight $w$', 2, 'upper left'),
-              (axes[1], carl, 'k', 'b', 'probability $p$', 'awareness $v$', 1, 'lower right')]
-    for pair, curves, degree, bias, xlabel, ylabel, main, loc in panels:
-        of_degree, of_bias = [(d, b, y) for d, b, y in curves if b == 0], [(d, b, y) for d, b, y in curves if d == main]
-        for ax, some, which, where in ((pair[0], of_degree, 0, 'upper left'), (pair[1], of_bias, 1, loc)):
-            for curve, color, style in zip(some, (_palette[i] for i in (0, 1, 2, 3)), ('-', (0, (2.5, 1)), (0, (1, 1)), (0, (2.5, 1, 1, 1)))): # short enough for the legend
-                ax.plot(x, curve[2], color=color, ls=style, label=f'${(degree, bias)[which]} = {curve[which]:g}$')
-            ax.set(xlabel=xlabel, xlim=(0, 1), ylim=(0, 1.02), xticks=(0, .5, 1), yticks=(0, .5, 1))
-            ax.legend(loc=where, borderpad=0, labelspacing=.15, handlelength=1.4, handletextpad=.4)
-        pair[0].set(ylabel=ylabel, title=f'${bias} = 0$')
-        pair[1].set_title(f'${degree} = {main}$')
-    half = lambda curves, d, b: next(y[100] for g, c, y in curves if (g, c) == (d, b))
-    least = all(np.isclose(y[0], b**d, atol=2e-3) for curves in (isr, carl) for d, b, y in curves)
-    steeper = half(isr, 2., 0.) < half(isr, 1., 0.) < half(isr, .5, 0.) and half(carl, 2., 0.) < half(carl, 1., 0.) < half(carl, .5, 0.)
+    def family(f, main): # the settings of Table 5
+        settings = [(.5, 0.), (1., 0.), (2., 0.), *((float(main), b) for b in (.1, .2, .3))]
+        return {k: f(x, *k).numpy() for k in settings}
+    isr, carl = family(importance_weight, 2), {k: c/c[-1] for k, c in family(carl_weights, 1).items()}
+    fig, (top, bottom) = plt.subplots(2, 2, figsize=(COLUMN, 3.3), layout='constrained', sharex='row', sharey=True)
+    _draw_family(top, isr, (r'\gamma', r'\beta'), 2, 'upper left')
+    _draw_family(bottom, carl, ('k', 'b'), 1, 'lower right')
+    for pair, xlabel, ylabel in ((top, 'importance $u$', 'weight $w$'), (bottom, 'probability $p$', 'awareness $v$')):
+        for ax in pair: ax.set_xlabel(xlabel)
+        pair[0].set_ylabel(ylabel)
+    half, half_carl = ([curves[d, 0.][100] for d in (.5, 1., 2.)] for curves in (isr, carl))
+    steeper = all(a > b > c for a, b, c in (half, half_carl))
+    least = all(np.isclose(y[0], b**d, atol=2e-3) for curves in (isr, carl) for (d, b), y in curves.items())
     return Drawn(fig,
-        'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance; bottom: the awareness v = ((1 − b)p + b)^k of CARL (Eq. 4) '
-        'over the probability of the own class, for the settings of Table 5 (v1). Left the degree varies, right the bias. Computed from the '
-        'functions that train, no samples.',
-        f'At half the importance ISR weighs a sample with {half(isr, .5, 0.):.2f}, {half(isr, 1., 0.):.2f}, {half(isr, 2., 0.):.2f} for a degree '
-        f'of 0.5, 1, 2: the degree {"sets" if steeper else "does not set"} the steepness, and the bias {"sets" if least else "does not set"} the '
-        f'smallest value (here bias to the power of the degree), {agreement(steeper and least)}.',
-        [], {'isr': [(g, b) for g, b, _ in isr], 'carl': [(k, b) for k, b, _ in carl]})
+        'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance; bottom: the awareness '
+        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the own class, for the settings of Table 5 (v1). '
+        'Left the degree varies, right the bias. Computed from the functions that train, no samples.',
+        f'At half the importance ISR weighs a sample with {", ".join(f"{w:.2f}" for w in half)} for a degree of 0.5, '
+        f'1, 2: the degree {"sets" if steeper else "does not set"} the steepness, and the bias '
+        f'{"sets" if least else "does not set"} the smallest value (here bias to the power of the degree), '
+        f'{agreement(steeper and least)}.',
+        [], {'isr': [*isr], 'carl': [*carl]})
 
 # %% ../../nbs/lab/73_figures.ipynb
 ISR = {'gamma': 2., 'beta': 0.}  # the paper's default (Section 5.3, v1)
 
 def selected(
-    pos:pd.DataFrame, # see `pisa.lab.study.with_ranks`
+    pos:pd.DataFrame, # see `pisa.lab.samples.with_ranks`
     budget:int=16, # positives of an image
     batch:int=8, # images of a mini-batch
     seed:int=0,
 )->dict[str, pd.DataFrame]: # 'random', 'hard', 'prime', each with `weight`
     "What random sampling, hard mining and ISR would train on, and with which weights"
-    chance = pos.sample(frac=1, random_state=seed).groupby('image').head(budget).sort_index()
-    hard = pos.sort_values('loss', ascending=False, kind='stable').groupby('image').head(budget)
+    chance = by_chance(pos, budget, seed).sort_index()
     def isr(own):
         iou, gt, label, loss = (torch.tensor(own[k].to_numpy()) for k in ('iou', 'gt', 'label', 'loss'))
         return own.assign(weight=isr_weights(iou.float(), gt.long(), label.long(), loss.float(), **ISR).numpy())
     prime = pd.concat([isr(own) for _, own in chance.groupby(chance.image//batch)])
-    return {'random': chance.assign(weight=1.), 'hard': hard.assign(weight=1.), 'prime': prime}
+    return {'random': chance.assign(weight=1.), 'hard': hardest(pos, budget).assign(weight=1.), 'prime': prime}
 
 # %% ../../nbs/lab/73_figures.ipynb
+def _draw_shares(
+    ax:plt.Axes,
+    kinds:dict[str, pd.DataFrame], # see `selected`
+    column:str,
+    edges:np.ndarray, # of the bins; what lies beyond counts in the first and the last
+    labels:dict[str, str], # of the kinds
+):
+    "The share of the summed weights in each bin"
+    for name, k in kinds.items():
+        share = np.histogram(k[column].clip(edges[0], edges[-1]), edges, weights=k.weight)[0]/k.weight.sum()
+        ax.stairs(100*share, edges, color=COLORS[name], lw=1.4, ls=STYLES[name], label=labels[name])
+        if name == 'prime': ax.stairs(100*share, edges, color=COLORS[name], fill=True, alpha=.15)
+    ax.set_xlim(edges[[0, -1]])
+
 @figure(7, 'table3/R-R')
 def figure7(
     baseline:list[Trained],
@@ -660,51 +826,49 @@ def figure7(
 )->Drawn:
     "Distributions of IoU and loss under random sampling, hard mining and ISR"
     kinds = of_seeds(baseline, lambda pos: selected(pos, budget, batch))
-    label = {'random': 'random', 'hard': 'hard mining', 'prime': 'ISR'}
-    fig, axes = plt.subplots(1, 2, figsize=(COLUMN, 2.1), layout='constrained', sharey=True)
-    bins = {'iou': np.linspace(.5, 1, 11), 'loss': np.geomspace(least, most, 13)}
-    for ax, column, xlabel in zip(axes, bins, ('IoU after regression', 'classification loss (nats)')):
-        edges = bins[column]
-        for name, k in kinds.items():
-            share = np.histogram(k[column].clip(edges[0], edges[-1]), edges, weights=k.weight)[0]/k.weight.sum()
-            ax.stairs(100*share, edges, color=COLORS[name], lw=1.4, ls=STYLES[name], label=label[name])
-            if name == 'prime': ax.stairs(100*share, edges, color=COLORS[name], fill=True, alpha=.15)
-        ax.set(xlabel=xlabel, xlim=edges[[0, -1]])
-    axes[0].set_ylabel('share of weight (%)')
-    axes[1].set_xscale('log')
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper center', ncol=3)
+    names = {'random': 'random', 'hard': 'hard mining', 'prime': 'ISR'}
+    fig, (left, right) = plt.subplots(1, 2, figsize=(COLUMN, 2.1), layout='constrained', sharey=True)
+    _draw_shares(left, kinds, 'iou', np.linspace(.5, 1, 11), names)
+    _draw_shares(right, kinds, 'loss', np.geomspace(least, most, 13), names)
+    left.set(xlabel='IoU after regression', ylabel='share of weight (%)')
+    right.set(xlabel='classification loss (nats)', xscale='log')
+    fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncol=3)
     fig.align_xlabels()
     iou, loss = ({k: float(np.average(t[c], weights=t.weight)) for k, t in kinds.items()} for c in ('iou', 'loss'))
-    hard, easy = iou['hard'] < iou['random'] and loss['hard'] > loss['random'], iou['prime'] > iou['random'] and loss['prime'] < loss['random']
-    return Drawn(fig,
-        f'Positive samples that each strategy would train on, with at most {budget} of an image: by chance, by the highest loss (H*), and by chance '
-        f'with the weights of ISR (gamma {ISR["gamma"]:g}, beta {ISR["beta"]:g}; mini-batches of {batch} images). Share of the summed weights in '
-        f'each bin, losses on a logarithmic axis; the first and the last bin hold what lies beyond. '
-        f'{", ".join(f"{len(t)} {label[k]}" for k, t in kinds.items())}, of one detector, the baseline. ' + where(baseline),
-        'Weighted means of IoU and loss: ' + ', '.join(f'{label[k]} {iou[k]:.3f} and {loss[k]:.2f}' for k in kinds) +
-        f'. Hard mining {"prefers" if hard else "does not prefer"} low IoUs and high losses, {agreement(hard)}; ISR '
-        f'{"prefers" if easy else "does not prefer"} high IoUs and low losses, {agreement(easy)}.',
-        ids_of(baseline), {'budget': budget, 'batch': batch, **ISR, 'loss_axis': [least, most], 'seed_of_random': 0})
+    hard = iou['hard'] < iou['random'] and loss['hard'] > loss['random']
+    easy = iou['prime'] > iou['random'] and loss['prime'] < loss['random']
+    counts = ', '.join(f'{len(t)} {names[k]}' for k, t in kinds.items())
+    means = ', '.join(f'{names[k]} {iou[k]:.3f} and {loss[k]:.2f}' for k in kinds)
+    return drawn_from((baseline,), fig,
+        f'Positive samples that each strategy would train on, with at most {budget} of an image: by chance, by the '
+        f'highest loss (H*), and by chance with the weights of ISR (gamma {ISR["gamma"]:g}, beta {ISR["beta"]:g}; '
+        f'mini-batches of {batch} images). Share of the summed weights in each bin, losses on a logarithmic axis; the '
+        f'first and the last bin hold what lies beyond. {counts}, of one detector, the baseline.',
+        f'Weighted means of IoU and loss: {means}. Hard mining {"prefers" if hard else "does not prefer"} low IoUs and '
+        f'high losses, {agreement(hard)}; ISR {"prefers" if easy else "does not prefer"} high IoUs and low losses, '
+        f'{agreement(easy)}.',
+        budget=budget, batch=batch, **ISR, loss_axis=[least, most], seed_of_random=0)
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _compare(
-    runs:dict[str, list[Trained]], # the baseline first
+    runs:dict[str, list[Trained]], # by the name of the detector, the baseline first
     bins:Callable[[pd.DataFrame], np.ndarray], # from positives to [n, k] bool
     x:np.ndarray, # [k] where a bin is drawn
     xlabel:str,
-)->mpl.figure.Figure:
+    by:str, # what the bins are, for the caption
+)->tuple[mpl.figure.Figure, str]: # with its caption
     "Mean scores in bins of two detectors, and the difference of the second from the first"
-    fig, (ax, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[3, 2])
+    fig, (ax, below) = plt.subplots(2, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[3, 2])
     for (name, some), kind, marker in zip(runs.items(), ('random', 'prime'), 'so'):
-        mean = np.stack([scores(t, bins) for t in some])
-        ax.plot(x, mean[:, 0].mean(0), color=COLORS[kind], marker=marker, ms=3, ls=STYLES[kind], label=name)
-        ax.fill_between(x, *_interval(mean), color=COLORS[kind], alpha=.2, lw=0)
-    _draw_changes(below, x, score_changes(*runs.values(), bins))
-    ax.set(ylabel='mean score')
+        _draw_mean(ax, x, np.stack([scores(t, bins) for t in some]), kind, marker=marker, ms=3, label=name)
+    (_, baseline), (name, other) = runs.items()
+    _draw_changes(below, x, score_changes(baseline, other, bins))
+    ax.set_ylabel('mean score')
     ax.legend()
     below.set(xlabel=xlabel, ylabel='change')
     fig.align_ylabels()
-    return fig
+    return fig, (f'Top: mean score (probability of the own class) of positive samples by their {by}. '
+                 f'Bottom: {name} minus baseline. {intervals(other)} {counted(**runs)}')
 
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(8, 'table3/R-R', 'table4/isr')
@@ -713,15 +877,16 @@ def figure8(
     low:int=4, # what the text takes as low ranks: local ranks from here on, about half of the samples
 )->Drawn:
     "Mean score by local rank, baseline against ISR"
-    fig = _compare({'baseline': baseline, 'ISR': isr}, by_local_rank, np.arange(9), 'IoU-HLR, by local rank (0 is the best)')
+    fig, caption = _compare({'baseline': baseline, 'ISR': isr}, by_local_rank, np.arange(9),
+                            'IoU-HLR, by local rank (0 is the best)',
+                            'local rank, the coarse steps of IoU-HLR; 8+ are all from 8 on')
     fig.axes[1].set_xticks(np.arange(9), LOCAL_RANKS)
-    top, rest = np.moveaxis(score_changes(baseline, isr, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank >= low]), -1, 0)
-    return Drawn(fig,
-        f'Top: mean score (probability of the own class) of positive samples by their local rank, the coarse steps of IoU-HLR; 8+ are all from 8 on. '
-        f'Bottom: ISR minus baseline. {INTERVALS[len(isr) > 1]} {counted(baseline=baseline, ISR=isr)}. ' + where(baseline, isr),
-        f'With ISR the mean score of local rank 0 changes by {said(top, 1)}; that of local ranks from {low} on by {said(rest, -1)}. (The paper sees '
-        f'the scores of the first ranks raised and those of the last lowered.) The first change less the second: {said(top - rest, 1)}.',
-        ids_of(baseline, isr), {'low': low})
+    change = score_changes(baseline, isr, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank >= low])
+    top, rest = change[..., 0], change[..., 1]
+    return drawn_from((baseline, isr), fig, caption,
+        f'With ISR the mean score of local rank 0 changes by {said(top, 1)}; that of local ranks from {low} on by '
+        f'{said(rest, -1)}. (The paper sees the scores of the first ranks raised and those of the last lowered.) The '
+        f'first change less the second: {said(top - rest, 1)}.', low=low)
 
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(9, 'table3/R-R', 'table4/carl')
@@ -734,15 +899,16 @@ def figure9(
     "Mean score by IoU, baseline against CARL"
     edges = np.linspace(lowest, 1, bins + 1)
     place = lambda pos: np.clip(np.digitize(pos.iou, edges) - 1, 0, bins - 1)[:, None] == np.arange(bins)
-    fig = _compare({'baseline': baseline, 'CARL': carl}, place, (edges[1:] + edges[:-1])/2, 'IoU after regression')
+    fig, caption = _compare({'baseline': baseline, 'CARL': carl}, place, (edges[1:] + edges[:-1])/2,
+                            'IoU after regression',
+                            f'IoU after regression; those below {lowest:g} are in the first bin')
     fig.axes[0].set_xlim(lowest, 1)
-    below, above = np.moveaxis(score_changes(baseline, carl, lambda pos: np.c_[pos.iou < low, pos.iou > high]), -1, 0)
-    return Drawn(fig,
-        f'Top: mean score (probability of the own class) of positive samples by their IoU after regression; those below {lowest:g} are in the first '
-        f'bin. Bottom: CARL minus baseline. {INTERVALS[len(carl) > 1]} {counted(baseline=baseline, CARL=carl)}. ' + where(baseline, carl),
-        f'With CARL the mean score of samples with an IoU below {low:g} changes by {said(below, -1)}; that of those above {high:g} by {said(above)}. '
-        f'The first change less the second: {said(below - above, -1)}. (The paper sees the scores of low IoUs suppressed, and more than others.)',
-        ids_of(baseline, carl), {'bins': bins, 'lowest': lowest, 'low': low, 'high': high})
+    change = score_changes(baseline, carl, lambda pos: np.c_[pos.iou < low, pos.iou > high])
+    below, above = change[..., 0], change[..., 1]
+    return drawn_from((baseline, carl), fig, caption,
+        f'With CARL the mean score of samples with an IoU below {low:g} changes by {said(below, -1)}; that of those '
+        f'above {high:g} by {said(above)}. The first change less the second: {said(below - above, -1)}. (The paper '
+        'sees the scores of low IoUs suppressed, and more than others.)', bins=bins, lowest=lowest, low=low, high=high)
 
 # %% ../../nbs/lab/73_figures.ipynb
 def runs_of_row(
@@ -760,6 +926,7 @@ def runs_of_row(
 def _samples(id:str, runs:str|Path|None)->Path: # where `pisa.lab.study.collect` keeps them
     return store.find(id, runs)/'samples.npz'
 
+# %% ../../nbs/lab/73_figures.ipynb
 def _needs(
     number:int, # of the figure
     ids:dict[str, dict[int, str]], # row to seed to id
@@ -769,11 +936,12 @@ def _needs(
     "What a figure lacks of a seed, and the commands that bring it"
     untrained = [row for row, own in ids.items() if seed not in own]
     unseen = [own[seed] for own in ids.values() if seed in own and not _samples(own[seed], runs).exists()]
-    folder = f' -p runs_dir {shlex.quote(str(runs))}' if runs else ''
-    train = [f'papermill nbs/train.ipynb runs/train.ipynb -p experiment "{row}" -p scale mini -p seed {seed}{folder}' for row in untrained]
-    collecting = f'python -c "from pisa.lab import figures; figures.prepare({f"runs={str(runs)!r}" if runs else ""})"'
     what = [f'a run of {row} with seed {seed}' for row in untrained] + [f'samples.npz of {id}' for id in unseen]
-    return f'Figure {number} needs {", ".join(what)}: {" && ".join([*train, collecting])}'
+    folder, argument = (f' -p runs_dir {shlex.quote(str(runs))}', f'runs={str(runs)!r}') if runs else ('', '')
+    commands = [f'papermill nbs/train.ipynb runs/train.ipynb -p experiment "{row}" -p scale mini -p seed {seed}{folder}'
+                for row in untrained]
+    commands += [f'python -c "from pisa.lab import figures; figures.prepare({argument})"']
+    return f'Figure {number} needs {", ".join(what)}: {" && ".join(commands)}'
 
 def draw(
     number:int, # of the figure, 1 to 9
@@ -786,13 +954,14 @@ def draw(
     if not NEEDS[number]: return FIGURES[number]()
     everything = store.comparable(store.load(runs), recipe)
     ids = {row: runs_of_row(row, everything) for row in NEEDS[number]}
-    seeds = set.intersection(*({s for s, id in own.items() if _samples(id, runs).exists() and seed in (None, s)} for own in ids.values()))
+    there = [{s for s, id in own.items() if _samples(id, runs).exists()} for own in ids.values()]
+    seeds = sorted(s for s in set.intersection(*there) if seed in (None, s))
     if not seeds: return print(_needs(number, ids, 1 if seed is None else seed, runs))
     ap = everything.set_index('id').AP
-    def trained(own, seed):
-        id = own[seed]
-        return Trained(store.read_record(store.find(id, runs)), read(id, runs), {s: float(ap[i]) for s, i in own.items()})
-    return FIGURES[number](*([trained(own, seed) for seed in sorted(seeds)] for own in ids.values()))
+    def trained(id, own):
+        aps = {s: float(ap[i]) for s, i in own.items()}
+        return Trained(store.read_record(store.find(id, runs)), read(id, runs), aps)
+    return FIGURES[number](*([trained(own[s], own) for s in seeds] for own in ids.values()))
 
 # %% ../../nbs/lab/73_figures.ipynb
 def show(
@@ -802,7 +971,9 @@ def show(
     "What it asks, the figure, its caption, and what it shows"
     from IPython.display import Markdown, display
     if drawn is None: return
-    display(Markdown(ABOUT[number][1]), drawn.figure, Markdown(f'**Figure {number} (v1). {ABOUT[number][0]}.** {drawn.caption}\n\n{drawn.finding}'))
+    title, question = ABOUT[number]
+    words = f'**Figure {number} (v1). {title}.** {drawn.caption}\n\n{drawn.finding}'
+    display(Markdown(question), drawn.figure, Markdown(words))
     plt.close(drawn.figure)
 
 # %% ../../nbs/lab/73_figures.ipynb

@@ -96,10 +96,12 @@ def write_json(path:str|Path, obj)->Path: # `path`
     "`write_text` of `obj` as JSON; NaN and infinity are refused, since other readers of JSON do not know them"
     return write_text(path, json.dumps(obj, indent=1, allow_nan=False) + '\n')
 
+# %% ../../nbs/lab/30_files.ipynb
 def read_json(path:str|Path): # what the file holds
     "Read a JSON file; a `ValueError` that names the file if it does not parse"
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path} is not JSON ({e}): restore it or delete it') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path} is not JSON ({e}): restore it or delete it') from None
 
 # %% ../../nbs/lab/30_files.ipynb
 def seed_everything(

@@ -68,7 +68,8 @@ class Recorder(Hook):
         try:
             if is_main_process():
                 with open(self.file, 'a') as f: f.write(json.dumps(line) + '\n')
-        except OSError as e: raise OSError(e.errno, e.strerror, str(self.file)) from None  # a full disk does not say where
+        except OSError as e:  # with the file, which the error of a full disk does not name
+            raise OSError(e.errno, e.strerror, str(self.file)) from None
         self.sums, self.n = {}, 0
 
     def after_val_epoch(self, runner, metrics=None): self.metrics = dict(metrics)
@@ -76,8 +77,9 @@ class Recorder(Hook):
 # %% ../../nbs/lab/52_hooks.ipynb
 class Progress(Hook):
     "A bar with the loss and the time left, for training and for evaluation"
-    def bar(self, total, unit, initial=0): # its size is given: a terminal that does not know its own would hide it
-        return tqdm(total=total, unit=unit, initial=initial, file=sys.stdout, mininterval=5, miniters=1, ncols=100, nrows=20, ascii=' =')
+    def bar(self, total, unit, initial=0): # of a given size: a terminal that does not know its own would show no bar
+        return tqdm(total=total, unit=unit, initial=initial, file=sys.stdout, mininterval=5, miniters=1,
+                    ncols=100, nrows=20, ascii=' =')
     def before_train(self, runner):
         self.train_bar = self.bar(runner.max_iters, 'step', runner.iter)
         if runner.iter == runner.max_iters: self.train_bar.close()
@@ -149,7 +151,8 @@ class Checkpoint(Hook):
         for scheduler, values in zip(runner.param_schedulers or [], state['schedulers'], strict=True):
             scheduler.load_state_dict(values)
         self.recorder.load_state_dict(state['recorder'])
-        runner.train_loop._epoch, runner.train_loop._iter = state['epoch'], state['iter']  # as mmengine's own `resume` does
+        loop = runner.train_loop
+        loop._epoch, loop._iter = state['epoch'], state['iter']  # as mmengine's own `resume` does
         set_rng_state({k: v[get_rank() % len(v)].clone() for k, v in state['rng'].items()})  # torch wants no view
         print(f'going on after epoch {runner.epoch} of {runner.max_epochs}')
         self.state = None

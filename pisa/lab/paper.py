@@ -27,8 +27,10 @@ def tables()->list[str]:
 
 def published(
     table:str, # one of `tables()`
-)->pd.DataFrame: # key columns, then metric columns (float; APs in percent, NaN: lost or not reported); `attrs`: where, title, note, keys, metrics
-    "A table of the paper, as a copy; a `ValueError` lists the known ones"
+)->pd.DataFrame: # key columns, then metric columns (float; APs in percent; NaN: lost or not reported)
+    """A table of the paper, as a copy; a `ValueError` lists the known ones.
+
+    Its `attrs` are where, title, note, keys, metrics."""
     if table not in _TABLES: raise ValueError(f'table={table!r} is not known. Choose from: {", ".join(_TABLES)}')
     return _TABLES[table].copy()
 
@@ -55,12 +57,16 @@ def row(
     table:str, # one of `tables()`
     **keys:Any, # of the row, each a key column and its value
 )->pd.Series: # the metrics of that row (float, APs in percent); `attrs` as those of the table
-    "One row of a table of the paper; a `ValueError` of one line says what there is if no row has these keys, or several have"
+    """One row of a table of the paper.
+
+    A `ValueError` of one line says what there is if no row has these keys, or several have."""
     t, given = published(table), ', '.join(f'{k}={v!r}' for k, v in keys.items())
     names, metrics = t.attrs['keys'], t.attrs['metrics']
     for k, v in keys.items():
         if k not in names: raise ValueError(f'{table} has no key {k!r}: it has {", ".join(names)}')
-        if not (t[k] == v).any(): raise ValueError(f'{table} has no row with {k}={v!r}: there is {", ".join(map(str, t[k].unique()))}')
+        if not (t[k] == v).any():
+            known = ', '.join(map(str, t[k].unique()))
+            raise ValueError(f'{table} has no row with {k}={v!r}: there is {known}')
     found = t[(t[list(keys)] == pd.Series(keys, dtype=object)).all(axis=1)]
     if len(found) == 0: raise ValueError(f'{table} has no row with {given}: each exists, but not together')
     if len(found) > 1:
@@ -89,7 +95,8 @@ _table('table3', 'Table 3 (v1)', 'Sampling strategies, Faster R-CNN on COCO val'
     ('H*', 'H*', 36.8, 58.2, 39.8, 21.2, 40.4, 48.5),
     ('R',  'H*', 37.0, 58.1, 40.4, 21.3, 40.7, 48.3),
     ('C',  'H*', 38.1, 57.6, 42.4, 21.8, 41.7, 50.3)],
-    note='R random, H OHEM, H* OHEM with a fixed ratio of positives and negatives, C ISR and CARL; the backbone is not named')
+    note='R random, H OHEM, H* OHEM with a fixed ratio of positives and negatives, C ISR and CARL; '
+         'the backbone is not named')
 
 # %% ../../nbs/lab/40_paper.ipynb
 _table('table4', 'Table 4 (v1)', 'Components of PISA', 'isr carl', _SIZES, [
@@ -114,7 +121,8 @@ _table('table6', 'Table 6 (v1)', 'Images that are ranked together, ResNet-18', '
     (2,          33.5, 52.7, 36.7, 17.7, 36.5, 44.1),
     (4,          33.6, 52.8, 37.0, 18.1, 36.5, 43.7),
     (8,          33.7, 53.1, 37.1, 18.5, 36.6, 43.5)],
-    note='detector and data are not named; AP50 of 2 images is the last of three values in one cell, the others being those above it')
+    note='detector and data are not named; AP50 of 2 images is the last of three values in one cell, '
+         'the others being those above it')
 
 # %% ../../nbs/lab/40_paper.ipynb
 _lost = float('nan')
@@ -123,8 +131,9 @@ _table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
     ('IoU*',    36.5, 58.4, 39.5,  21.6,  40.3, 46.4),
     ('IoU',     36.8, 58.6, 40.0,  21.9,  41.3, 47.2),
     ('IoU-HLR', 37.1, 58.7, 40.3,  21.7,  40.9, 47.1)],
-    note='the name and three values of the row loss are lost; IoU* is the IoU before regression; detector and data are not named')
+    note='the name and three values of the row loss are lost; IoU* is the IoU before regression; '
+         'detector and data are not named')
 
 # %% ../../nbs/lab/40_paper.ipynb
-_table('carl_gradient', 'Section 5.3 (v1), running text', 'CARL with and without its score gradient', 'gradient', 'AP', [
-    (True, 37.2), (False, 36.6)])
+_table('carl_gradient', 'Section 5.3 (v1), running text', 'CARL with and without its score gradient',
+       'gradient', 'AP', [(True, 37.2), (False, 36.6)])

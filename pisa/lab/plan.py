@@ -38,8 +38,9 @@ def devices(
     processes:int=1, # on the CPU; each GPU has one
     nodes:int=1, # machines with as many each
 )->tuple[str, int]: # 'cuda' or 'cpu', and the number of processes of each machine
-    "Where an experiment is trained; a `ValueError` of one line if that many GPUs cannot be had, or cannot share the batch"
-    if type(nodes) is not int or nodes < 1: raise ValueError(f'nodes={nodes!r}: give a whole number of machines, 1 or more')
+    "Where an experiment is trained; a `ValueError` of one line if the GPUs are not there or cannot share the batch"
+    if type(nodes) is not int or nodes < 1:
+        raise ValueError(f'nodes={nodes!r}: give a whole number of machines, 1 or more')
     found, possible = torch.cuda.device_count(), shares(exp, nodes)
     if gpus == 'auto': gpus = max([0] + [n for n in possible if n <= (min(found, 1) if exp.scale == 'mini' else found)])
     if type(gpus) is not int or gpus < 0:
@@ -50,7 +51,8 @@ def devices(
     n = gpus or processes
     if type(n) is int and n in possible: return 'cuda' if gpus else 'cpu', n
     who = f'{nodes} machines with {n} processes each' if nodes > 1 else f'{n} processes'
-    step = f'a step of {global_batch(exp)} images' + (f', of which {k} are ranked together' if (k := ranked_together(exp)) > 1 else '')
+    step = f'a step of {global_batch(exp)} images'
+    if (k := ranked_together(exp)) > 1: step += f', of which {k} are ranked together'
     choice = f'Choose from: {", ".join(map(str, possible))}' if possible else 'Use fewer machines'
     raise ValueError(f'{who} cannot share {step}. {choice}')
 
@@ -58,8 +60,9 @@ def devices(
 def part_of(exp:Experiment, processes:int)->Experiment:
     "The experiment as one of several processes trains it: an overridden batch size is divided"
     key = 'train_dataloader.batch_size'
-    return exp if processes == 1 or key not in parse_overrides(exp.overrides) else dataclasses.replace(
-        exp, overrides=re.sub(rf'(?<!\S){re.escape(key)}=\S+', f'{key}={global_batch(exp)//processes}', exp.overrides))
+    if processes == 1 or key not in parse_overrides(exp.overrides): return exp
+    part = f'{key}={global_batch(exp)//processes}'
+    return dataclasses.replace(exp, overrides=re.sub(rf'(?<!\S){re.escape(key)}=\S+', part, exp.overrides))
 
 # %% ../../nbs/lab/51_plan.ipynb
 def slow_precision(
@@ -68,8 +71,8 @@ def slow_precision(
 )->str: # '' where it is not slow
     "What to say where bfloat16 is trained on a processor that is slow at it"
     if exp.precision != 'bfloat16' or bfloat16_units() or (torch.cuda.is_available() and gpus): return ''
-    return ('this processor has no units for bfloat16: a step takes several times as long as in float32 (measured in nbs/bench.ipynb). '
-            "precision='float32' is faster here, and gives a run with another id")
+    return ('this processor has no units for bfloat16: a step takes several times as long as in float32 '
+            "(measured in nbs/bench.ipynb). precision='float32' is faster here, and gives a run with another id")
 
 # %% ../../nbs/lab/51_plan.ipynb
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def make_plan(
     processes:int=1, # see `devices`
     nodes:int=1, # see `devices`
 )->Plan:
-    "How an experiment is trained. What cannot be had, or does not go together, is refused in one line (`ValueError`, `FileNotFoundError`)"
+    "How an experiment is trained; a `ValueError` or `FileNotFoundError` of one line says why it cannot be"
     device, n = devices(exp, gpus, processes, nodes)
     record = store.describe(exp, spec, n*nodes)
     path, cfg = store.folder(record['id'], runs), config(part_of(exp, n*nodes), spec, n*nodes)

@@ -27,13 +27,15 @@ def train_line(
 )->str: # a line for a shell
     "How to train an experiment through `nbs/train.ipynb`"
     named = exp.overrides.replace("optim_wrapper.type='OptimWrapper'", '')
-    if named != exp.overrides: exp = dataclasses.replace(exp, overrides=' '.join(named.split()), precision='float32')  # as recipe 4 said it
+    if named != exp.overrides:  # in recipe 4 this override chose the precision
+        exp = dataclasses.replace(exp, overrides=' '.join(named.split()), precision='float32')
     usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
     usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
     given = {k: v for k, v in dataclasses.asdict(exp).items() if v not in (usual[k], '') and k != 'pretrained_sha256'}
     if exp.dataset != 'shapes': given['data_root'] = data_root
     if runs: given['runs_dir'] = runs
-    return 'papermill nbs/train.ipynb runs/train.ipynb ' + ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
+    parameters = ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
+    return f'papermill nbs/train.ipynb runs/train.ipynb {parameters}'
 
 def trained(
     run:str, # the id
@@ -51,11 +53,15 @@ def trained(
     exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment) if f.name in record})
     if file.is_file(): return record, exp, file
     if weights: raise FileNotFoundError(f'{file} is not there: give a file of weights')
-    if path.parent != records_dir(runs): why, first = 'they are not in the folder of the run', f', after pisa.lab.runs.delete({run!r})'
-    else: why, first = 'a record has none', ''
-    if record['recipe'] != RECIPE: raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=). '
-        f'The recipe has changed since, so a training gives a new run, with another id: {train_line(exp, runs)}')
-    raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=), or train it{first}: {train_line(exp, runs)}')
+    is_record = path.parent == records_dir(runs)
+    why = 'a record has none' if is_record else 'they are not in the folder of the run'
+    if record['recipe'] != RECIPE:
+        raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=). '
+                                'The recipe has changed since, so a training gives a new run, '
+                                f'with another id: {train_line(exp, runs)}')
+    first = '' if is_record else f', after pisa.lab.runs.delete({run!r})'
+    raise FileNotFoundError(f'run {run} has no weights: {why}. '
+                            f'Give the file (weights=), or train it{first}: {train_line(exp, runs)}')
 
 # %% ../../nbs/lab/56_predict.ipynb
 def same_classes(
@@ -77,15 +83,17 @@ def evaluate(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     gpus:str|int='auto', # 'auto' (a GPU if there is one), 0 (CPU) or 1
     weights:str|Path|None=None, # a file in place of the run's own
-)->tuple[dict[str, float|None], list[dict], list[int]]: # metrics (none without annotations), COCO results, ids of the images
+)->tuple[dict[str, float|None], list[dict], list[int]]: # metrics (none without annotations), COCO results, image ids
     "Evaluate a trained run; errors of one line say what is missing, or does not go together"
     record, exp, file = trained(run, runs, weights)
     same_classes(record, spec)
     found = torch.cuda.device_count()
-    if gpus not in ('auto', 0, 1): raise ValueError(f"gpus={gpus!r}: one process evaluates. Choose from: 'auto', 0 (CPU), 1")
+    if gpus not in ('auto', 0, 1):
+        raise ValueError(f"gpus={gpus!r}: one process evaluates. Choose from: 'auto', 0 (CPU), 1")
     if gpus == 1 and not found: raise ValueError('gpus=1, but torch sees no GPU here: gpus=0 evaluates on the CPU')
-    if spec.fingerprint != record['data']['fingerprint']: exp = dataclasses.replace(
-        exp, overrides=' '.join(pair for pair in exp.overrides.split() if not pair.startswith('val_dataloader.dataset.')))
+    if spec.fingerprint != record['data']['fingerprint']:
+        kept = [pair for pair in exp.overrides.split() if not pair.startswith('val_dataloader.dataset.')]
+        exp = dataclasses.replace(exp, overrides=' '.join(kept))
     # the detector is there already, with its masks and for its number of images
     cfg = config(exp, dataclasses.replace(spec, has_masks=True, n_train=record['data']['n_train']))
     if not spec.has_masks: cfg.val_evaluator.iou_types = ('bbox',)

@@ -21,7 +21,7 @@ def axis_taps(
     bins:int, # S
     pixels:Tensor, # IntTensor[R], of the map along this axis
     ratio:int, # points a bin
-)->tuple[Tensor, Tensor]: # [R, S, 2 * ratio] twice: which pixels (int32) each bin takes, and how much of each, from 0 to 1
+)->tuple[Tensor, Tensor]: # [R, S, 2 * ratio] twice: int32 pixels of each bin, and their weights from 0 to 1
     "Pixels and interpolation weights of one axis"
     part = (torch.arange(bins*ratio, dtype=start.dtype, device=start.device) + 0.5)/(bins*ratio)
     at, last = start[:, None] + part*(end - start)[:, None], pixels[:, None] - 1
@@ -29,7 +29,8 @@ def axis_taps(
     at = at.nan_to_num(0.).clamp(min=0).minimum(last.to(at.dtype))
     low = at.int()
     above = at - low
-    pixel, weight = torch.stack([low, (low + 1).minimum(last)], -1), torch.stack([1 - above, above], -1)*(seen[..., None]/ratio)
+    pixel = torch.stack([low, (low + 1).minimum(last)], -1)
+    weight = torch.stack([1 - above, above], -1)*(seen[..., None]/ratio)
     return pixel.view(len(start), bins, 2*ratio), weight.view(len(start), bins, 2*ratio)
 
 # %% ../../nbs/lab/35_roi_align.ipynb
@@ -40,8 +41,10 @@ def bag_roi_align(
     bins:int, # S
     scales:list[float], # L times the pixels of the map to a pixel of the image, for example 1/4
     ratio:int=1, # points a bin and axis; above 0
-)->Tensor: # [R, C, S, S] in channels-last layout, equal to `torchvision.ops.roi_align(..., aligned=True)`; no gradient for the RoIs
-    "RoIAlign of several levels as weighted sums of pixels; a `ValueError` where RoIs name an image that is not there"
+)->Tensor: # [R, C, S, S] in channels-last layout; no gradient for the RoIs
+    """RoIAlign of several levels as weighted sums of pixels, equal to `torchvision.ops.roi_align(..., aligned=True)`.
+
+    A `ValueError` where RoIs name an image that is not there."""
     (B, C), image = feats[0].shape[:2], rois[:, 0].int()
     if len(rois) and not 0 <= image.min() <= image.max() < B:
         raise ValueError(f'rois name images from {image.min()} to {image.max()}, but feats has {B}')
@@ -49,9 +52,12 @@ def bag_roi_align(
     size = torch.tensor([f.shape[2:] for f in feats], dtype=torch.int32)
     area = size.prod(1, dtype=torch.int32)
     begin = ((area.cumsum(0, dtype=torch.int32) - area)*B)[level] + image*area[level]  # of the image's map in the table
-    x1, y1, x2, y2 = (rois[:, 1:]*rois.new_tensor(scales)[level, None] - 0.5).unbind(1)  # half a pixel: from edges to centres
-    (y, y_weight), (x, x_weight) = (axis_taps(*a, ratio) for a in ((y1, y2, bins, size[level, 0]), (x1, x2, bins, size[level, 1])))
-    row = begin[:, None, None] + y*size[level, 1, None, None]
+    boxes = rois[:, 1:]*rois.new_tensor(scales)[level, None] - 0.5  # half a pixel: from edges to centres
+    x1, y1, x2, y2 = boxes.unbind(1)
+    height, width = size[level].unbind(1)
+    y, y_weight = axis_taps(y1, y2, bins, height, ratio)
+    x, x_weight = axis_taps(x1, x2, bins, width, ratio)
+    row = begin[:, None, None] + y*width[:, None, None]
     each_y = lambda t: t.repeat_interleave(2*ratio, 2)[:, :, None]  # [R, S, 1, 4 * ratio**2]
     each_x = lambda t: t.repeat(1, 1, 2*ratio)[:, None]             # [R, 1, S, 4 * ratio**2]
     index, weight = each_y(row) + each_x(x), each_y(y_weight)*each_x(x_weight)
@@ -62,14 +68,15 @@ def bag_roi_align(
 # %% ../../nbs/lab/35_roi_align.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
 class BagRoIExtractor(SingleRoIExtractor):
-    "mmdet's `SingleRoIExtractor`, on a CPU by `bag_roi_align` where its layer is RoIAlign with `sampling_ratio` above 0"
+    "mmdet's `SingleRoIExtractor`; on a CPU `bag_roi_align` if its layer is RoIAlign with `sampling_ratio` above 0"
     def forward(self, feats:tuple[Tensor, ...], rois:Tensor, roi_scale_factor:float|None=None)->Tensor: # [R, C, S, S]
         "On a CPU in float32 also under autocast: rounded to bfloat16, a RoI may be off by a pixel"
         if feats[0].device.type != 'cpu': return super().forward(feats, rois, roi_scale_factor)
         layer, feats, rois = self.roi_layers[0], tuple(f.float() for f in feats), rois.float()
+        mean = isinstance(layer, RoIAlign) and layer.pool_mode == 'avg' and layer.aligned
         with torch.autocast('cpu', enabled=False):
-            if not (isinstance(layer, RoIAlign) and layer.sampling_ratio > 0 and layer.pool_mode == 'avg' and layer.aligned):
-                return super().forward(feats, rois, roi_scale_factor)
+            if not (mean and layer.sampling_ratio > 0): return super().forward(feats, rois, roi_scale_factor)
             level = self.map_roi_levels(rois, len(feats))
             if roi_scale_factor is not None: rois = self.roi_rescale(rois, roi_scale_factor)
-            return bag_roi_align(feats, rois, level, layer.output_size[0], [r.spatial_scale for r in self.roi_layers], layer.sampling_ratio)
+            scales = [r.spatial_scale for r in self.roi_layers]
+            return bag_roi_align(feats, rois, level, layer.output_size[0], scales, layer.sampling_ratio)

@@ -4,8 +4,8 @@
 
 # %% ../../nbs/lab/50_runs.ipynb 3
 from __future__ import annotations
-import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, json, math, os, platform, re, shutil, subprocess
-import time, warnings
+import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, json, math
+import os, platform, re, shutil, subprocess, time, warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 import pisa
 from ..prime import one_of
 from .data import DataSpec
-from .experiments import BACKBONES, DATASETS, DETECTORS, FORMULATIONS, METHODS, PRECISIONS, RECIPE, RECIPES, SCALES, Experiment
+from .experiments import (BACKBONES, DATASETS, DETECTORS, FORMULATIONS, METHODS, PRECISIONS, RECIPE, RECIPES,
+                                  SCALES, Experiment)
 from .files import read_json, records_dir, runs_dir, write_bytes, write_json, write_text
 
 # %% auto 0
@@ -54,7 +55,8 @@ def find(
 
 def no_link(file:Path)->None:
     "A `ValueError` of one line if a file of a run is a link: what is written there would go elsewhere"
-    if file.is_symlink(): raise ValueError(f'{file} is a link, and a run is trained in a folder of its own only: delete the link')
+    if file.is_symlink():
+        raise ValueError(f'{file} is a link, and a run is trained in a folder of its own only: delete the link')
 
 def no_links(path:Path)->None:
     "`no_link` for all that is in the folder of a run"
@@ -63,7 +65,7 @@ def no_links(path:Path)->None:
 # %% ../../nbs/lab/50_runs.ipynb
 def bfloat16_units(
     cpuinfo:str|Path='/proc/cpuinfo', # Linux describes the processor there
-)->str|None: # 'amx_bf16' (Intel), 'avx512_bf16' (AMD, Intel) or 'bf16' (ARM), the fastest that there is; None: no such units are known
+)->str|None: # the fastest: 'amx_bf16' (Intel), 'avx512_bf16' (AMD, Intel) or 'bf16' (ARM); None: none is known
     "What the processor has to multiply bfloat16 numbers faster than float32"
     try: flags = set(Path(cpuinfo).read_text().split())
     except OSError: return None
@@ -80,7 +82,8 @@ def git_state()->dict[str, Any]: # {'revision': 40 hex digits or None, 'dirty': 
         return p.stdout.strip() if p.returncode == 0 else None
     try:
         if git('rev-parse', '--show-toplevel') != str(here): return {'revision': None, 'dirty': None}
-        changes = git('status', '--porcelain', '--untracked-files=no', '--', 'pisa', 'nbs'), git('ls-files', '--others', '--', 'pisa/*.py')
+        changes = (git('status', '--porcelain', '--untracked-files=no', '--', 'pisa', 'nbs'),
+                   git('ls-files', '--others', '--', 'pisa/*.py'))
         return {'revision': git('rev-parse', 'HEAD'), 'dirty': any(changes)}
     except FileNotFoundError: return {'revision': None, 'dirty': None}  # no git
 
@@ -93,7 +96,7 @@ def versions()->dict[str, str]:
 def machine(
     processes:int=1, # that train together
 )->dict[str, Any]:
-    "What it runs on; `bfloat16` names the processor's units for it (see `bfloat16_units`), `threads` are of each process"
+    "The machine. `bfloat16` names the processor's units (see `bfloat16_units`); `threads` are of each process"
     cpu = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists() and (m := re.search(r'model name\s*: (.+)', info.read_text())): cpu = m[1]
@@ -145,7 +148,8 @@ def lock(
             with lock(path): yield
             return
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f'process {os.getpid()} on {platform.node()} since {time.strftime("%Y-%m-%d %H:%M:%S")}\n'.encode(), 0)
+        since = time.strftime('%Y-%m-%d %H:%M:%S')
+        os.pwrite(fd, f'process {os.getpid()} on {platform.node()} since {since}\n'.encode(), 0)
         yield
     finally:
         if fd in _held:
@@ -187,7 +191,7 @@ def save_checkpoint(
     state:dict, # tensors, numbers, words, and lists and dicts of them
     keep:int=2,
 )->None:
-    "Write the checkpoint after an epoch, and delete all but the last `keep`; an `OSError` names a file that cannot be written"
+    "Write the checkpoint after an epoch, and delete all but the last `keep`. An `OSError` names the file"
     save_tensors(path/'checkpoints'/f'epoch_{epoch}.pth', {'schema': SCHEMA, 'run': path.name, **state}, checksum=True)
     for old in checkpoints(path)[:-keep]:
         old.unlink()
@@ -230,20 +234,24 @@ def describe(
     return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), 'recipe': RECIPE, **dataclasses.asdict(exp), 'data': data,
             'git': git_state(), 'versions': versions(), 'machine': machine(processes), 'resumed': 0}
 
-WORDS = {'detector': DETECTORS, 'method': METHODS, 'dataset': DATASETS, 'scale': SCALES, 'backbone': BACKBONES, 'formulation': FORMULATIONS,
-         'precision': ('', *PRECISIONS)}
-TYPES = {**dict.fromkeys(('id', 'overrides', 'sampler', 'pretrained', 'pretrained_sha256'), str), **dict.fromkeys(('seed', 'schema'), int),
+WORDS = {'detector': DETECTORS, 'method': METHODS, 'dataset': DATASETS, 'scale': SCALES, 'backbone': BACKBONES,
+         'formulation': FORMULATIONS, 'precision': ('', *PRECISIONS)}
+TYPES = {**dict.fromkeys(('id', 'overrides', 'sampler', 'pretrained', 'pretrained_sha256'), str),
+         **dict.fromkeys(('seed', 'schema'), int),
          **dict.fromkeys(('data', 'git', 'versions', 'machine'), dict)}
-# in fields that older records do not have, what was true then
-ADDED = {'schema': SCHEMA, 'resumed': 0, **{f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}}
+# fields that older records do not have, and what was true then
+ADDED = {'schema': SCHEMA, 'resumed': 0,
+         **{f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}}
 
 def how_trained(
     record:dict[str, Any], # what `run.json` holds, and `ADDED`
-)->dict[str, Any]: # `recipe`, one of `pisa.lab.experiments.RECIPES`, 0 if the id does not come from any of them; `precision`, one of `PRECISIONS`
-    "Recipe and precision of a run. Older records do not name the precision: it follows from the machine and the overrides"
+)->dict[str, Any]: # `recipe`: one of `RECIPES`, 0 if the id comes from none of them; `precision`: one of `PRECISIONS`
+    "Recipe and precision of a run. In older records the precision follows from the machine and the overrides"
     exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
-    recipe = next((n for n in sorted(RECIPES, reverse=True) if exp.id(record['data']['fingerprint'], n) == record['id']), 0)
-    short = record['scale'] == 'mini' and record['machine'].get('amx') and "optim_wrapper.type='OptimWrapper'" not in record['overrides']
+    fingerprint = record['data']['fingerprint']
+    recipe = next((n for n in sorted(RECIPES, reverse=True) if exp.id(fingerprint, n) == record['id']), 0)
+    short = (record['scale'] == 'mini' and record['machine'].get('amx')
+             and "optim_wrapper.type='OptimWrapper'" not in record['overrides'])
     return {'recipe': recipe, 'precision': record['precision'] or ('bfloat16' if short else 'float32')}
 
 def read_record(
@@ -303,7 +311,7 @@ def finish(
 # %% ../../nbs/lab/50_runs.ipynb
 def read_metrics(
     path:Path, # the folder of a complete run
-)->dict[str, float]: # percent: AP and its relatives, as in `pisa.lab.evaluate.coco_ap`; nan where there is no ground truth
+)->dict[str, float]: # percent: AP and its relatives, as in `pisa.lab.evaluate.coco_ap`; nan: no ground truth
     "What `metrics.json` holds; a `ValueError` of one line if it is damaged"
     file = path/'metrics.json'
     try:
@@ -314,10 +322,11 @@ def read_metrics(
     except ValueError as e:
         saved = checkpoints(path)
         then = f'goes on from {saved[-1].name}' if saved else 'begins anew, since there is no checkpoint'
-        raise ValueError(f'{file} is damaged ({e}): restore it (pisa.lab.predict.evaluate has the numbers from weights.pth), '
-                         f'or delete it; the training, asked for again, {then}') from None
+        raise ValueError(f'{file} is damaged ({e}): restore it (pisa.lab.predict.evaluate has the numbers '
+                         f'from weights.pth), or delete it; the training, asked for again, {then}') from None
     return {k: math.nan if v is None else v for k, v in metrics.items()}
 
+# %% ../../nbs/lab/50_runs.ipynb
 def scalars(
     run:str, # the id
     runs:str|Path|None=None,
@@ -326,23 +335,26 @@ def scalars(
     file = find(run, runs)/'scalars.jsonl'
     if not file.exists(): raise FileNotFoundError(f'run {run!r} has recorded nothing: {file} is not there')
     try: return pd.read_json(file, lines=True)
-    except ValueError as e: raise ValueError(f'{file} is damaged ({e}): restore it, or delete the line that is cut off') from None
+    except ValueError as e:
+        raise ValueError(f'{file} is damaged ({e}): restore it, or delete the line that is cut off') from None
 
 def bootstrap(
     run:str, # the id
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[str, np.ndarray]: # [1 + draws] each, percent: AP, AP50, AP75, perhaps AP_VOC; first of the images as they are; empty: it was not computed
-    "The APs of a run on draws of its validation images, which are the same for all runs on this data"
+)->dict[str, np.ndarray]: # [1 + draws] each, percent: AP, AP50, AP75, perhaps AP_VOC; empty: it was not computed
+    "The APs of a run on its validation images, then on draws of them, which are the same for all runs on this data"
     file = find(run, runs)/'bootstrap.npz'
     if not file.exists(): return {}
     with np.load(file, allow_pickle=False) as data: return {k: data[k].astype(float) for k in data.files}
 
+# %% ../../nbs/lab/50_runs.ipynb
 def load(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     own:bool=True, # your own runs too, not the records alone
 )->pd.DataFrame: # one row a complete run: `source`, parameters, `recipe`, data, machine, metrics
-    "All complete runs as one table, sorted by id. `source` is 'own' or 'record'; where both are there, your own run counts"
-    if runs and not Path(runs).expanduser().is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
+    "All complete runs, sorted by id. `source` is 'own' or 'record'; of a run that is both, your own counts"
+    if runs and not Path(runs).expanduser().is_dir():
+        raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
     rows = {}
     for source, parent in (('record', records_dir(runs)), ('own', runs_dir(runs)))[:1 + own]:
         for path in parent.iterdir() if parent.is_dir() else ():
@@ -356,6 +368,7 @@ def load(
             rows[path.name] = {'source': source, **record, **nested, **metrics}
     return pd.DataFrame([rows[id] for id in sorted(rows)])
 
+# %% ../../nbs/lab/50_runs.ipynb
 def of_one_recipe(
     table:pd.DataFrame, # see `load`
     recipe:int|None=None, # the one with the most runs if not given; in a tie, the newest
@@ -365,7 +378,8 @@ def of_one_recipe(
     count = table.recipe[table.recipe > 0].value_counts().to_dict() if len(table) else {}
     if recipe is None: recipe = max(count, key=lambda n: (count[n], n), default=RECIPE)
     elif recipe not in count:
-        raise ValueError(f"recipe={recipe!r}: there is no run of it. Choose from: {', '.join(map(str, sorted(count))) or 'none'}")
+        known = ', '.join(map(str, sorted(count))) or 'none'
+        raise ValueError(f'recipe={recipe!r}: there is no run of it. Choose from: {known}')
     own = table[table.recipe == recipe].reset_index(drop=True) if len(table) else table.copy()
     own.attrs = {'recipe': recipe, 'others': {n: count[n] for n in sorted(count) if n != recipe}}
     return own
@@ -373,7 +387,7 @@ def of_one_recipe(
 def comparable(
     table:pd.DataFrame, # see `load`
     recipe:int|None=None, # see `of_one_recipe`
-)->pd.DataFrame: # `attrs` as of `of_one_recipe`; `precision`, that of each scale; `left`, how many runs there are of the other one
+)->pd.DataFrame: # `attrs`: as `of_one_recipe`, `precision` of each scale, and `left`: the runs of the other precision
     "The runs of one recipe, and at each scale of one precision: the one with the most runs"
     own = of_one_recipe(table, recipe)
     most = own.groupby('scale').precision.agg(lambda p: p.value_counts().idxmax()).to_dict() if len(own) else {}
@@ -391,7 +405,8 @@ def compare(
     table = table.set_index('id') if len(table) else table
     for id in ids:
         if id not in table.index:
-            raise FileNotFoundError(f'there is no complete run {id!r} in {runs_dir(runs)}: pisa.lab.runs.load() lists them')
+            raise FileNotFoundError(f'there is no complete run {id!r} in {runs_dir(runs)}: '
+                                    'pisa.lab.runs.load() lists them')
     table = table.loc[[*ids]].T
     return table[table.astype(str).nunique(axis=1) > 1]
 
@@ -402,14 +417,17 @@ def delete(
     "Delete your own run, so that asking for it trains it again"
     path = folder(run, runs)
     if not path.exists() and (records_dir(runs)/run).is_dir():
-        raise FileNotFoundError(f'run {run!r} is a record, which is only read. A training does not look at records: there is nothing to delete')
+        raise FileNotFoundError(f'run {run!r} is a record, which is only read. '
+                                'A training does not look at records: there is nothing to delete')
     if not path.is_dir() or path.is_symlink():
         raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.lab.runs.load() lists them')
     try:
-        with lock(path): away = path.rename(path.with_name(f'.{run}.{os.getpid()}'))  # in one step, so nobody finds a part of it
+        with lock(path): away = path.rename(path.with_name(f'.{run}.{os.getpid()}'))  # one step: no part of it is found
         shutil.rmtree(away)
     except BlockingIOError: raise
-    except OSError as e: raise OSError(e.errno, f'run {run} cannot be deleted, {path.parent} cannot be written to: {e.strerror}') from None
+    except OSError as e:
+        raise OSError(e.errno, f'run {run} cannot be deleted, '
+                               f'{path.parent} cannot be written to: {e.strerror}') from None
 
 KEPT = 'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz', 'bootstrap.npz'  # in a record
 

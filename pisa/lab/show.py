@@ -44,6 +44,7 @@ def _mask(annotation:dict, height:int, width:int)->np.ndarray: # [height, width]
     elif isinstance(code['counts'], list): code = rle.frPyObjects(code, height, width)
     return np.zeros((height, width), bool) if code is None else rle.decode(code).astype(bool)
 
+# %% ../../nbs/lab/33_show.ipynb
 def load_samples(
     spec:DataSpec, # see `load`
     split:str='train', # 'train' or 'val'
@@ -55,16 +56,18 @@ def load_samples(
     images, by_image, label = _index(file, file.stat().st_mtime_ns)
     indices = range(indices) if isinstance(indices, int) else list(indices)
     for i in indices:
-        if not 0 <= i < len(images): raise IndexError(f'{split} of {spec.name} has images 0 to {len(images) - 1}, not {i}')
+        if not 0 <= i < len(images):
+            raise IndexError(f'{split} of {spec.name} has images 0 to {len(images) - 1}, not {i}')
     out = []
     for i in indices:
         about, objects = images[i], by_image.get(images[i]['id'], [])
         boxes = np.array([a['bbox'] for a in objects], float).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        labels = np.array([label[a['category_id']] for a in objects], int)
         masks = [_mask(a, about['height'], about['width']) for a in objects]
         with Image.open(folder/about['file_name']) as image: pixels = np.asarray(image.convert('RGB'))
-        out.append(Sample(pixels, boxes, np.array([label[a['category_id']] for a in objects], int),
-                          np.array(masks, bool).reshape(-1, *pixels.shape[:2]) if spec.has_masks else None, folder/about['file_name']))
+        masks = np.array(masks, bool).reshape(-1, *pixels.shape[:2]) if spec.has_masks else None
+        out.append(Sample(pixels, boxes, labels, masks, folder/about['file_name']))
     return out
 
 # %% ../../nbs/lab/33_show.ipynb
@@ -80,7 +83,8 @@ def show_grid(
     samples = load_samples(spec, split, indices)
     palette = sns.color_palette('colorblind', len(spec.classes))
     rows, (h, w) = -(-len(samples)//columns), samples[0].image.shape[:2]
-    fig, axes = plt.subplots(rows, columns, figsize=(columns*width, rows*width*h/w), squeeze=False, layout='constrained')
+    size = (columns*width, rows*width*h/w)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')
     for ax in axes.flat: ax.set_axis_off()
     for ax, s in zip(axes.flat, samples):
         ax.imshow(s.image)
@@ -91,6 +95,6 @@ def show_grid(
                 ax.imshow(np.where(s.masks[i][..., None], (*colour, .35), 0.))
             ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.4))
             above = y1 > .09*height
-            ax.text(x1, y1 if above else y2, spec.classes[s.labels[i]], va='bottom' if above else 'top', fontsize=7, color='white',
-                    bbox=dict(fc=colour, ec='none', pad=.8), clip_on=True)
+            ax.text(x1, y1 if above else y2, spec.classes[s.labels[i]], va='bottom' if above else 'top',
+                    fontsize=7, color='white', bbox=dict(fc=colour, ec='none', pad=.8), clip_on=True)
     return fig

@@ -35,7 +35,7 @@ def predict_in_float32(model:nn.Module)->nn.Module:
 # %% ../../nbs/lab/44_speed.ipynb
 @OPTIM_WRAPPERS.register_module(force=True)  # force: running this cell twice is no error
 class Bfloat16OptimWrapper(OptimWrapper):
-    "mmengine's `OptimWrapper`, with convolutions and matrix products in bfloat16. Its `AmpOptimWrapper` is for GPUs alone"
+    "mmengine's `OptimWrapper`, with convolutions and matrix products in bfloat16; `AmpOptimWrapper` is for GPUs only"
     prepared = None  # the model
 
     @contextlib.contextmanager

@@ -27,38 +27,49 @@ def _step(file:Path)->dict[str, dict[str, float]]: # name of a row of Table 1 to
     found = read_json(file)['tables'] if file.exists() else []
     ratio = {t['title'].split(':')[0]: dict(time_ratio=r['step_ratio'], low=r['low'], high=r['high'])
              for t in found for r in t['rows'] if r['method'] == 'pisa'}
-    row = {n.split('/')[1].split('-')[0]: n for n in reversed(ROWS) if n.startswith('table1/') and n.endswith('-pisa')}  # its first backbone
-    return {row[d]: r for d, r in ratio.items() if d in row}
+    rows = [n for n in ROWS if n.startswith('table1/') and n.endswith('-pisa')]
+    first = {n.split('/')[1].split('-')[0]: n for n in reversed(rows)}  # detector to the row of its first backbone
+    return {first[detector]: r for detector, r in ratio.items() if detector in first}
+
+# %% ../../nbs/lab/70_statistics.ipynb
+def _of_row(record:dict)->Experiment: # has the fields of `Experiment`, among others
+    "The experiment that a run repeats: of seed 0, and of the usual precision of its scale"
+    words = {f.name: record.get(f.name, f.default) for f in dataclasses.fields(Experiment)}
+    return Experiment(**words | {'seed': 0, 'precision': experiment(scale=record['scale']).precision})
+
+def _diverged(
+    runs:str|Path|None, # see `read_runs`
+    attrs:dict, # see `pisa.lab.runs.comparable`
+)->list[Experiment]:
+    "Experiments of this recipe and precision that a sweep saw end with a loss that is no number"
+    out = []
+    for file in runs_dir(runs).glob('*/error.txt'):
+        if store.is_complete(file.parent) or not file.read_text().startswith('FloatingPointError'): continue
+        try: record = store.read_record(file.parent)
+        except ValueError: continue  # `load` has warned of those that count
+        precision = attrs['precision'].get(record['scale'], record['precision'])
+        if (record['recipe'], record['precision']) == (attrs['recipe'], precision): out.append(_of_row(record))
+    return out
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def read_runs(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     recipe:int|None=None, # see `pisa.lab.runs.comparable`
     own:bool=True, # your own runs too, not the records alone
-)->pd.DataFrame: # `pisa.lab.runs.load`, with `experiment` (of seed 0), `draws` (see `pisa.lab.runs.bootstrap`) and `train_time` (s a step)
+)->pd.DataFrame: # `pisa.lab.runs.load`, with `experiment` (of seed 0), `draws`, and `train_time` (s a step)
     """The runs of one recipe and precision, your own and the records, which tables are made of.
 
-    `attrs`: those of `pisa.lab.runs.comparable`; `diverged`, experiments that a sweep saw end with a loss that is no number; `step`, rows to
-    the time of a training step over the baseline's, from `records/bench/step.json` if it is there"""
+    `draws` are those of `pisa.lab.runs.bootstrap`. `attrs` has those of `pisa.lab.runs.comparable`, and two more.
+    `diverged`: experiments that a sweep saw end with a loss that is no number.
+    `step`: row to the time of a training step over the baseline's, from `records/bench/step.json` if it is there"""
     table = store.comparable(store.load(runs, own), recipe)
-    attrs = table.attrs
     if len(table):
-        fields = [f.name for f in dataclasses.fields(Experiment)]
-        usual = {scale: experiment(scale=scale).precision for scale in SCALES}  # that of rows; which one it is, `attrs` say
-        table['experiment'] = [Experiment(**r | {'seed': 0, 'precision': usual[r['scale']]}) for r in table[fields].to_dict('records')]
+        table['experiment'] = [_of_row(r) for r in table.to_dict('records')]
         table['draws'] = [store.bootstrap(id, runs) for id in table.id]
         table['train_time'] = table.seconds/table.steps
         of_draws = pd.Series([d['AP_VOC'][0] if 'AP_VOC' in d else np.nan for d in table.draws], dtype=float)
-        table['AP_VOC'] = table['AP_VOC'].fillna(of_draws) if 'AP_VOC' in table else of_draws
-    lost = []
-    for file in runs_dir(runs).glob('*/error.txt'):
-        if store.is_complete(file.parent) or not file.read_text().startswith('FloatingPointError'): continue
-        try: record = store.read_record(file.parent)
-        except ValueError: continue  # `load` has warned of those that count
-        if (record['recipe'], record['precision']) != (attrs['recipe'], attrs['precision'].get(record['scale'], record['precision'])): continue
-        words = {f.name: record.get(f.name, f.default) for f in dataclasses.fields(Experiment)}
-        lost.append(Experiment(**words | {'seed': 0, 'precision': experiment(scale=record['scale']).precision}))
-    table.attrs = attrs | {'diverged': lost, 'step': _step(records_dir(runs)/'bench/step.json')}
+        table['AP_VOC'] = table.get('AP_VOC', of_draws).fillna(of_draws)
+    table.attrs |= {'diverged': _diverged(runs, table.attrs), 'step': _step(records_dir(runs)/'bench/step.json')}
     return table
 
 # %% ../../nbs/lab/70_statistics.ipynb
@@ -82,16 +93,18 @@ def select(
     runs:pd.DataFrame, # see `read_runs`
     scale:str='mini', # 'mini' or 'paper'
 )->Part:
-    "The runs of a table, of the data that most of them are of"
+    "The runs of a table, of the data that most of them were trained on"
     one_of('scale', scale, SCALES)
-    rows = {row_experiment(r.name, scale=scale, seed=0): r.name for r in known_table(table).rows}
+    experiments = lambda t: {row_experiment(r.name, scale=scale, seed=0): r.name for r in t.rows}
+    rows = experiments(known_table(table))
     if not len(runs): return Part(pd.DataFrame(columns=['row', 'seed', 'id']), pd.DataFrame(), 0)
-    of_all = {row_experiment(r.name, scale=scale, seed=0) for t in TABLES.values() for r in t.rows}
     own = runs[runs.experiment.isin(list(rows))]
     data = own.data_fingerprint.value_counts().index[:1]
-    cells, peers = (part[part.data_fingerprint.isin(data)].copy() for part in (own, runs[runs.experiment.isin(list(of_all))]))
-    cells['row'] = [rows[e] for e in cells.experiment]
-    return Part(cells.sort_values(['row', 'seed']), peers, len(own) - len(cells))
+    on_data = runs[runs.data_fingerprint.isin(data)]
+    peers = on_data[on_data.experiment.isin([e for t in TABLES.values() for e in experiments(t)])]
+    cells = own[own.data_fingerprint.isin(data)]
+    cells = cells.assign(row=[rows[e] for e in cells.experiment]).sort_values(['row', 'seed'])
+    return Part(cells, peers, len(own) - len(cells))
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def made_up_runs(
@@ -104,28 +117,40 @@ def made_up_runs(
         exp = row_experiment(row, scale='mini', seed=0)
         for seed in range(seeds):
             ap = mean + seed_effect[seed] + rng.normal(0, .5)
-            values = {'AP': ap, 'AP50': ap + 25, 'AP75': 1.2*ap}
-            draws = {k: v + common + rng.normal(0, .3, 1001) for k, v in values.items()}
-            out.append({**dataclasses.asdict(exp), 'seed': seed, 'id': f'{row}-s{seed}', 'source': 'record', 'recipe': 5,
-                        'row_name': row.partition('/')[2], 'experiment': exp, 'draws': draws, **values, 'data_fingerprint': 'abc',
-                        'data_name': 'nothing', 'data_note': 'made up', 'data_n_train': 100, 'data_n_val': 50, 'seconds': 400., 'steps': 1000,
-                        'train_time': .4, 'machine_cpu': 'a CPU', 'machine_cores': 2, 'machine_threads': 1, 'machine_gpu': None})
-    return store.comparable(pd.DataFrame(out))
+            metrics = {'AP': ap, 'AP50': ap + 25, 'AP75': 1.2*ap}
+            draws = {k: v + common + rng.normal(0, .3, 1001) for k, v in metrics.items()}
+            out.append({**dataclasses.asdict(exp), **metrics, 'seed': seed, 'id': f'{row}-s{seed}',
+                        'row_name': row.partition('/')[2], 'experiment': exp, 'draws': draws})
+    table = pd.DataFrame(out).assign(
+        source='record', recipe=5, seconds=400., steps=1000, train_time=.4,
+        data_fingerprint='abc', data_name='nothing', data_note='made up', data_n_train=100, data_n_val=50,
+        machine_cpu='a CPU', machine_cores=2, machine_threads=1, machine_gpu=None)
+    return store.comparable(table)
 
 # %% ../../nbs/lab/70_statistics.ipynb
 LEVEL = .95
 
 def values(
-    cells:pd.DataFrame, # runs
+    numbers:pd.DataFrame|pd.Series|dict, # metric to numbers: of runs, of a row of the paper, or of the draws of a run
     metric:str, # a metric, or the difference of two, 'AP75-AP50'
-)->pd.Series: # percent
-    "A number of each run"
-    first, *rest = metric.split('-')
-    return cells[first].astype(float) - sum(cells[m].astype(float) for m in rest)
+)->pd.Series|np.ndarray|float: # percent
+    "A metric, or the difference of two"
+    first, *rest = (numbers[m].astype(float) for m in metric.split('-'))
+    return first - sum(rest)
 
-def t_quantile(df:int)->float: return float(student.ppf((1 + LEVEL)/2, df)) if df else np.nan  # its quantile
+def t_quantile(df:int)->float: # nan without a degree of freedom
+    "Half-width of an interval in standard errors"
+    return float(student.ppf((1 + LEVEL)/2, df)) if df else np.nan
 
 # %% ../../nbs/lab/70_statistics.ipynb
+def _row_and_block(runs:pd.DataFrame)->tuple[np.ndarray, np.ndarray]: # [N] each, from 0
+    "The number of each run's row, and of its block: the runs with the same detector, backbone and seed"
+    block = runs.detector + runs.backbone + runs.seed.astype(str)
+    return pd.factorize(runs.experiment)[0], pd.factorize(block)[0]
+
+def _indicators(*codes:np.ndarray)->np.ndarray: # [N] each to [N, all numbers], 0 or 1
+    return np.concatenate([np.eye(k.max() + 1)[k] for k in codes], 1)
+
 def seed_noise(
     runs:pd.DataFrame, # of one data set, see `Part`
     metric:str, # see `values`
@@ -136,8 +161,7 @@ def seed_noise(
     v = values(runs, metric)
     some, v = runs[v.notna()], v.dropna().to_numpy()
     if not len(v): return np.nan, 0
-    row, block = (pd.factorize(k)[0] for k in (some.experiment, some.detector + some.backbone + some.seed.astype(str)))
-    design = np.concatenate([np.eye(k.max() + 1)[k] for k in (row, block)[:1 + paired]], 1)
+    design = _indicators(*_row_and_block(some)[:1 + paired])
     fit, _, rank, _ = np.linalg.lstsq(design, v, rcond=None)
     df, residual = len(v) - int(rank), v - design@fit
     return (float(np.sqrt(residual@residual/df)), df) if df else (np.nan, 0)
@@ -165,24 +189,23 @@ def difference(
     metric:str='AP', # see `values`
 )->dict|None: # difference, low, high, pairs (of runs); over_seeds, over_images: the half-widths of each; None: not run
     "Rows minus their baselines, in pairs of runs of the same seed, with the 95% interval over seeds and images"
-    weight, n = {}, 0
-    for row, base in pairs:
-        seeds = shared(part.cells, row, base)
-        if not seeds: return None
-        n += len(seeds)
-        for key, sign in [((r, s), sign) for r, sign in ((row, 1), (base, -1)) for s in seeds]:
-            weight[key] = weight.get(key, 0) + sign/len(seeds)/len(pairs)
-    if not n: return None
+    seeds = [shared(part.cells, *pair) for pair in pairs]
+    if not seeds or not all(seeds): return None
+    weight = {}
+    for pair, both in zip(pairs, seeds):
+        for row, sign in zip(pair, (1, -1)):
+            for s in both: weight[row, s] = weight.get((row, s), 0) + sign/len(both)/len(pairs)
     own, w = part.cells.set_index(['row', 'seed']).loc[list(weight)], np.array(list(weight.values()))
     mean = float(w@values(own, metric))
     if math.isnan(mean): return None
     sd, df = part.noise(metric, paired=True)
-    half, (first, *rest), draws = t_quantile(df)*sd*np.sqrt(w@w), metric.split('-'), None
-    if all(m in d for d in own.draws for m in (first, *rest)):
-        draws = w@np.stack([(d[first] - sum(d[m] for m in rest))[1:] for d in own.draws])
+    half, draws = float(t_quantile(df)*sd*np.sqrt(w@w)), None
+    if all(m in d for d in own.draws for m in metric.split('-')):
+        draws = w@np.stack([values(d, metric)[1:] for d in own.draws])
     low, high = interval(mean, half, draws)
-    around = interval(0, 0, draws)
-    return dict(difference=mean, low=low, high=high, pairs=n, over_seeds=float(half), over_images=(around[1] - around[0])/2)
+    of_images = interval(0, 0, draws)
+    return dict(difference=mean, low=low, high=high, pairs=sum(map(len, seeds)),
+                over_seeds=half, over_images=(of_images[1] - of_images[0])/2)
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def needed(
@@ -196,9 +219,9 @@ def needed(
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def time_ratios(cells:pd.DataFrame, row:str, base:str)->np.ndarray: # one number a pair
-    "Time of a step over that of the baseline, in pairs of runs of the same seed on the same machine with as many threads"
+    "Time of a step over the baseline's, in pairs of runs of the same seed on the same machine with as many threads"
     same = ['seed', *(c for c in cells if c.startswith('machine_'))]
-    plain = cells.assign(**{c: cells[c].astype(str) for c in same})
+    plain = cells.astype(dict.fromkeys(same, str))
     pairs = plain[plain.row == row].merge(plain[plain.row == base], on=same)
     return (pairs.train_time_x/pairs.train_time_y).to_numpy(float)
 

@@ -38,8 +38,8 @@ def samples_of(
     batch:dict, # one image: `inputs` and `data_samples`, as mmdet's pipeline for testing gives them
     gt_box:Tensor, # [G, 4] objects, in pixels of what the pipeline made of the image
     gt_label:Tensor, # [G]
-)->dict[str, Tensor]: # arrays of [S] rows, see `FIELDS`; `logit` [S, C + 1]; `boxes` [S, 4*C] regressed for each class; in the same pixels
-    "Assign the proposals of an image and look at what the box head makes of them"
+)->dict[str, Tensor]: # [S] rows of `FIELDS`, `logit` [S, C + 1], `boxes` [S, 4*C] of each class; in the same pixels
+    "Assign the proposals of an image to its objects, and apply the box head to them"
     head, background = model.roi_head, model.roi_head.bbox_head.num_classes
     data = model.data_preprocessor(batch, False)
     x = model.extract_feat(data['inputs'])
@@ -49,8 +49,9 @@ def samples_of(
     prob = probabilities(out['cls_score'], head.bbox_head.loss_cls)
     label, gt = torch.where(assigned.gt_inds > 0, assigned.labels, background), assigned.gt_inds - 1
     delta = out['bbox_pred'].float().view(len(priors), -1, 4)
-    boxes = get_box_tensor(head.bbox_head.bbox_coder.decode(priors.repeat_interleave(delta.shape[1], 0), delta.flatten(0, 1),
-                                                            max_shape=data['data_samples'][0].img_shape)).view(len(priors), -1)
+    repeated, size = priors.repeat_interleave(delta.shape[1], 0), data['data_samples'][0].img_shape
+    decoded = head.bbox_head.bbox_coder.decode(repeated, delta.flatten(0, 1), max_shape=size)
+    boxes = get_box_tensor(decoded).view(len(priors), -1)
     box = own_class(boxes, torch.where(label < background, label, prob[:, :background].argmax(1)))
     def overlap(boxes): # with the own object; of a negative, with the nearest
         if not len(gt_box): return boxes.new_zeros(len(boxes))
@@ -70,7 +71,8 @@ def detections_of(
     "The detections that the samples of an image lead to"
     cfg, C = model.roi_head.test_cfg, model.roi_head.bbox_head.num_classes
     prob = probabilities(logit, model.roi_head.bbox_head.loss_cls)
-    if prob.shape[1] == C: prob = torch.cat([prob, prob.new_zeros(len(prob), 1)], 1)  # sigmoid: `multiclass_nms` drops the last
+    if prob.shape[1] == C:  # sigmoid has no column of the background, which `multiclass_nms` drops
+        prob = torch.cat([prob, prob.new_zeros(len(prob), 1)], 1)
     found, label, at = multiclass_nms(boxes, prob, cfg.score_thr, cfg.nms, cfg.max_per_img, return_inds=True)
     return found, label, at//C
 
@@ -97,7 +99,8 @@ def amount_for(
     z, l, all_of = logit[chosen].double(), label[chosen], torch.ones(int(chosen.sum()), dtype=torch.bool)
     total = lambda a: class_loss(raised(z, l, all_of, a), l, loss_cls).double().sum().item() if len(l) else 0.
     have, low, high = total(0.), 0., 64.
-    if have - total(high) < budget: raise ValueError(f'budget={budget:.4g}: the chosen samples have a loss of {have:.4g} only')
+    if have - total(high) < budget:
+        raise ValueError(f'budget={budget:.4g}: the chosen samples have a loss of {have:.4g} only')
     for _ in range(60):
         middle = (low + high)/2
         low, high = (middle, high) if have - total(middle) < budget else (low, middle)
@@ -109,14 +112,15 @@ def look_at(
     spec:DataSpec,
     dataset:Any, # mmdet's data set of the validation images
     images:int, # so many of the first
-)->list[dict[str, Any]]: # of each image what `samples_of` gives; `gt_box`, `gt_label`, `zoom` [4] from its pixels to the pipeline's, `id`
+)->list[dict[str, Any]]: # `samples_of` each image; `gt_box`, `gt_label`, `zoom` [4] to the pipeline's pixels, `id`
     "`samples_of` the first images of the validation split"
     out = []
     for i in range(min(images, len(dataset))):
         item, truth = dataset[i], load_samples(spec, 'val', [i])[0]
         zoom = torch.tensor(item['data_samples'].scale_factor).float().repeat(2)
         gt_box, gt_label = torch.tensor(truth.boxes).float().view(-1, 4), torch.tensor(truth.labels).long()
-        seen = samples_of(model, {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}, gt_box*zoom, gt_label)
+        batch = {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}
+        seen = samples_of(model, batch, gt_box*zoom, gt_label)
         out.append(seen | {'gt_box': gt_box, 'gt_label': gt_label, 'zoom': zoom, 'id': item['data_samples'].img_id})
     return out
 
@@ -158,10 +162,12 @@ def curves(
     loss = class_loss(logit, label, loss_cls).double()
     budget = min(.1*loss.sum().item(), .98*loss[rank < TOP[0]].sum().item())
     def precision(found):
-        as_coco = [dict(image_id=s['id'], category_id=category[c], score=d[4], bbox=[d[0], d[1], d[2] - d[0], d[3] - d[1]])
+        as_coco = [dict(image_id=s['id'], category_id=category[c], score=score, bbox=[x1, y1, x2 - x1, y2 - y1])
                    for s, (dets, labels, _) in zip(seen, found)
-                   for d, c in zip(torch.cat([dets[:, :4]/s['zoom'], dets[:, 4:]], 1).tolist(), labels.tolist())]
-        return pr_curves(precisions(as_coco, spec.val_json, area_limits=spec.area_limits, images=[s['id'] for s in seen]))
+                   for (x1, y1, x2, y2), score, c in zip((dets[:, :4]/s['zoom']).tolist(), dets[:, 4].tolist(),
+                                                         labels.tolist())]
+        images = [s['id'] for s in seen]
+        return pr_curves(precisions(as_coco, spec.val_json, area_limits=spec.area_limits, images=images))
     precision_of, raised_by, loss_sum = [precision(found)], [0.], [loss.sum().item()]
     for top in TOP:
         raised_by.append(amount_for(logit, label, rank < top, budget, loss_cls) if budget else 0.)
@@ -181,12 +187,14 @@ def collect(
 )->Path: # `samples.npz` in the run's folder
     "Write what the figures need of a trained run; errors of one line as from `pisa.lab.predict.evaluate`"
     record, exp, file = trained(run, runs, weights)
-    if (path := store.find(run, runs)) != store.folder(run, runs): raise ValueError(
-        f'run {run} is a record, which is only read: copy its folder to {store.runs_dir(runs)}, and its samples are kept there')
+    if (path := store.find(run, runs)) != store.folder(run, runs):
+        raise ValueError(f'run {run} is a record, which is only read: '
+                         f'copy its folder to {store.runs_dir(runs)}, and its samples are kept there')
     one_of('detector', exp.detector, ('faster_rcnn', 'mask_rcnn'))
     same_classes(record, spec)
     if type(images) is not int or images < 1: raise ValueError(f'images={images!r}: give a whole number, 1 or more')
-    if type(negatives) is not int or negatives < 0: raise ValueError(f'negatives={negatives!r}: give a whole number of images, 0 or more')
+    if type(negatives) is not int or negatives < 0:
+        raise ValueError(f'negatives={negatives!r}: give a whole number of images, 0 or more')
     cfg = config(exp, spec)
     register_all_modules()
     with quiet(), contextlib.redirect_stdout(None):
@@ -198,6 +206,7 @@ def collect(
         arrays = tables(seen, found, negatives) | curves(model, spec, seen, found, dataset.cat_ids)
     arrays |= {'images': len(seen), 'negatives': min(negatives, len(seen))}
     buffer, path = io.BytesIO(), path/'samples.npz'
-    np.savez_compressed(buffer, **{k: np.asarray(arrays[k], kind) for k, kind in (FIELDS | OBJECTS | FOUND | CURVES).items()})
+    kinds = FIELDS | OBJECTS | FOUND | CURVES
+    np.savez_compressed(buffer, **{k: np.asarray(arrays[k], kind) for k, kind in kinds.items()})
     write_bytes(path, buffer.getbuffer())
     return path

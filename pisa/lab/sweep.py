@@ -30,7 +30,7 @@ from .weights import find_weights
 # %% auto 0
 __all__ = ['IMAGES', 'Task', 'list_tasks', 'state', 'progress', 'step_seconds', 'step_time', 'task_minutes', 'row_costs',
            'end_with', 'Job', 'own_package', 'gpus_of_a_job', 'slots', 'Local', 'in_queue', 'Slurm', 'about',
-           'progress_line', 'returned', 'sweep']
+           'progress_line', 'returned', 'left_to_another', 'sweep']
 
 # %% ../../nbs/lab/57_sweep.ipynb
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def list_tasks(
     rows:Iterable[str], # names from `ROWS`
     seeds:Iterable[int]=(1, 2, 3),
     scale:str='mini', # 'mini' or 'paper'
-    specs:dict[str, DataSpec]|None=None, # data sets by name; `shapes` if not given. Rows of other data sets are left out
+    specs:dict[str, DataSpec]|None=None, # by name; `shapes` if not given. Rows of other data sets are left out
     **words, # of `experiment`, for all rows: overrides, formulation...
 )->list[Task]:
     "The trainings of some rows, each once, seed by seed; a `ValueError` if none is left or one cannot be configured"
@@ -56,9 +56,10 @@ def list_tasks(
     if not seeds: raise ValueError('no seed is given: seeds=1 trains each row once')
     specs, tasks = {'shapes': load('shapes')} if specs is None else specs, {}
     needed = {row_dataset(name, scale) for name in rows} | ({words['dataset']} if 'dataset' in words else set())
-    if needed.isdisjoint(specs): raise ValueError(
-        f"{', '.join(rows[:3])}{'...' if rows[3:] else ''} at {scale} scale: trained on {' and '.join(sorted(needed))}. "
-        'Give ' + ' or '.join(f'{name}_root, the folder of that data' for name in sorted(needed)))
+    if needed.isdisjoint(specs):
+        some, roots = ', '.join(rows[:3]), [f'{name}_root, the folder of that data' for name in sorted(needed)]
+        raise ValueError(f"{some}{'...' if rows[3:] else ''} at {scale} scale: "
+                         f"trained on {' and '.join(sorted(needed))}. Give {' or '.join(roots)}")
     for seed in seeds:
         for name in rows:
             exp = row_experiment(name, scale=scale, seed=seed, **words)
@@ -117,13 +118,14 @@ def step_seconds(
     count = lambda name: table[name].fillna(1) if name in table else 1
     cores = np.where(table.machine_gpu.isna(), count('machine_threads')*count('machine_processes'), 1)
     fastest = (cores*table.seconds/table.steps).groupby([table[k] for k in ['source', *keys]]).min()
-    return {at[1:]: s for source in ('record', 'own') for at, s in fastest.items() if at[0] == source and s == s}  # the later one stays
+    return {at[1:]: s for source in ('record', 'own')  # 'own' comes last and stays
+            for at, s in fastest.items() if at[0] == source and s == s}
 
 def step_time(
     exp:Experiment,
     measured:dict, # see `step_seconds`
-)->tuple[float|None, str]: # seconds, None if not known; and whose: those of 'runs', or of 'runs, random sampling' where only such were done
-    "The time of a training step"
+)->tuple[float|None, str]: # seconds, None if not known; 'runs', or 'runs, random sampling' if there are only such
+    "The time of a training step, and which runs it is of"
     key = exp.detector, exp.backbone, exp.scale, exp.dataset
     own = measured.get((*key, exp.sampler))
     return (own, 'runs') if own or exp.sampler == 'auto' else (measured.get((*key, 'auto')), 'runs, random sampling')
@@ -137,17 +139,23 @@ def task_minutes(
     return pd.Series([t.steps*(step_time(t.exp, measured)[0] or math.nan)/60 for t in tasks], dtype=float)
 
 # %% ../../nbs/lab/57_sweep.ipynb
-IMAGES = {'coco': 117_266, 'voc': 16_551, 'shapes': 2_000}  # to train on: train2017 without its images of no object, VOC07+12, our default
+IMAGES = { # to train on
+    'coco': 117_266, # train2017 without the images that have no object
+    'voc': 16_551,   # VOC07+12
+    'shapes': 2_000, # our default
+}
 
 def row_costs(
     scale:str='mini', # 'mini' or 'paper'
     runs:str|Path|None=None, # folder of all runs, for the cost; the project's if not given
-)->pd.DataFrame: # one row a row of the paper: what it trains, `same_as` an earlier row, steps, hours, and whose time of a step that is
-    """All rows of the paper's tables by name, and what each costs to train once, in hours (of one core at mini scale, of 8 GPUs at paper scale).
+)->pd.DataFrame: # one row a row of the paper: what it trains, `same_as` an earlier row, steps, hours, `time_from`
+    """All rows of the paper's tables by name, and what each costs to train once.
 
+    Hours are of one core at mini scale, and of 8 GPUs at paper scale. `time_from` says whose time of a step that is.
     The steps are those of `IMAGES`; a sweep counts the images of the data that it is given."""
     measured, seen, rows = step_seconds(runs), {}, []
-    times = {tuple(r[:3]): r.train_time for r in published('table1')[['detector', 'backbone', 'method', 'train_time']].itertuples(index=False)}
+    paper = published('table1')[['detector', 'backbone', 'method', 'train_time']]
+    times = {tuple(r[:3]): r.train_time for r in paper.itertuples(index=False)}
     for name in ROWS:
         e = row_experiment(name, scale=scale)
         n = steps(e, IMAGES[e.dataset])
@@ -155,10 +163,11 @@ def row_costs(
         if time is None and scale == 'paper':
             time = times.get((e.detector, e.backbone, 'baseline' if e.method == 'baseline' else 'pisa'))
             source = 'published' if e.sampler == 'auto' else 'published, random sampling'
+        sampler = '' if e.sampler == 'auto' else f'sampler={e.sampler}'
         changes = e.overrides.replace('model.train_cfg.', '').replace('rcnn.', '')
         rows.append({'row': name, 'detector': e.detector, 'backbone': e.backbone, 'method': e.method, 'data': e.dataset,
-                     'changes': ' '.join(filter(None, ('' if e.sampler == 'auto' else f'sampler={e.sampler}', changes))),
-                     'same_as': seen.get(e, ''), 'steps': n, 'hours': time and n*time/3600, 'time_from': source if time else ''})
+                     'changes': ' '.join(filter(None, (sampler, changes))), 'same_as': seen.get(e, ''),
+                     'steps': n, 'hours': time and n*time/3600, 'time_from': source if time else ''})
         seen.setdefault(e, name)
     return pd.DataFrame(rows).set_index('row').astype({'hours': float}).round({'hours': 2})
 
@@ -217,8 +226,9 @@ def gpus_of_a_job(
     gpus:str|int='auto', # of a job: 'auto', 0 (CPU) or how many
     local:bool=True, # on this machine
 )->int:
-    """Check devices and weights of all tasks, and decide 'auto': as `pisa.lab.plan.devices`, on a cluster 8 at paper scale.
+    """Check devices and weights of all tasks, and decide 'auto'.
 
+    On this machine `pisa.lab.plan.devices` decides; on a cluster it is 8 at paper scale, and else 0.
     A `ValueError` or `FileNotFoundError` of one line says what cannot be had."""
     for checkpoint in {checkpoint_of(t.exp.backbone, t.exp.pretrained) for t in tasks}: find_weights(checkpoint)
     if not local: return gpus if gpus != 'auto' else 8 if any(t.exp.scale == 'paper' for t in tasks) else 0
@@ -246,8 +256,11 @@ class Local:
         threads:int, # of a job
     ):
         named = os.environ.get('CUDA_VISIBLE_DEVICES', '')
-        cards = [int(n) for n in named.split(',') if n.strip().isdigit()] if named else [*range(torch.cuda.device_count())]
-        if gpus and not cards: raise ValueError(f'CUDA_VISIBLE_DEVICES={named}: jobs on this machine need the numbers of its GPUs, such as 0,1')
+        numbers = [int(n) for n in named.split(',') if n.strip().isdigit()]
+        cards = numbers if named else [*range(torch.cuda.device_count())]
+        if gpus and not cards:
+            raise ValueError(f'CUDA_VISIBLE_DEVICES={named}: '
+                             'jobs on this machine need the numbers of its GPUs, such as 0,1')
         self.free, self.jobs = slots(jobs, gpus, cards, os.cpu_count()), {}
         self.args, self.beside = (str(folder), gpus, threads), folder/'.submitit'
         self.executor = submitit.AutoExecutor(self.beside, cluster='local')
@@ -269,7 +282,8 @@ class Local:
         for t in tasks:
             slot = self.free.pop()
             if slot: self.executor.update_parameters(gpus_per_node=len(slot), visible_gpus=slot)
-            with own_package(): self.jobs[t.id] = self.executor.submit(Job(), t.exp, t.spec, *self.args, self.watched.name), slot
+            with own_package(): job = self.executor.submit(Job(), t.exp, t.spec, *self.args, self.watched.name)
+            self.jobs[t.id] = job, slot
 
     def running(self)->dict[str, str]: return dict.fromkeys(self.jobs, 'RUNNING')
 
@@ -279,13 +293,15 @@ class Local:
         return over
 
 # %% ../../nbs/lab/57_sweep.ipynb
-def in_queue()->dict[str, tuple[str, str]]|None: # job to its state, such as PENDING or RUNNING, and why; None: Slurm does not answer now
+def in_queue()->dict[str, tuple[str, str]]|None: # job to state, e.g. PENDING or RUNNING, and why; None: no answer now
     "The jobs that Slurm has waiting or running"
     p = subprocess.run(['squeue', '--me', '-h', '-r', '-o', '%i|%T|%r'], capture_output=True, text=True)
-    return {id: tuple(rest) for id, *rest in (line.split('|', 2) for line in p.stdout.splitlines())} if p.returncode == 0 else None
+    if p.returncode: return None
+    return {id: tuple(rest) for id, *rest in (line.split('|', 2) for line in p.stdout.splitlines())}
 
+# %% ../../nbs/lab/57_sweep.ipynb
 class Slurm:
-    "Jobs on a cluster, as `Local`"
+    "Jobs on a cluster, as `Local`; when the time of a job is up, it is queued again and goes on"
     def __init__(self,
         folder:Path, # of all runs
         jobs:int|None, # at once; None: as many as Slurm likes
@@ -293,19 +309,18 @@ class Slurm:
         threads:int, # of a job, on the CPU
         options:dict, # submitit's parameters of Slurm without their prefix
     ):
-        if not shutil.which('sbatch') or not shutil.which('srun'): raise ValueError(
-            "launcher='slurm', but there is no sbatch here: start it on a machine that submits jobs to Slurm, or give launcher='local'")
+        if not shutil.which('sbatch') or not shutil.which('srun'):
+            raise ValueError("launcher='slurm', but there is no sbatch here: "
+                             "start it on a machine that submits jobs to Slurm, or give launcher='local'")
         self.jobs, self.queue, self.folder, self.args = {}, {}, folder, (str(folder), gpus, threads)
-        self.executor = submitit.AutoExecutor(folder/'.submitit', cluster='slurm', slurm_max_num_timeout=10_000)  # after each it goes on
+        self.executor = submitit.AutoExecutor(folder/'.submitit', cluster='slurm', slurm_max_num_timeout=10_000)
         usual = dict(cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000)
         if gpus: usual['gpus_per_node'] = gpus
         try: self.executor.update_parameters(name='pisa', **{f'slurm_{k}': v for k, v in (usual | options).items()})
         except NameError as e: raise ValueError(f'slurm: {str(e).splitlines()[0]}') from None  # no such option
 
     def __enter__(self): return self
-
     def __exit__(self, *error): pass
-
     def room(self)->int: return 10_000
 
     def submit(self, tasks:list[Task])->None:
@@ -319,22 +334,26 @@ class Slurm:
         queue, new = in_queue() or {}, []
         for t in tasks:
             file = store.folder(t.id, self.folder)/'slurm.job'
-            if file.exists() and (id := file.read_text()) in queue: self.jobs[t.id] = submitit.SlurmJob(self.executor.folder, id)
+            if file.exists() and (id := file.read_text()) in queue:
+                self.jobs[t.id] = submitit.SlurmJob(self.executor.folder, id)
             else: new.append(t)
         if not new: return
         try:
-            with own_package(), self.executor.batch(): jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in new]
+            with own_package(), self.executor.batch():
+                jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in new]
         except submitit.core.utils.FailedJobError as e:
             for t in new:
-                with contextlib.suppress(OSError): store.folder(t.id, self.folder).rmdir()  # where nothing is in it
-            raise ValueError('Slurm refuses: ' + '; '.join(re.sub('sbatch: (error: )?', '', line) for line in str(e).splitlines())) from None
+                with contextlib.suppress(OSError): store.folder(t.id, self.folder).rmdir()  # if it is empty
+            lines = [re.sub('sbatch: (error: )?', '', line) for line in str(e).splitlines()]
+            raise ValueError(f"Slurm refuses: {'; '.join(lines)}") from None
         for t, job in zip(new, jobs):
             write_text(store.folder(t.id, self.folder)/'slurm.job', job.job_id)
             self.jobs[t.id] = job
 
     def running(self)->dict[str, str]:
         said = {id: (self.queue or {}).get(job.job_id, ('', '')) for id, job in self.jobs.items()}
-        return {id: 'RUNNING' if state in ('RUNNING', 'COMPLETING') else why and f'Slurm: {why}' for id, (state, why) in said.items()}
+        return {id: 'RUNNING' if state in ('RUNNING', 'COMPLETING') else why and f'Slurm: {why}'
+                for id, (state, why) in said.items()}
 
     def ended(self)->list[tuple[str, submitit.Job]]: # those that came to an end
         self.queue = in_queue()
@@ -346,7 +365,8 @@ class Slurm:
 def about(minutes:float)->str: # e.g. 'about 80 minutes'
     "A time that is not known exactly"
     if minutes >= 120: return f'about {minutes/60:.1f} hours'
-    return f'about {minutes:.0f} minutes' if minutes >= 1.5 else 'about a minute' if minutes > .5 else 'less than a minute'
+    if minutes >= 1.5: return f'about {minutes:.0f} minutes'
+    return 'about a minute' if minutes > .5 else 'less than a minute'
 
 def progress_line(
     table:pd.DataFrame, # see `progress`
@@ -366,6 +386,18 @@ def returned(job:submitit.Job)->bool:
     file = job.paths.result_pickle
     return file.exists() and b'success' in file.read_bytes()[:64]  # it is not unpickled for that
 
+def left_to_another(
+    job:submitit.Job, # that has ended
+    path:Path, # the folder of its run
+)->bool:
+    "Whether a job ended because another process had its run; writes `error.txt` for a job that was killed"
+    if store.is_complete(path) or (path/'error.txt').exists(): return False
+    if returned(job): return True
+    log = file if (file := path/'job.log').exists() else job.paths.stderr  # the second: it died before its first line
+    write_text(path/'error.txt', f'it ended without a word, perhaps it was killed; see {log}\n')
+    return False
+
+# %% ../../nbs/lab/57_sweep.ipynb
 def sweep(
     tasks:list[Task],
     jobs:int|None=None, # at once; as many as there are cores (or as share the GPUs) if not given
@@ -374,7 +406,7 @@ def sweep(
     threads:int=1, # of a job
     launcher:str='local', # 'local' or 'slurm'
     slurm:dict|None=None, # e.g. dict(partition='normal', time=600, nodes=2), see `Slurm`
-    watch:Callable[[pd.DataFrame, str], None]|None=None, # given the `progress` and `progress_line` whenever something changed
+    watch:Callable[[pd.DataFrame, str], None]|None=None, # called with `progress` and `progress_line` at each change
     poll:float=2.0, # seconds
     reuse:bool=False, # whether to count records as done, and train only the rest
 )->pd.DataFrame: # see `progress`
@@ -403,9 +435,4 @@ def sweep(
             if not own.jobs and not waiting: return table
             time.sleep(poll)
             for id, job in own.ended():
-                if store.is_complete(path[id]) or (path[id]/'error.txt').exists(): continue
-                if returned(job):
-                    waiting = waiting + [t for t in tasks if t.id == id]  # another process was at it
-                    continue
-                log = file if (file := path[id]/'job.log').exists() else job.paths.stderr  # the second if it died before its first line
-                write_text(path[id]/'error.txt', f'it ended without a word, perhaps it was killed; see {log}\n')
+                if left_to_another(job, path[id]): waiting = waiting + [t for t in tasks if t.id == id]

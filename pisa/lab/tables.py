@@ -8,11 +8,11 @@ import dataclasses, re
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .claims import CHEAP, MARGIN, claims_markdown, judge_table, markdown_table, no_markup, signed
+from .claims import CHEAP, MARGIN, claims_markdown, judge_table, markdown_table, no_markup, signed, table_name
 from .experiments import RECIPES, SCALES
 from .files import figures_dir, write_json, write_text
 from .paper import published
-from .rows import Row, known_table, label, row_experiment
+from .rows import ROWS, Row, known_table, label, row_experiment
 from .statistics import LEVEL, Part, difference, geometric_mean, select, shared, t_quantile, time_ratios, values
 
 # %% auto 0
@@ -20,7 +20,9 @@ __all__ = ['HEADINGS', 'COLUMNS', 'RULE', 'table', 'shown', 'styled', 'hours_tex
            'run_ids', 'write', 'show']
 
 # %% ../../nbs/lab/72_tables.ipynb
-def _data(cells:pd.DataFrame)->str: return cells.data_note.iloc[0].partition(';')[0]  # in words; `cells` are of one data set
+def _data(cells:pd.DataFrame)->str: # runs of one data set
+    "The data in words"
+    return cells.data_note.iloc[0].partition(';')[0]
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _ours(row:Row, part:Part)->dict: # column to number
@@ -33,77 +35,90 @@ def _ours(row:Row, part:Part)->dict: # column to number
         if not len(v): continue
         sd, df = part.noise(m, paired=False)
         out |= {m: v.mean(), f'±{m}': t_quantile(df)*sd/len(v)**.5}
-        if m == 'train_time' and row.name != row.base: out['time_ratio'] = geometric_mean(time_ratios(part.cells, row.name, row.base))
+        if row.name == row.base: continue
+        if m == 'train_time': out['time_ratio'] = geometric_mean(time_ratios(part.cells, row.name, row.base))
         elif d := difference(part, [(row.name, row.base)], m):
             out |= {f'Δ{m}': d['difference'], f'Δ{m} low': d['low'], f'Δ{m} high': d['high']}
     return out
 
 # %% ../../nbs/lab/72_tables.ipynb
+_FORMS = '{}', '±{}', 'Δ{}', 'Δ{} low', 'Δ{} high'  # columns of a metric
+
 def table(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
-)->pd.DataFrame: # columns: published, mini, paper (Table 1: bench); of each metric m in percent m, ±m, Δm, Δm low, Δm high; seeds, runs (ids)
-    "A table of the paper beside our runs, a row each; NaN, and 0 seeds, where nothing was run"
-    rows, out = known_table(number).rows, []
-    parts, paper = {scale: select(number, runs, scale) for scale in SCALES}, {r.name: r.numbers for r in rows}
-    metrics, step = [m for m in rows[0].numbers.index if m != 'train_time'], runs.attrs.get('step', {})
-    time = ['train_time', 'time_ratio'] if 'train_time' in rows[0].numbers else []
-    for r in rows:
-        own, base = paper[r.name], paper[r.base]
-        cell = {('published', m): own[m] for m in own.index} | {('bench', k): v for k, v in step.get(r.name, {}).items()}
-        if r.name != r.base: cell |= {('published', f'Δ{m}'): own[m] - base[m] for m in metrics}
-        if r.name != r.base and time: cell['published', 'time_ratio'] = own.train_time/base.train_time
-        for scale, part in parts.items(): cell |= {(scale, k): v for k, v in _ours(r, part).items()}
-        out.append(cell)
-    columns = [('published', c) for c in [*time, *metrics, *(f'Δ{m}' for m in metrics)]] + [('bench', c) for c in ('time_ratio', 'low', 'high') if time]
-    forms = '{}', '±{}', 'Δ{}', 'Δ{} low', 'Δ{} high'
-    cells = lambda scale: ['seeds', *(time if scale == 'paper' else ()), *(f.format(m) for f in forms for m in metrics), 'runs']
-    columns += [(s, c) for s in SCALES for c in cells(s)]
-    index = pd.MultiIndex.from_tuples([tuple(r.labels.values()) for r in rows], names=list(rows[0].labels))
-    df = pd.DataFrame([{c: cell.get(c, np.nan) for c in columns} for cell in out], index=index)
-    df.columns = pd.MultiIndex.from_tuples(columns)
+)->pd.DataFrame: # groups of columns: published, mini, paper; Table 1: bench (see `read_runs`)
+    """A table of the paper beside our runs, a row each; NaN, and 0 seeds, where nothing was run.
+
+    Columns of a metric m, in percent: m, ±m (half of its interval), Δm (from the baseline), Δm low, Δm high.
+    Columns of ours: seeds, runs (ids)"""
+    rows = known_table(number).rows
+    names, parts = [r.name for r in rows], {scale: select(number, runs, scale) for scale in SCALES}
+    paper = pd.DataFrame([r.numbers for r in rows], index=names)
+    base = paper.loc[[r.base for r in rows]].set_axis(names).drop([r.name for r in rows if r.name == r.base])
+    metrics, step = [m for m in paper if m != 'train_time'], runs.attrs.get('step', {})
+    time = ['train_time', 'time_ratio'] if 'train_time' in paper else []
+    groups = {'published': paper.join((paper - base).add_prefix('Δ'))}
+    if time:
+        groups['published']['time_ratio'] = paper.train_time/base.train_time
+        groups['bench'] = pd.DataFrame([step.get(n, {}) for n in names], index=names)
+    for scale, part in parts.items(): groups[scale] = pd.DataFrame([_ours(r, part) for r in rows], index=names)
+    ours = [form.format(m) for form in _FORMS for m in metrics]
+    columns = {'published': [*time, *metrics, *(f'Δ{m}' for m in metrics)], 'bench': ['time_ratio', 'low', 'high'],
+               'mini': ['seeds', *ours, 'runs'], 'paper': ['seeds', *time, *ours, 'runs']}
+    df = pd.concat({k: g.reindex(columns=columns[k]) for k, g in groups.items()}, axis=1)
+    df.index = pd.MultiIndex.from_tuples([tuple(r.labels.values()) for r in rows], names=list(rows[0].labels))
     lost = runs.attrs.get('diverged', [])
-    df.attrs = dict(number=number, rows=list(paper), bases=[list(paper).index(r.base) for r in rows],
+    df.attrs = dict(number=number, rows=names, bases=[names.index(r.base) for r in rows],
                     data={scale: _data(part.cells) for scale, part in parts.items() if len(part.cells)},
-                    diverged=[(s, r.name) for s in SCALES for r in rows if row_experiment(r.name, scale=s, seed=0) in lost])
+                    diverged=[(s, n) for s in SCALES for n in names if row_experiment(n, scale=s, seed=0) in lost])
     return df
 
 # %% ../../nbs/lab/72_tables.ipynb
-HEADINGS = {'published': 'published', 'bench': 'ours, full size', 'mini': 'ours, mini scale', 'paper': 'ours, paper scale'}
+HEADINGS = {'published': 'published', 'bench': 'ours, full size',
+            'mini': 'ours, mini scale', 'paper': 'ours, paper scale'}
 COLUMNS = {'train_time': 's a step', 'time_ratio': 'step', 'AP_VOC': 'AP (VOC)'}
 
 def _cell(part:pd.DataFrame, i:int, base:int, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
     "A mean, and below it a difference"
-    get = lambda c, i=i: part[c].iloc[i] if c in part else np.nan
-    mean, half, d, low, high = (get(c) for c in (metric, f'±{metric}', f'Δ{metric}', f'Δ{metric} low', f'Δ{metric} high'))
-    if mean != mean: return '–' if 'seeds' not in part else ''
+    mean, half, d, low, high = part.reindex(columns=[form.format(metric) for form in _FORMS]).iloc[i]
+    if mean != mean: return '' if 'seeds' in part else '–'
     out = f'{mean:.1f}' + (f' ± {half:.1f}' if half == half else '')
     if d != d: return out
     said = signed(d) + (f' ± {(high - low)/2:.1f}' if high == high else '')
-    if (low > 0 or high < 0) and get('seeds') > 1: said = f'**{said}**'  # one training says too little
-    return f'{out}\n{said}' + (f' from {mean - d:.1f}' if abs(mean - d - get(metric, base)) > .05 else '')
+    if (low > 0 or high < 0) and part.seeds.iloc[i] > 1: said = f'**{said}**'  # one training says too little
+    return f'{out}\n{said}' + (f' from {mean - d:.1f}' if abs(mean - d - part[metric].iloc[base]) > .05 else '')
 
 # %% ../../nbs/lab/72_tables.ipynb
+def _step_columns(part:pd.DataFrame)->dict[str, list[str]]: # column to text
+    "The measured time of a step over the baseline's, below it the quartiles"
+    text = lambda ratio, low, high: '' if ratio != ratio else f'×{ratio:.3f}\n{low:.3f}–{high:.3f}'
+    out = [*map(text, part.time_ratio, part.low, part.high)]
+    return {COLUMNS['time_ratio']: out} if any(out) else {}
+
+def _columns(df:pd.DataFrame, scale:str)->dict[str, list[str]]: # column to text
+    "The published numbers, or ours at a scale; none at the paper's scale if there are no such runs"
+    part, out = df[scale], {}
+    if scale in SCALES:
+        missing = ['diverged' if (scale, name) in df.attrs['diverged'] else 'not run' for name in df.attrs['rows']]
+        if not part.seeds.sum(): return {'': missing} if scale == 'mini' or 'diverged' in missing else {}
+        out['seeds'] = [f'{n:.0f}' if n else word for n, word in zip(part.seeds, missing)]
+    if 'train_time' in part:
+        text = lambda time, ratio: '' if time != time else f'{time:.3f}' + (f'\n×{ratio:.3f}' if ratio == ratio else '')
+        out[COLUMNS['train_time']] = [*map(text, part.train_time, part.time_ratio)]
+    for m in known_table(df.attrs['number']).shown:
+        out[COLUMNS.get(m, m)] = [_cell(part, i, b, m) for i, b in enumerate(df.attrs['bases'])]
+    return out
+
 def shown(
     df:pd.DataFrame, # see `table`
 )->pd.DataFrame: # of strings, in two lines where there is a difference
-    "A table as it is read: mean ± 95% over seeds, below it the difference from the baseline ± 95% over seeds and images"
-    metrics, out = known_table(df.attrs['number']).shown, {}
-    ratio = lambda part: ['' if x != x else f'×{x:.3f}' for x in part.time_ratio]
+    "A table as text: mean ± 95% over seeds, below it the difference from the baseline ± 95% over seeds and images"
+    out = {}
     for scale, heading in HEADINGS.items():
         if scale not in df: continue
-        part, ours = df[scale], scale in SCALES
-        missing = ['diverged' if (scale, r) in df.attrs['diverged'] else 'not run' for r in df.attrs['rows']]
-        if scale == 'bench':
-            if part.time_ratio.notna().any(): out[heading, COLUMNS['time_ratio']] = [
-                x and f'{x}\n{low:.3f}–{high:.3f}' for x, low, high in zip(ratio(part), part.low, part.high)]
-        elif ours and not part.seeds.sum():
-            if scale == 'mini' or 'diverged' in missing: out[heading, ''] = missing  # the paper's scale only if there are such runs
-        else:
-            if ours: out[heading, 'seeds'] = [f'{k:.0f}' if k else word for k, word in zip(part.seeds, missing)]
-            if 'train_time' in part: out[heading, COLUMNS['train_time']] = [
-                '' if t != t else f'{t:.3f}' + (f'\n{x}' if x else '') for t, x in zip(part.train_time, ratio(part))]
-            for m in metrics: out[heading, COLUMNS.get(m, m)] = [_cell(part, i, b, m) for i, b in enumerate(df.attrs['bases'])]
+        columns = _step_columns(df[scale]) if scale == 'bench' else _columns(df, scale)
+        out |= {(heading, name): texts for name, texts in columns.items()}
     return pd.DataFrame(out, index=df.index)
 
 # %% ../../nbs/lab/72_tables.ipynb
@@ -115,12 +130,13 @@ def styled(
     "A table for the notebook"
     text = shown(df)
     group = text.columns.get_level_values(0)
-    lines = [{'selector': f'.col{i}', 'props': 'border-left: 1px solid #999'} for i in range(1, len(group)) if group[i] != group[i - 1]]
-    return text.map(_html).style.set_table_styles([
-        {'selector': 'td, th', 'props': 'padding: 3px 5px; text-align: right; vertical-align: top'},
-        {'selector': 'td, th.row_heading', 'props': 'white-space: nowrap'},
-        {'selector': 'th.col_heading.level0', 'props': 'text-align: center'},
-        {'selector': 'th.index_name', 'props': 'text-align: left'}, {'selector': 'th.row_heading', 'props': 'text-align: left; font-weight: normal'}, *lines])
+    styles = {'td, th': 'padding: 3px 5px; text-align: right; vertical-align: top',
+              'td, th.row_heading': 'white-space: nowrap',
+              'th.col_heading.level0': 'text-align: center',
+              'th.index_name': 'text-align: left',
+              'th.row_heading': 'text-align: left; font-weight: normal'}
+    styles |= {f'.col{i}': 'border-left: 1px solid #999' for i in range(1, len(group)) if group[i] != group[i - 1]}
+    return text.map(_html).style.set_table_styles([dict(selector=s, props=p) for s, p in styles.items()])
 
 # %% ../../nbs/lab/72_tables.ipynb
 def hours_text(
@@ -135,57 +151,106 @@ def hours_text(
 # %% ../../nbs/lab/72_tables.ipynb
 RULE = """*How to read the tables*
 
-- A mean is over the seeds that the baseline has too; after ± stands half of its 95% interval over seeds, on these images.
-- Below it is the difference from the baseline, in pairs of runs of the same seed; after ± half of its 95% interval over seeds and images; after
-  "from" the baseline's mean in these seeds, where it has others too. Bold: zero is outside of the interval, and there is more than one pair.
+- A mean is over the seeds that the baseline has too; \
+after ± stands half of its 95% interval over seeds, on these images.
+- Below it is the difference from the baseline, in pairs of runs of the same seed; \
+after ± half of its 95% interval over seeds and images; after
+  "from" the baseline's mean in these seeds, where it has others too. \
+Bold: zero is outside of the interval, and there is more than one pair.
 - The noise of seeds is estimated from the runs of all tables on this data together.
 - Hours are by the clock: a machine busy with other work, or a training that was held for a while, makes them more.
 
 *Verdicts*
 
-- **reproduced**: the interval lies on the claimed side of zero; **not reproduced**: on the other; "(one seed)": there is one pair, judged by the
+- **reproduced**: the interval lies on the claimed side of zero; **not reproduced**: on the other; \
+"(one seed)": there is one pair, judged by the
   noise of other rows. No difference, and no gain, mean less than 1 AP; diverged, a loss that is no number, or
   less than half of the baseline's AP. Only the direction is judged, not the size.
-- *undecided*: neither. *Out of reach*: neither, but with so few pairs an effect as large as the paper's would mostly not have been seen either,
-  or the noise of seeds is not known at all, since nothing was trained with two. *Not run*: a run is missing, and none that is there says the opposite.
+- *undecided*: neither. *Out of reach*: neither, \
+but with so few pairs an effect as large as the paper's would mostly not have been seen either,
+  or the noise of seeds is not known at all, since nothing was trained with two. \
+*Not run*: a run is missing, and none that is there says the opposite.
 - *needed*: how many pairs it takes, at least, to see an effect as large as the paper's every other time.
-- "least of 6": all six differences are claimed, and the one is shown that speaks least for it, of the paper's and of ours each. "On average":
+- "least of 6": all six differences are claimed, \
+and the one is shown that speaks least for it, of the paper's and of ours each. "On average":
   over the detectors that were run, in the paper's number too. †: read off a table, not said in the text."""
 
+# %% ../../nbs/lab/72_tables.ipynb
 def _chance(number:int|str, part:Part)->str:
     "How far trainings differ by chance, and how large the paper's differences are"
     (sd, df), (paired, paired_df) = (part.noise('AP', p) for p in (False, True))
-    found = pd.DataFrame([f for r in known_table(number).rows if (f := difference(part, [(r.name, r.base)]))])
-    ap = {r.name: r.numbers.AP for r in known_table(number).rows}
-    sizes = [abs(r.numbers.AP - ap[r.base]) for r in known_table(number).rows if r.name != r.base]
-    paper = f"The paper's differences from the baseline are {np.nanmin(sizes):.1f} to {np.nanmax(sizes):.1f} AP"
-    if not paired_df: return ('Nothing was trained with two seeds: their noise is not known, and no difference is judged.' + (
-        f' The choice of the images alone makes ±{found.over_images.median():.1f}.' if len(found) else '') + f' {paper}.')
-    wide = ((found.high - found.low)/2).groupby(found.pairs).median() if len(found) else {}
-    seen = ', '.join(f"±{h:.1f} with {n} pair{'s' if n > 1 else ''} of runs" for n, h in wide.items()) if len(wide) else ''
-    return (f'AP varies over seeds by a standard deviation of {sd:.1f} ({df} degrees of freedom), a paired difference by '
-            f'{paired*2**.5:.1f} ({paired_df}). '
-            + (f'So the interval of a difference is about {seen}; smaller effects are mostly not seen. ' if seen else '') + f'{paper}.')
+    rows = known_table(number).rows
+    found = pd.DataFrame([f for r in rows if (f := difference(part, [(r.name, r.base)]))])
+    sizes = [abs(r.numbers.AP - ROWS[r.base].numbers.AP) for r in rows if r.name != r.base]
+    paper = f"The paper's differences from the baseline are {np.nanmin(sizes):.1f} to {np.nanmax(sizes):.1f} AP."
+    if not paired_df:
+        out = ['Nothing was trained with two seeds: their noise is not known, and no difference is judged.']
+        if len(found): out.append(f'The choice of the images alone makes ±{found.over_images.median():.1f}.')
+        return ' '.join([*out, paper])
+    out = [f'AP varies over seeds by a standard deviation of {sd:.1f} ({df} degrees of freedom), '
+           f'a paired difference by {paired*2**.5:.1f} ({paired_df}).']
+    if len(found):
+        wide = ((found.high - found.low)/2).groupby(found.pairs).median()
+        seen = ', '.join(f"±{h:.1f} with {n} pair{'s' if n > 1 else ''} of runs" for n, h in wide.items())
+        out.append(f'So the interval of a difference is about {seen}; smaller effects are mostly not seen.')
+    return ' '.join([*out, paper])
 
 # %% ../../nbs/lab/72_tables.ipynb
-def _whose(cells:pd.DataFrame)->str: # '' where all are records
-    own = (cells.source == 'own').sum()
-    return f', {own} of them your own' if own else ''
-
 def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
     "What our runs of a table were trained on, how often, and at what cost; '' if there are none at the paper's scale"
-    part, t = select(number, runs, scale), known_table(number)
+    part, rows = select(number, runs, scale), known_table(number).rows
     cells = part.cells
     if not len(cells): return f'*Ours, {scale} scale*: no run.' if scale == 'mini' else ''
-    per = cells.groupby('row').seed.nunique()
-    detector = '' if 'detector' in t.rows[0].labels else f'Detector: {", ".join(map(label, cells.detector.unique()))}. '  # where no column says it
-    networks = {row_experiment(x, scale='paper').backbone: row_experiment(x, scale=scale).backbone for x in cells.row.unique()}
+    per, yours = cells.groupby('row').seed.nunique(), (cells.source == 'own').sum()
+    networks = {row_experiment(name, scale='paper').backbone: row_experiment(name, scale=scale).backbone
+                for name in cells.row.unique()}
     stands = ', '.join(label(big) if own == big else f'{own} for {label(big)}' for big, own in networks.items())
     seeds = '–'.join(str(n) for n in sorted({per.min(), per.max()}))
-    out = [f'*Ours, {scale} scale*: {len(per)} of {len(t.rows)} rows. Data: {_data(cells)}. '
-           f'{detector}Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs{_whose(cells)}, {hours_text(cells)}.', _chance(number, part)]
+    out = [f'*Ours, {scale} scale*: {len(per)} of {len(rows)} rows. Data: {_data(cells)}.']
+    if 'detector' not in rows[0].labels: out.append(f'Detector: {", ".join(map(label, cells.detector.unique()))}.')
+    whose = f', {yours} of them your own' if yours else ''
+    out += [f'Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs{whose}, {hours_text(cells)}.',
+            _chance(number, part)]
     if part.left: out.append(f'Left out: {part.left} on other data.')
-    if n := sum(not d for d in cells.draws): out.append(f'{n} have no `bootstrap.npz`; their intervals are over seeds alone.')
+    bare = sum(not d for d in cells.draws)
+    if bare: out.append(f'{bare} have no `bootstrap.npz`; their intervals are over seeds alone.')
+    return ' '.join(out)
+
+# %% ../../nbs/lab/72_tables.ipynb
+def _of_the_paper(number:int|str)->str:
+    "What the published numbers were measured on, and what is odd about them"
+    parts = {5: ('table5_isr', 'table5_carl'), 'text': ('carl_gradient',)}.get(number, (f'table{number}',))
+    where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'COCO, probably'}
+    noted = [note for name in parts if (note := published(name).attrs['note'])]
+    out = [f"*Published*: on {where.get(number, 'COCO val, judging by the baseline')}",
+           *(no_markup(note).replace('train_time', "*s a step*, below it × the baseline's,") for note in noted)]
+    if number == 3:
+        gain = ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP
+        out.append("the abstract's gain over OHEM, more than 1, is that of a larger backbone; "
+                   f'here C/R is {gain:.1f} above H/H')
+    if number == 6: out.append('whether the ranked rows have CARL is not said; ours have it')
+    if number == 7:
+        here, there = (ROWS[name].numbers.AP75 for name in ('table7/IoU-HLR', 'table4/isr'))
+        out.append(f"the row IoU-HLR is Table 4's ISR, yet AP75 is {here:.1f} here and {there:.1f} there: "
+                   'compare within a table')
+    return '; '.join(out) + '.'
+
+def _of_table1(runs:pd.DataFrame)->str:
+    "What ours cannot compare with, and how the time of a step was measured"
+    out = ('Ours are evaluated on validation images, not on test-dev. '
+           "What training costs is judged at the paper's scale alone.")
+    step = (' *Step*: the time of a training step with PISA over that without, '
+            "with the paper's networks and image sizes but on a CPU, from `runs/records/bench/step.json`: "
+            'the losses, in which the two differ, are timed in turn, and related to a whole step; '
+            'median and quartiles.')
+    return out + step if runs.attrs.get('step') else out
+
+def _of_recipe(runs:pd.DataFrame)->str:
+    "The recipe of the runs, and how many runs are not counted"
+    a = runs.attrs
+    out = [f"Ours are of recipe {a['recipe']}: {RECIPES[a['recipe']]}."]
+    out += [f'Not counted: {n} runs of recipe {r} (`-p recipe {r}` draws them).' for r, n in a['others'].items()]
+    if a['left']: out.append(f"Not counted: {a['left']} runs in another precision.")
     return ' '.join(out)
 
 # %% ../../nbs/lab/72_tables.ipynb
@@ -194,63 +259,51 @@ def caption(
     runs:pd.DataFrame, # see `read_runs`
 )->str: # Markdown; what is common to all tables is in `RULE`
     "What a table shows: the data, networks, seeds and cost of our runs"
-    names = {5: ('table5_isr', 'table5_carl'), 'text': ('carl_gradient',)}.get(number, (f'table{number}',))
-    where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'COCO, probably'}.get(number, 'COCO val, judging by the baseline')
-    notes = [no_markup(n).replace('train_time', '*s a step*, below it × the baseline\'s,') for name in names if (n := published(name).attrs['note'])]
-    if number == 3:
-        ap = {r.name: r.numbers.AP for r in known_table(3).rows}
-        gain = ap['table3/C-R'] - ap['table3/H-H']
-        notes.append(f"the abstract's gain over OHEM, more than 1, is that of a larger backbone; here C/R is {gain:.1f} above H/H")
-    if number == 6: notes.append('whether the ranked rows have CARL is not said; ours have it')
-    if number == 7:
-        two = [published('table4').iloc[1], published('table7').iloc[3]]
-        notes.append(f"the row IoU-HLR is Table 4's ISR, yet AP75 is {two[1].AP75:.1f} here and {two[0].AP75:.1f} there: "
-                     'compare within a table')
-    out = [f"**{'Section 5.3' if number == 'text' else f'Table {number}'} (v1). {known_table(number).title}.** APs of boxes, in percent.",
-           '; '.join([f'*Published*: on {where}', *notes]) + '.', *(_of_ours(number, runs, scale) for scale in SCALES)]
-    if number == 1: out.append('Ours are evaluated on validation images, not on test-dev. What training costs is judged at the paper\'s scale alone.' + (
-        " *Step*: the time of a training step with PISA over that without, with the paper's networks and image sizes but on a CPU, from "
-        "`runs/records/bench/step.json`: the losses, in which the two differ, are timed in turn, and related to a whole step; median and quartiles."
-        if runs.attrs.get('step') else ''))
-    if len(runs): out.append(f"Ours are of recipe {runs.attrs['recipe']}: {RECIPES[runs.attrs['recipe']]}." + ''.join(
-        f' Not counted: {n} runs of recipe {r} (`-p recipe {r}` draws them).' for r, n in runs.attrs['others'].items()) + (
-        f" Not counted: {runs.attrs['left']} runs in another precision." if runs.attrs['left'] else ''))
+    out = [f'**{table_name(number)} (v1). {known_table(number).title}.** APs of boxes, in percent.',
+           _of_the_paper(number), *(_of_ours(number, runs, scale) for scale in SCALES)]
+    if number == 1: out.append(_of_table1(runs))
+    if len(runs): out.append(_of_recipe(runs))
     return '\n\n'.join(filter(None, out))
 
 # %% ../../nbs/lab/72_tables.ipynb
-_TEX = {**{c: f'\\{c}' for c in '_%&#${}'}, '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '±': r'$\pm$', 'Δ': r'$\Delta$', 'γ': r'$\gamma$', 'β': r'$\beta$', '✓': r'\checkmark',
-        '×': r'$\times$', '–': '--', '*': '$^*$'}
+_TEX = str.maketrans({
+    **{c: f'\\{c}' for c in '_%&#${}'},
+    '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '–': '--', '*': '$^*$',
+    '±': r'$\pm$', 'Δ': r'$\Delta$', 'γ': r'$\gamma$', 'β': r'$\beta$', '✓': r'\checkmark', '×': r'$\times$'})
 
-def _tex(text:str)->str: return ''.join(_TEX.get(c, c) for c in text)
+def _tex(text:str)->str: return text.translate(_TEX)
+
+def _tex_line(text:str)->str: # `**` to bold, and signs as in formulas
+    parts = [re.sub(r'(?<!-)[+-](?=\d)', r'$\g<0>$', _tex(part)) for part in text.split('**')]  # not a hyphen or a dash
+    return ''.join(rf'\textbf{{{part}}}' if i%2 else part for i, part in enumerate(parts))
 
 def _tex_cell(text:str)->str: # of `shown`
     "A cell for LaTeX: signs, bold letters, two lines"
-    tex = lambda part: re.sub(r'(?<!-)[+-](?=\d)', r'$\g<0>$', _tex(part))  # a sign, not a hyphen or a dash
-    lines = [''.join(rf'\textbf{{{tex(p)}}}' if i%2 else tex(p) for i, p in enumerate(line.split('**'))) for line in text.split('\n')]
-    return lines[0] if len(lines) == 1 else rf'\makecell[r]{{{lines[0]}\\ {lines[1]}}}'
+    first, *rest = map(_tex_line, text.split('\n'))
+    return rf'\makecell[r]{{{first}\\ {rest[0]}}}' if rest else first
 
 def latex(
     df:pd.DataFrame, # see `table`
 )->str: # its first line names the packages that it needs
     "A table for LaTeX"
-    text, title = shown(df).map(_tex_cell), known_table(df.attrs['number']).title
-    tex = lambda index: pd.MultiIndex.from_tuples([tuple(map(_tex, i)) for i in index], names=index.names)
-    text = text.set_axis(tex(text.columns), axis=1).set_axis(tex(text.index))
+    text = shown(df).map(_tex_cell).rename(index=_tex, columns=_tex)
     data = ''.join(f' Ours, {scale} scale: {note}.' for scale, note in df.attrs['data'].items())
-    what = _tex(f'{title}.{data} Mean ± 95% over seeds, below it the difference from the baseline ± 95% over seeds and images; '
-                'bold: zero is outside, with more than one pair of runs.')
-    return '% \\usepackage{booktabs, makecell, amssymb}\n' + text.reset_index(col_level=1).style.hide(axis='index').to_latex(
-        hrules=True, multicol_align='c', position='t', position_float='centering', label=f'tab:{df.attrs["number"]}', caption=what,
-        column_format='l'*text.index.nlevels + 'r'*text.shape[1])
+    what = (f"{known_table(df.attrs['number']).title}.{data} Mean ± 95% over seeds, "
+            'below it the difference from the baseline ± 95% over seeds and images; '
+            'bold: zero is outside, with more than one pair of runs.')
+    flat = text.reset_index(col_level=1).style.hide(axis='index')
+    return '% \\usepackage{booktabs, makecell, amssymb}\n' + flat.to_latex(
+        hrules=True, multicol_align='c', position='t', position_float='centering', label=f"tab:{df.attrs['number']}",
+        caption=_tex(what), column_format='l'*text.index.nlevels + 'r'*text.shape[1])
 
 # %% ../../nbs/lab/72_tables.ipynb
 def markdown(
     df:pd.DataFrame, # see `table`
 )->str:
     "A table in Markdown, headings in one line"
-    text = shown(df).map(_html)
-    head = [*text.index.names, *(f'{b}<br>({a})' if b else a for a, b in text.columns)]
-    return markdown_table(head, [[*map(no_markup, i), *r] for i, r in zip(text.index, text.values.tolist())], left=text.index.nlevels)
+    text = shown(df).map(_html).rename(index=no_markup).reset_index()
+    head = [f'{b}<br>({a})' if b else a for a, b in text.columns]
+    return markdown_table(head, text.values.tolist(), left=df.index.nlevels)
 
 # %% ../../nbs/lab/72_tables.ipynb
 def sources(
@@ -259,25 +312,33 @@ def sources(
 )->dict: # plain values
     "Where a table comes from: the rule, and for each row and scale the parameters and the ids of its runs"
     plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
-    parts = {s: select(number, runs, s).cells for s in SCALES}
+    cells = {s: select(number, runs, s).cells for s in SCALES}
+    claims = judge_table(number, runs).astype(object).to_dict('records')
     def row(name, scale):
-        words = dataclasses.asdict(row_experiment(name, scale=scale, seed=0))
-        return {'runs': parts[scale].id[parts[scale].row == name].tolist(), 'parameters': {k: v for k, v in words.items() if k != 'seed'}}
-    return {'table': number, 'title': known_table(number).title, 'rule': {'level': LEVEL, 'margin': MARGIN, 'cheap': CHEAP},
-            'data': {s: p.data_fingerprint.iloc[0] for s, p in parts.items() if len(p)},
+        parameters = dataclasses.asdict(row_experiment(name, scale=scale, seed=0))
+        del parameters['seed']
+        return {'runs': cells[scale].id[cells[scale].row == name].tolist(), 'parameters': parameters}
+    return {'table': number, 'title': known_table(number).title,
+            'rule': {'level': LEVEL, 'margin': MARGIN, 'cheap': CHEAP},
+            'data': {s: own.data_fingerprint.iloc[0] for s, own in cells.items() if len(own)},
             'rows': {r.name: {s: row(r.name, s) for s in SCALES} for r in known_table(number).rows},
-            'claims': [{k: plain(v) for k, v in c.items()} for c in judge_table(number, runs).astype(object).to_dict('records')]}
+            'claims': [{k: plain(v) for k, v in c.items()} for c in claims]}
 
 def run_ids(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
 )->str: # Markdown
     "The ids of the runs that each row is made of"
-    parts = {scale: select(number, runs, scale).cells for scale in SCALES}
-    ids = [f"- {no_markup(', '.join(r.labels.values()))}, {scale} scale: {', '.join(f'`{i}`' + ' (your own)'*(s == 'own') for i, s in own)}" for r in known_table(number).rows
-           for scale, cells in parts.items() if (own := cells.loc[cells.row == r.name, ['id', 'source']].values.tolist() if len(cells) else [])]
-    return '\n'.join(ids) or 'None.'
+    out, parts = [], {scale: select(number, runs, scale).cells for scale in SCALES}
+    for r in known_table(number).rows:
+        for scale, cells in parts.items():
+            own = cells[cells.row == r.name]
+            if not len(own): continue
+            ids = ', '.join(f'`{id}`' + ' (your own)'*(source == 'own') for id, source in zip(own.id, own.source))
+            out.append(f"- {no_markup(', '.join(r.labels.values()))}, {scale} scale: {ids}")
+    return '\n'.join(out) or 'None.'
 
+# %% ../../nbs/lab/72_tables.ipynb
 def write(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
@@ -286,7 +347,8 @@ def write(
     "Write a table, each file in one step"
     df, kept = table(number, runs), sources(number, runs)
     file = Path(out or figures_dir())/('carl_gradient' if number == 'text' else f'table{number}')
-    text = '\n\n'.join([markdown(df), caption(number, runs), claims_markdown(number, runs), RULE, '**Runs**', run_ids(number, runs)])
+    text = '\n\n'.join([markdown(df), caption(number, runs), claims_markdown(number, runs), RULE,
+                        '**Runs**', run_ids(number, runs)])
     flat = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4)
     return [write_text(file.with_suffix('.md'), text + '\n'), write_text(file.with_suffix('.csv'), flat.to_csv()),
             write_text(file.with_suffix('.tex'), latex(df)), write_json(file.with_suffix('.json'), kept)]
@@ -298,5 +360,6 @@ def show(
 )->None:
     "What it asks, table, caption, claims, and the ids of the runs, folded"
     from IPython.display import Markdown, display
-    display(Markdown(known_table(number).about), styled(table(number, runs)), Markdown(caption(number, runs)), Markdown(claims_markdown(number, runs)),
-            Markdown(f'<details><summary>Runs</summary>\n\n{run_ids(number, runs)}\n\n</details>'))
+    ids = f'<details><summary>Runs</summary>\n\n{run_ids(number, runs)}\n\n</details>'
+    display(Markdown(known_table(number).about), styled(table(number, runs)), Markdown(caption(number, runs)),
+            Markdown(claims_markdown(number, runs)), Markdown(ids))

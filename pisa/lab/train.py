@@ -26,7 +26,7 @@ def train(
     nodes:int=1, # machines with so many GPUs or processes each, which see the same folders
     node:int=0, # the number of this machine
 )->Path: # the run's folder
-    "Train and evaluate an experiment and write its run; goes on where it was stopped. A `BlockingIOError` if another is at it"
+    "Train and evaluate an experiment, from where it was stopped; a `BlockingIOError` if another process trains it"
     plan = make_plan(exp, spec, runs, gpus, processes, nodes)
     if type(node) is not int or not 0 <= node < nodes:
         raise ValueError(f'node={node!r}: the machines are numbered from 0 to {nodes - 1}')
@@ -35,7 +35,8 @@ def train(
         store.read_metrics(path)  # damaged ones are told of before the checkpoints are deleted
         with_n = store.read_record(path)['machine'].get('processes', 1)
         if with_n != n: print(f'run {plan.id} is done already; processes that trained it: {with_n}, asked for: {n}. '
-                              'A process ranks its own images together: to have it so, delete the run or give another seed')
+                              'A process ranks its own images together: '
+                              'to have it so, delete the run or give another seed')
     else:
         if note := slow_precision(exp, gpus): print(note)
         with explained(path):

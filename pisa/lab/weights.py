@@ -36,7 +36,9 @@ def dangerous(file:str|Path)->ValueError:
 def find_weights(
     checkpoint:str|None, # a name that mmengine knows, or a file
 )->None:
-    "See that a backbone's weights are there; a `FileNotFoundError` of one line if not, a `ValueError` if they could run code"
+    """Check that a backbone's weights are there.
+
+    A `FileNotFoundError` of one line if they are not, a `ValueError` if they could run code."""
     if checkpoint is None: return
     try:
         if Path(checkpoint).is_file(): torch.load(checkpoint, map_location='cpu', weights_only=True)
@@ -62,5 +64,6 @@ def load_weights(
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
     try: model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as e: raise ValueError(
-        f'the weights {file} are not of this detector: {" ".join(str(e).split())[:200]}') from None
+    except (RuntimeError, TypeError, AttributeError) as e:
+        reason = ' '.join(str(e).split())[:200]
+        raise ValueError(f'the weights {file} are not of this detector: {reason}') from None

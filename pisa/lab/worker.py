@@ -29,7 +29,7 @@ __all__ = ['OwnRunner', 'quiet', 'write_bootstrap', 'work', 'explained']
 
 # %% ../../nbs/lab/53_worker.ipynb
 class OwnRunner(Runner):
-    "mmengine's `Runner` (it takes a GPU wherever there is one), with the device chosen by the caller and our checkpoints, if any"
+    "mmengine's `Runner` on a device that the caller chooses, and with our checkpoints, if any"
     def __init__(self, cfg:Config, device:str, work_dir:Path, name:str, hooks:list, checkpoint:Checkpoint|None=None):
         self.own_device, self.own_checkpoint = device, checkpoint
         super().__init__(
@@ -81,14 +81,16 @@ def work(
     if together: cfg.val_evaluator.collect_device = 'gpu'  # by messages, in place of files in the working folder
     with quiet(), no_pickles():
         runner = OwnRunner(cfg, plan.device, path/'mmengine', plan.id, checkpoint=checkpoint,
-                           hooks=[Guard(), recorder, checkpoint, Progress(), *([SyncBuffersHook()] if together else [])])
+                           hooks=[Guard(), recorder, checkpoint, Progress(),
+                                  *([SyncBuffersHook()] if together else [])])
         with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # pycocotools prints that it reads
         runner.train()
     if not is_main_process(): return
     store.save_tensors(path/'weights.pth', {k: v.cpu() for k, v in bare(runner.model).state_dict().items()})
     metric = runner.val_evaluator.metrics[0]
     write_json(path/'detections.json', metric.detections)
-    if metric.annotated: write_bootstrap(path, metric.detections, metric.ann_file, metric.images, metric.voc is not None)
+    if metric.annotated:
+        write_bootstrap(path, metric.detections, metric.ann_file, metric.images, metric.voc is not None)
     store.finish(path, recorder.metrics, steps=runner.max_iters, seconds=checkpoint.seconds())
 
 # %% ../../nbs/lab/53_worker.ipynb
@@ -96,7 +98,7 @@ def work(
 def explained(
     path:Path, # the run's folder
 )->Iterator[None]:
-    "One line where something cannot be written (`OSError`) or the training is interrupted: what, why, and what is safe"
+    "Where a file cannot be written or the training is interrupted, the error says in one line what is safe"
     def safe():
         saved = store.checkpoints(path)
         if not saved: return 'no epoch had been finished, so the same call starts anew'
@@ -104,6 +106,7 @@ def explained(
     try: yield
     except KeyboardInterrupt: raise KeyboardInterrupt(f'run {path.name} was interrupted: {safe()}') from None
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO): raise
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise
         raise OSError(e.errno, f'run {path.name} stopped at {e.filename or path}: {e.strerror}. '
                                f'When that is repaired: {safe()}') from None

@@ -68,8 +68,8 @@ def pos_boxes(
     for res in sampling_results:
         order.append(res.pos_inds.argsort() + start)
         start += len(res.pos_inds)
-    order = torch.cat(order)
-    return gt_ids(sampling_results)[order], torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results])[order]
+    order, box = torch.cat(order), torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results])
+    return gt_ids(sampling_results)[order], box[order]
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 def in_a_row(
@@ -87,8 +87,9 @@ def in_a_row(
     where = ((label >= 0) & (label < head.num_classes)).flatten().nonzero()[:, 0]
     of = lambda x: x.flatten(0, 1)[where]
     gt, gt_box = pos_boxes(results)
-    pos = of_head(head, rows_at(score, where), of(delta).float(), of(target), decoded, prior=of(box), gt_box=gt_box, gt=gt, label=of(label),
-                  image=where // label.shape[1], weight=of(weight))
+    pos = of_head(head, rows_at(score, where), of(delta).float(), of(target), decoded,
+                  prior=of(box), gt_box=gt_box, gt=gt,
+                  label=of(label), image=where // label.shape[1], weight=of(weight))
     return Anchors(score, delta, box, label, weight, target, box_weight, total, where, pos)
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
@@ -102,7 +103,8 @@ def match_anchors(
     *targets, total, results = head.get_targets(anchors, valid, gts, metas, batch_gt_instances_ignore=gts_ignore,
                                                 return_sampling_results=True)
     box = torch.stack([torch.cat([get_box_tensor(a) for a in image]) for image in anchors])
-    return in_a_row(head, cls_scores, bbox_preds, box, [torch.cat(t, 1) for t in targets], total, results, head.reg_decoded_bbox)
+    targets = [torch.cat(t, 1) for t in targets]
+    return in_a_row(head, cls_scores, bbox_preds, box, targets, total, results, head.reg_decoded_bbox)
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 def isr_label_weights(
@@ -121,7 +123,8 @@ def cls_losses(
     "The head's classification loss of all anchors"
     sizes = [x.shape[1] for x in a.score]
     rows = zip(a.score, a.label.split(sizes, 1), weight.view_as(a.label).split(sizes, 1))
-    return [head.loss_cls(score.flatten(0, 1), label.flatten(), w.flatten(), avg_factor=a.total) for score, label, w in rows]
+    return [head.loss_cls(score.flatten(0, 1), label.flatten(), w.flatten(), avg_factor=a.total)
+            for score, label, w in rows]
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 def box_loss(
@@ -140,9 +143,9 @@ class PrimeRetinaHead(RetinaHead):
     """RetinaNet's head with ISR and CARL (Sections 4.1, 4.2 and Appendix B, v1).
 
     Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta, metric, scope)`
-    and `carl=dict(k, b, form, detach)`; one that is absent is off. Any box loss, also with `reg_decoded_bbox`. A `ValueError`
-    is raised for a key that is not known, for a value out of range, for an IoU loss without `reg_decoded_bbox`, and for a
-    sampler that mines beside a focal loss. Both off, and in testing, it is `RetinaHead`.
+    and `carl=dict(k, b, form, detach)`; one that is absent is off. Any box loss, also with `reg_decoded_bbox`. A
+    `ValueError` is raised for an unknown key, for a value out of range, for an IoU loss without `reg_decoded_bbox`, and
+    for a sampler that mines beside a focal loss. With both off, and in testing, it is `RetinaHead`.
     """
     def __init__(self, *args, **kwargs):
         refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))
@@ -160,7 +163,8 @@ class PrimeRetinaHead(RetinaHead):
         losses = {'loss_cls': cls_losses(a, self, weight)}
         if carl: prime = prime_box_loss(a.pos, carl) / a.total
         if carl and carl.form == 'replace': return losses | {'loss_bbox': prime}
-        losses['loss_bbox'] = box_loss(self, *(x.flatten(0, 1) for x in (a.box, a.delta, a.target, a.box_weight)), a.total)
+        flat = [x.flatten(0, 1) for x in (a.box, a.delta, a.target, a.box_weight)]
+        losses['loss_bbox'] = box_loss(self, *flat, a.total)
         return losses | ({'loss_carl': prime} if carl else {})
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
@@ -169,23 +173,26 @@ class PrimeSSDHead(SSDHead):
     """SSD's head with ISR and CARL (Sections 4.1 and 4.2, v1).
 
     Takes the arguments of mmdet's `SSDHead`, and `loss_bbox`, any box loss of mmdet; if it is not given, smooth L1 with
-    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` as for `PrimeRetinaHead`. A `ValueError` is raised for an unknown key, for
-    a value out of range, and for an IoU loss without `reg_decoded_bbox`. Both off, and without `loss_bbox`, it is `SSDHead`.
+    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` as for `PrimeRetinaHead`. A `ValueError` is raised for an unknown
+    key, for a value out of range, and for an IoU loss without `reg_decoded_bbox`. With both off and without `loss_bbox`
+    it is `SSDHead`.
     """
     def __init__(self, *args, loss_bbox:dict|None=None, **kwargs):
         super().__init__(*args, **kwargs)
         prime_config(self.train_cfg)
-        if self.train_cfg and loss_bbox: self.train_cfg.setdefault('smoothl1_beta', 1.)  # `SSDHead` reads it whatever the loss
+        # `SSDHead` reads it, whatever the box loss is
+        if self.train_cfg and loss_bbox: self.train_cfg.setdefault('smoothl1_beta', 1.)
         beta = self.train_cfg['smoothl1_beta'] if self.train_cfg else 1.
         self.loss_cls = MODELS.build(dict(type='CrossEntropyLoss'))
         self.loss_bbox = MODELS.build(loss_bbox or dict(type='SmoothL1Loss', beta=beta))
         refuse_iou_of_deltas(self)
 
-    def loss_by_feat_single(self, cls_score, bbox_pred, anchor, labels, label_weights, bbox_targets, bbox_weights, avg_factor):
+    def loss_by_feat_single(self, cls_score, bbox_pred, anchor, labels, label_weights,
+                            bbox_targets, bbox_weights, avg_factor):
         "Losses of one image"
         no = slice(0)
-        loss_cls, _ = super().loss_by_feat_single(cls_score, bbox_pred[no], anchor[no], labels, label_weights, bbox_targets[no],
-                                                  bbox_weights[no], avg_factor)
+        loss_cls, _ = super().loss_by_feat_single(cls_score, bbox_pred[no], anchor[no], labels, label_weights,
+                                                  bbox_targets[no], bbox_weights[no], avg_factor)
         return loss_cls, box_loss(self, anchor, bbox_pred, bbox_targets, bbox_weights, avg_factor)
 
     def loss_by_feat(self, cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore=None):
@@ -195,8 +202,8 @@ class PrimeSSDHead(SSDHead):
         if not (isr or carl): return super().loss_by_feat(*args)
         a = match_anchors(self, *args)
         weight = isr_label_weights(a, isr).view_as(a.weight)
-        loss_cls, loss_bbox = multi_apply(self.loss_by_feat_single, torch.cat(a.score, 1), a.delta, a.box, a.label, weight, a.target,
-                                          a.box_weight, avg_factor=a.total)
+        loss_cls, loss_bbox = multi_apply(self.loss_by_feat_single, torch.cat(a.score, 1), a.delta, a.box,
+                                          a.label, weight, a.target, a.box_weight, avg_factor=a.total)
         losses = {'loss_cls': loss_cls, 'loss_bbox': loss_bbox}
         if carl:
             prime = prime_box_loss(a.pos, carl) / a.total
@@ -224,9 +231,9 @@ def collect_atss(
 class PrimeATSSHead(ATSSHead):
     """ATSS's head with ISR and CARL, which the paper did not try.
 
-    Takes the arguments of mmdet's `ATSSHead`; `train_cfg` as for `PrimeRetinaHead`. Any box loss that is per box, as the IoU
-    losses are. CARL counts a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A `ValueError` is raised as by
-    `PrimeRetinaHead`. Both off, and in testing, it is `ATSSHead`.
+    Takes the arguments of mmdet's `ATSSHead`; `train_cfg` as for `PrimeRetinaHead`. Any box loss that is per box, as
+    the IoU losses are. CARL counts a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A `ValueError` is
+    raised as by `PrimeRetinaHead`. With both off, and in testing, it is `ATSSHead`.
     """
     def __init__(self, *args, **kwargs):
         refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))
@@ -234,7 +241,8 @@ class PrimeATSSHead(ATSSHead):
         prime_config(self.train_cfg)
         refuse_iou_of_deltas(self)
 
-    def loss_by_feat(self, cls_scores, bbox_preds, centernesses, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore=None):
+    def loss_by_feat(self, cls_scores, bbox_preds, centernesses,
+                     batch_gt_instances, batch_img_metas, batch_gt_instances_ignore=None):
         "Losses of all levels"
         isr, carl = prime_config(self.train_cfg)
         gts = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
@@ -243,9 +251,11 @@ class PrimeATSSHead(ATSSHead):
         pos = a.pos
         center = self.centerness_target(pos.prior, pos.gt_box)
         total = reduce_mean(center.sum()).clamp(min=1).item()
-        weight = isr_label_weights(a, isr)
-        losses = {'loss_cls': cls_losses(a, self, weight),
+        predicted = rows_at(by_anchor(centernesses, 1), a.where)[:, 0]
+        losses = {'loss_cls': cls_losses(a, self, isr_label_weights(a, isr)),
                   'loss_bbox': self.loss_bbox(pos.box, pos.gt_box, weight=center, avg_factor=1.) / total,
-                  'loss_centerness': self.loss_centerness(rows_at(by_anchor(centernesses, 1), a.where)[:, 0], center, avg_factor=a.total)}
-        if carl: losses['loss_bbox' if carl.form == 'replace' else 'loss_carl'] = prime_box_loss(pos, carl, center) / total
+                  'loss_centerness': self.loss_centerness(predicted, center, avg_factor=a.total)}
+        if carl:
+            key = 'loss_bbox' if carl.form == 'replace' else 'loss_carl'
+            losses[key] = prime_box_loss(pos, carl, center) / total
         return losses

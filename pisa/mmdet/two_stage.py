@@ -23,8 +23,9 @@ def prime_config(
     train_cfg:dict|None, # `train_cfg` of the head; may hold `isr` and `carl`
 )->tuple[ISR|None, CARL|None]: # `None` is off
     "Read the `isr` and `carl` keys; a `ValueError` names what is not known or out of range"
-    if 'rcnn' in (train_cfg or {}): raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
-    return tuple(settings(kind, (train_cfg or {}).get(key)) for key, kind in (('isr', ISR), ('carl', CARL)))
+    cfg = train_cfg or {}
+    if 'rcnn' in cfg: raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
+    return settings(ISR, cfg.get('isr')), settings(CARL, cfg.get('carl'))
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
 def positive_rows(
@@ -100,18 +101,20 @@ def prime_loss_and_target(
     rois:Tensor, # [N, 5] (image, x1, y1, x2, y2)
     sampling_results:list, # B results of mmdet's sampler
     neg_weights:list[Tensor]|None=None, # B label weights of the negatives, from samplers that weight them (Score-HLR)
-)->dict: # as mmdet's `loss_and_target`: `loss_bbox` holds the losses (with `loss_carl` in form 'add'), `bbox_targets` the targets
-    "Losses of an RoI head with ISR and CARL, each applied if `train_cfg` has its key"
+)->dict: # as mmdet's `loss_and_target`: losses in `loss_bbox`, targets in `bbox_targets`
+    "Losses of an RoI head with ISR and CARL, each applied if `train_cfg` has its key; form 'add' has a `loss_carl`"
     isr, carl = prime_config(train_cfg)
     targets = label, label_weight, box_target, box_weight = bbox_head.get_targets(sampling_results, train_cfg)
     of = lambda x: positive_rows(x, sampling_results)
-    pos = of_head(bbox_head, of(cls_score), own_class(of(bbox_pred), of(label)), of(box_target), bbox_head.reg_decoded_bbox,
-                  prior=of(rois)[:, 1:], gt_box=torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results]),
-                  gt=gt_ids(sampling_results), label=of(label), image=of(rois)[:, 0], weight=of(label_weight))
+    score, delta, roi = of(cls_score), own_class(of(bbox_pred), of(label)), of(rois)
+    gt_box = torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results])
+    pos = of_head(bbox_head, score, delta, of(box_target), bbox_head.reg_decoded_bbox,
+                  prior=roi[:, 1:], gt_box=gt_box, gt=gt_ids(sampling_results),
+                  label=of(label), image=roi[:, 0], weight=of(label_weight))
     label_weight = join_weights(prime_weights(pos, isr), label_weight, sampling_results, neg_weights)
-
     replace = carl and carl.form == 'replace'
-    losses = bbox_head.loss(cls_score, None if replace else bbox_pred, rois, label, label_weight, box_target, box_weight)
+    losses = bbox_head.loss(cls_score, None if replace else bbox_pred, rois,
+                            label, label_weight, box_target, box_weight)
     if carl: losses['loss_bbox' if replace else 'loss_carl'] = prime_box_loss(pos, carl) / max(len(rois), 1)
     return {'loss_bbox': losses, 'bbox_targets': targets}
 
@@ -121,7 +124,8 @@ def refuse_iou_of_deltas(
 )->None:
     "A `ValueError` of one line if the box loss is an IoU and `reg_decoded_bbox` is off"
     kind = type(getattr(head, 'loss_bbox', None)).__name__
-    if 'IoU' in kind and not head.reg_decoded_bbox: raise ValueError(f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
+    if 'IoU' in kind and not head.reg_decoded_bbox:
+        raise ValueError(f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
 def sample_rois(
@@ -131,7 +135,7 @@ def sample_rois(
     proposals:list, # B times the proposals, with `bboxes`, which become `priors`
     gts:list, # B times the ground truths
     gts_ignore:list, # B times the ignored regions, or `None`
-)->tuple[list, list[Tensor]|None]: # B sampling results and B times the weights of the negatives, `None` if no sampler weighted them
+)->tuple[list, list[Tensor]|None]: # B sampling results; B times the weights of negatives, `None` if there are none
     "Assign and sample the RoIs of all images, at once where the sampler can"
     for p in proposals: p.priors = p.pop('bboxes')  # the name that assigner and sampler know them by
     assigned = [assigner.assign(*image) for image in zip(proposals, gts, gts_ignore)]
@@ -149,10 +153,10 @@ class PrimeRoIHead(StandardRoIHead):
     """RoI head of Faster and Mask R-CNN with ISR (Section 4.1, v1) and CARL (Section 4.2, v1).
 
     Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
-    and `carl=dict(k, b, form, detach)`; one that is absent is off. Any sampler; any box loss that is per box or per coordinate,
-    also with `reg_decoded_bbox`; class-specific or class-agnostic regression. A `ValueError` of one line is raised for a key
-    that is not known, a value out of range, an IoU loss without `reg_decoded_bbox`, and a sampler that mines beside a focal
-    loss. Testing is that of `StandardRoIHead`.
+    and `carl=dict(k, b, form, detach)`; one that is absent is off. Any sampler; any box loss that is per box or per
+    coordinate, also with `reg_decoded_bbox`; class-specific or class-agnostic regression. A `ValueError` of one line is
+    raised for an unknown key, a value out of range, an IoU loss without `reg_decoded_bbox`, and a sampler that mines
+    beside a focal loss. Testing is that of `StandardRoIHead`.
     """
     takes_neg_weights = True  # `PrimeSampler` asks
 
@@ -165,9 +169,10 @@ class PrimeRoIHead(StandardRoIHead):
     def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
         "Losses of the box head and, in Mask R-CNN, of the mask head"
         gts, gts_ignore, _ = unpack_gt_instances(batch_data_samples)
-        sampling_results, neg_weights = sample_rois(self.bbox_assigner, self.bbox_sampler, x, rpn_results_list, gts, gts_ignore)
-        losses, box = {}, self.bbox_loss(x, sampling_results, neg_weights)
-        losses.update(box['loss_bbox'])
+        images = rpn_results_list, gts, gts_ignore
+        sampling_results, neg_weights = sample_rois(self.bbox_assigner, self.bbox_sampler, x, *images)
+        box = self.bbox_loss(x, sampling_results, neg_weights)
+        losses = dict(box['loss_bbox'])
         if self.with_mask: losses.update(self.mask_loss(x, sampling_results, box['bbox_feats'], gts)['loss_mask'])
         return losses
 
@@ -177,9 +182,8 @@ class PrimeRoIHead(StandardRoIHead):
             return super().bbox_loss(x, sampling_results)
         rois = bbox2roi([res.priors for res in sampling_results])
         out = self._bbox_forward(x, rois)
-        out.update(prime_loss_and_target(self.bbox_head, self.train_cfg, out['cls_score'], out['bbox_pred'], rois,
-                                         sampling_results, neg_weights))
-        return out
+        return out | prime_loss_and_target(self.bbox_head, self.train_cfg, out['cls_score'], out['bbox_pred'], rois,
+                                           sampling_results, neg_weights)
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
@@ -187,16 +191,18 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
     """RoI head of Cascade R-CNN with ISR and CARL, which the paper did not try.
 
     Takes the arguments of mmdet's `CascadeRoIHead`. Each entry of `train_cfg.rcnn` may hold `isr` and `carl`, as for
-    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. `PrimeSampler` mines with one forward a
-    stage, for all images. Samplers that weight their negatives (Score-HLR) do not work in a cascade, as in mmdet's.
-    A `ValueError` is raised as by `PrimeRoIHead`, for any of the stages, and in training for negatives that come with weights.
+    `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. `PrimeSampler` mines with one
+    forward a stage, for all images. Samplers that weight their negatives (Score-HLR) do not work in a cascade, as in
+    mmdet's. A `ValueError` is raised as by `PrimeRoIHead`, for any of the stages. In training it is also raised for
+    negatives that come with weights.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for stage in self.train_cfg or []: prime_config(stage)  # refuse a wrong key now, not in the first iteration
         for box_head in self.bbox_head: refuse_iou_of_deltas(box_head)
-        if self.train_cfg:
-            for sampler, box_head in zip(self.bbox_sampler, self.bbox_head): refuse_mining_with_focal(sampler, box_head.loss_cls)
+        if not self.train_cfg: return
+        for sampler, box_head in zip(self.bbox_sampler, self.bbox_head):
+            refuse_mining_with_focal(sampler, box_head.loss_cls)
 
     def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
         "Losses of the box head and, if there is one, of the mask head of each stage, as `s0.loss_cls`"
@@ -204,13 +210,16 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
         losses, proposals = {}, rpn_results_list
         for stage in range(self.num_stages):
             self.current_stage = stage  # mmdet's `OHEMSampler` asks
-            sampling_results, neg_weights = sample_rois(self.bbox_assigner[stage], self.bbox_sampler[stage], x, proposals, gts, gts_ignore)
+            assigner, sampler = self.bbox_assigner[stage], self.bbox_sampler[stage]
+            sampling_results, neg_weights = sample_rois(assigner, sampler, x, proposals, gts, gts_ignore)
             if neg_weights is not None:
-                raise ValueError(f"{type(self.bbox_sampler[stage]).__name__} weighs negatives, which a cascade does not take: use another sampler")
+                raise ValueError(f"{type(sampler).__name__} weighs negatives, which a cascade does not take: "
+                                 "use another sampler")
             box = self.bbox_loss(stage, x, sampling_results)
             values = dict(box['loss_bbox'])
             if self.with_mask: values.update(self.mask_loss(stage, x, sampling_results, gts)['loss_mask'])
-            for name, v in values.items(): losses[f's{stage}.{name}'] = v * self.stage_loss_weights[stage] if 'loss' in name else v
+            for name, v in values.items():
+                losses[f's{stage}.{name}'] = v * self.stage_loss_weights[stage] if 'loss' in name else v
             if stage == self.num_stages - 1: break
             with torch.no_grad(): proposals = self.bbox_head[stage].refine_bboxes(sampling_results, box, metas)
             if proposals is None: break  # no RoI to refine
@@ -222,5 +231,5 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
         if prime_config(cfg) == (None, None): return super().bbox_loss(stage, x, sampling_results)
         rois = bbox2roi([res.priors for res in sampling_results])
         out = self._bbox_forward(stage, x, rois)
-        out.update(rois=rois, **prime_loss_and_target(head, cfg, out['cls_score'], out['bbox_pred'], rois, sampling_results))
-        return out
+        losses = prime_loss_and_target(head, cfg, out['cls_score'], out['bbox_pred'], rois, sampling_results)
+        return out | {'rois': rois} | losses

@@ -1,0 +1,16 @@
+"Fixtures that several tests share"
+import pytest
+from threads import one_thread as with_one_thread
+
+
+@pytest.fixture(scope='session')
+def spec():
+    "64 images of `shapes` to train on, 16 to evaluate on"
+    pytest.importorskip('pycocotools')
+    from pisa.lab import data
+    return data.load('shapes', n_train=64, n_val=16)
+
+
+@pytest.fixture
+def one_thread():
+    with with_one_thread(): yield
