@@ -8,7 +8,7 @@ ini = ConfigParser()
 ini.read(here / "settings.ini")
 cfg = ini["DEFAULT"]
 extras, held = {}, []
-for name in ("mmdet", "lab", "dev"): extras[name] = held = held + cfg[f"{name}_requirements"].split()
+for name in ("torchvision", "mmdet", "lab", "dev"): extras[name] = held = held + cfg[f"{name}_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -21,6 +21,7 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"],
     packages=find_packages(include=["pisa", "pisa.*"]),
+    package_data={"pisa.lab": ["*.js"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -4,21 +4,27 @@
 
 # %% ../../nbs/lab/80_explorer.ipynb 3
 from __future__ import annotations
-import base64, functools, html
+import base64, functools, io, mimetypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
-import ipywidgets as widgets
+import pandas as pd
+from anywidget import AnyWidget
 from fastcore.basics import patch
 from IPython.display import HTML, display
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.patches import Rectangle
+from traitlets import Dict, Float, Int, Unicode
 from .files import data_dir, read_json, runs_dir
 
 # %% auto 0
-__all__ = ['Box', 'ALL', 'ALONG', 'Scene', 'object_names', 'grab', 'dragged', 'label_places', 'weight_color', 'class_color',
-           'scale_of', 'picture', 'table_rows', 'table_html', 'Explorer', 'runs_with_detections', 'run_scene']
+__all__ = ['Box', 'COLUMNS', 'Scene', 'object_names', 'table_rows', 'weight_color', 'view_of', 'Explorer', 'runs_with_detections',
+           'run_scene']
 
 # %% ../../nbs/lab/80_explorer.ipynb
 Box = Sequence[float]  # x1, y1, x2, y2
@@ -41,68 +47,18 @@ def object_names(
     return [f'{name} {names[:i].count(name) + 1}' if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 # %% ../../nbs/lab/80_explorer.ipynb
-ALL = (1, 1, 1, 1)  # all four sides move: the box as a whole
+COLUMNS = 'box', 'object', 'IoU', 'local rank', 'IoU-HLR', 'weight'
 
-def grab(
-    boxes:Sequence[Box],
-    chosen:int|None, # the box that was taken last
-    x:float, y:float, # where the mouse is pressed
-    near:float, # how far from a line or a corner is still on it
-)->tuple[int, tuple]|None: # the box, and for each of x1, y1, x2, y2 whether it moves along; None: nothing is there
-    "What is taken hold of at a point"
-    found = []
-    for i, (x1, y1, x2, y2) in enumerate(boxes):
-        left, top, right, bottom = (abs(a) for a in (x - x1, y - y1, x - x2, y - y2))
-        dx, dy = min(left, right), min(top, bottom)
-        outside = max(x1 - x, x - x2, y1 - y, y - y2, 0)
-        sides = int(left <= right), int(top <= bottom), int(left > right), int(top > bottom)
-        if max(dx, dy) <= near: found.append((0, max(dx, dy), i != chosen, i, sides))
-        elif outside <= near and min(dx, dy) <= near: found.append((1, min(dx, dy), i != chosen, i, ALL))
-        elif not outside: found.append((2, i != chosen, (x2 - x1)*(y2 - y1), i, ALL))
-    return min(found)[3:] if found else None
-
-# %% ../../nbs/lab/80_explorer.ipynb
-def dragged(
-    box:Box,
-    sides:tuple, # what moves, as from `grab`
-    dx:float, dy:float,
-    frame:Box, # the box does not leave it
-    least:float, # no side becomes shorter
-)->tuple[float, float, float, float]:
-    "The box after some of its sides were moved"
-    out = [*box]
-    for low, high, d in (0, 2, dx), (1, 3, dy):
-        if sides[low]: d = max(d, frame[low] - box[low])
-        if sides[high]: d = min(d, frame[high] - box[high])
-        if sides[low] and not sides[high]: d = min(d, box[high] - least - box[low])
-        if sides[high] and not sides[low]: d = max(d, box[low] + least - box[high])
-        for k in low, high: out[k] += d*sides[k]
-    return tuple(out)
-
-# %% ../../nbs/lab/80_explorer.ipynb
-ALONG = (0, 0), (1, 0), (0, 1), (1, 1), (.3, 0), (.7, 0), (.3, 1), (.7, 1), (0, .3), (1, .3), (0, .7), (1, .7)  # of width and height
-
-def _common(a:Box, b:Box)->float: # the area that two boxes share
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0)*max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-
-def label_places(
-    boxes:Sequence[Box], # whose labels they are, in px of the screen like all that follows
-    widths:Sequence[float], # of the labels
-    height:float, # of all labels
-    taken:Sequence[Box], # what is not to be covered either
-    size:tuple[float, float], # of the picture, which they do not leave
-)->list[tuple[float, float]]: # the centre of each label
-    "A place on each box's outline, chosen one after the other where least is covered"
-    taken, out = [*taken], []
-    inside = lambda c, extent, total: min(max(c, extent/2 + 1), total - extent/2 - 1)
-    for (x1, y1, x2, y2), width in zip(boxes, widths):
-        centres = [(inside(x1 + fx*(x2 - x1), width, size[0]), inside(y1 + fy*(y2 - y1), height, size[1])) for fx, fy in ALONG]
-        labels = [(x - width/2, y - height/2, x + width/2, y + height/2) for x, y in centres]
-        covered = [sum(_common(label, t) for t in taken) for label in labels]
-        best = covered.index(min(covered))
-        taken.append(labels[best])
-        out.append(centres[best])
-    return out
+def table_rows(
+    scene:Scene,
+    columns:dict[str, list], # what `measure` gives
+)->list[list[str]]: # [N] the words of the table's columns, but for the first
+    "What is written of each box"
+    names = object_names(scene)
+    number = lambda v, digits: '–' if v is None or v == -1 else f'{v:.{digits}f}'
+    return [[names[o] if o >= 0 else '–', number(iou, 2), number(local, 0), number(rank, 0), number(weight, 2)]
+            for o, iou, local, rank, weight
+            in zip(*(columns[k] for k in ('object', 'iou', 'local_rank', 'iou_hlr', 'weight')))]
 
 # %% ../../nbs/lab/80_explorer.ipynb
 def weight_color(
@@ -111,329 +67,124 @@ def weight_color(
     "The colour of a box: from yellow, for the weight 0, over red to dark blue; grey if it has none"
     return '#808080' if weight is None else to_hex(colormaps['plasma_r'](.12 + .88*weight))
 
-def class_color(label:int)->str: return to_hex(colormaps['Set2'](label % 8))
-
-# What a press on the picture does. It tells where it began and where the mouse is now, both in px of the picture, through a text
-# field that is not shown: ipywidgets has no mouse events of its own. The picture is replaced at every step, so the window listens.
-_PRESS = """event.preventDefault(); const m = this.getScreenCTM().inverse(), number = Date.now(),
-field = this.closest('.pisa-explorer').querySelector('.pisa-mouse input'),
-at = e => {const p = new DOMPoint(e.clientX, e.clientY).matrixTransform(m); return p.x.toFixed(1) + ' ' + p.y.toFixed(1)}, from = at(event),
-tell = e => {field.value = number + ' ' + from + ' ' + at(e); field.dispatchEvent(new Event('input', {bubbles: true}))},
-stop = () => {window.removeEventListener('pointermove', tell); window.removeEventListener('pointerup', stop)};
-window.addEventListener('pointermove', tell); window.addEventListener('pointerup', stop); tell(event)"""
-
 # %% ../../nbs/lab/80_explorer.ipynb
-def _rect(box:Box, style:str)->str:
-    x1, y1, x2, y2 = box
-    return f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" {style}/>'
+def _url(data:bytes, kind:str)->str: return f'data:{kind};base64,{base64.b64encode(data).decode()}'
 
-def _text(x:float, y:float, words:str, style:str)->str: # centred at (x, y)
-    return f'<text x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle" font-weight="bold" {style}>{html.escape(words)}</text>'
-
-def _around(x:float, y:float, width:float, height:float)->Box: return x - width/2, y - height/2, x + width/2, y + height/2
-
-def _centre(box:Box)->tuple[float, float]: return (box[0] + box[2])/2, (box[1] + box[3])/2
-
-def _object(box:Box, label:int, filled:bool)->str:
-    "An object, in px of the screen: a thick outline"
-    color = class_color(label)
-    return _rect(box, f'fill="{color}" fill-opacity="{.25 if filled else 0}" stroke="{color}" stroke-width="6"')
-
-def _sample(box:Box, weight:float|None, chosen:bool)->list[str]:
-    "A box, in px of the screen, the thicker the larger its weight; the chosen one has handles"
-    x1, y1, x2, y2 = box
-    thick, handle = 1.5 + 2.5*(weight or 0), 'fill="white" stroke="black" stroke-width="1.5"'
-    return [_rect(box, f'fill="none" stroke="white" stroke-width="{thick + 2:.1f}" stroke-opacity=".8"'),
-            _rect(box, f'fill="none" stroke="{weight_color(weight)}" stroke-width="{thick:.1f}"'),
-            *(_rect(_around(x, y, 9, 9), handle) for x in (x1, x2) for y in (y1, y2) if chosen)]
-
-def _label(place:tuple[float, float], words:str, width:float, weight:float|None, chosen:bool)->list[str]:
-    "A box's label: dark on a light colour, light on a dark one"
-    ink, edge = 'white' if weight is None or weight > .3 else 'black', 'stroke="black" stroke-width="2"' if chosen else 'stroke="white"'
-    return [_rect(_around(*place, width, 19), f'rx="4" fill="{weight_color(weight)}" {edge}'), _text(*place, words, f'fill="{ink}"')]
-
-# %% ../../nbs/lab/80_explorer.ipynb
-def scale_of(
+def view_of(
     scene:Scene,
     side:float, # px of the screen: the picture's longer side
-)->float: # px of the screen for a unit of the scene
-    "How large the scene is drawn"
+)->dict[str, Any]: # `scale`: px of the screen for a unit of the scene, `least`: a step of a slider, `first`: N at first
+    "What the browser needs of a scene, besides the boxes"
     x1, y1, x2, y2 = scene.frame
-    return side/max(x2 - x1, y2 - y1)
-
-def picture(
-    scene:Scene,
-    letters:Sequence[str], # [N] what the boxes are called
-    boxes:Sequence[Box], # [N, 4]
-    table:dict[str, list], # what `measure` gives for them
-    chosen:int|None, # the box that is marked
-    scale:float, # see `scale_of`
-    press:str='', # JavaScript: what a press on the picture does
-)->str: # SVG, transparent where the scene has an image
-    "Objects with thick outlines, boxes coloured by weight, each with its letter and its IoU-HLR"
-    left, top, right, bottom = scene.frame
-    w, h = (right - left)*scale, (bottom - top)*scale
-    objects, boxes = ([[(v - low)*scale for v, low in zip(b, (left, top, left, top))] for b in some] for some in (scene.objects, boxes))
-    names, weights = object_names(scene), table['weight']
-    words = [f'{letter} {rank if rank >= 0 else "–"}' for letter, rank in zip(letters, table['iou_hlr'])]
-    widths = [8*len(t) + 8 for t in words]
-    places = label_places(boxes, widths, 19, [_around(*_centre(o), 8*len(name), 18) for o, name in zip(objects, names)], (w, h))
-    order = sorted(range(len(boxes)), key=lambda i: i == chosen)  # the chosen one on top
-    out = [] if scene.image else [_rect((0, 0, w, h), 'fill="white"')]
-    out += [_object(o, label, not scene.image) for o, label in zip(objects, scene.labels)]
-    for i in order: out += _sample(boxes[i], weights[i], i == chosen)
-    out += [_text(*_centre(o), name, 'fill="#333" stroke="white" stroke-width="3" paint-order="stroke"') for o, name in zip(objects, names)]
-    for i in order: out += _label(places[i], words[i], widths[i], weights[i], i == chosen)
-    held = f'style="display:block;cursor:grab;user-select:none;touch-action:none" onpointerdown="{press}"' if press else 'style="display:block"'
-    return (f'<svg width="{w:.0f}" height="{h:.0f}" viewBox="0 0 {w:.1f} {h:.1f}" font-family="sans-serif" font-size="13" {held}>'
-            f'{"".join(out)}</svg>')
+    longer = max(x2 - x1, y2 - y1)
+    objects = [dict(box=[*o], name=name, color=to_hex(colormaps['Set2'](l % 8)))
+               for o, name, l in zip(scene.objects, object_names(scene), scene.labels)]
+    image = scene.image and _url(scene.image.read_bytes(), mimetypes.guess_type(scene.image)[0])
+    return dict(frame=[*scene.frame], scale=side/longer, least=float(f'{longer/280:.1g}'), first=len(scene.boxes),
+                objects=objects, image=image, columns=[*COLUMNS], shades=[weight_color(i/10) for i in range(11)])
 
 # %% ../../nbs/lab/80_explorer.ipynb
-# What a click on a row of the table does: it chooses the box from the list above. The still picture has no such list.
-_PICK = ("const list = this.closest('.pisa-explorer')?.querySelector('.pisa-box select'); "
-         "if (list) {list.value = this.dataset.box; list.dispatchEvent(new Event('change', {bubbles: true}))}")
-
-def table_rows(
-    scene:Scene,
-    table:dict[str, list], # what `measure` gives
-)->list[list[str]]: # [N] the words of the table's columns
-    "What is written of each box: its object, IoU, local rank, IoU-HLR and weight"
-    names = object_names(scene)
-    number = lambda v, digits: '–' if v is None or v == -1 else f'{v:.{digits}f}'
-    return [[names[o] if o >= 0 else '–', number(iou, 2), number(local, 0), number(rank, 0), number(weight, 2)] for o, iou, local, rank, weight
-            in zip(*(table[k] for k in ('object', 'iou', 'local_rank', 'iou_hlr', 'weight')))]
-
-def table_html(
-    letters:Sequence[str], # [N]
-    rows:Sequence[Sequence[str]], # [N] as from `table_rows`
-    start:dict[str, Sequence[str]], # the row that each letter had at first
-    colors:Sequence[str], # [N] of the boxes
-    chosen:int|None,
-)->str:
-    "The rows as HTML; a cell that differs from what it was has both values"
-    def cell(now, was):
-        if was is None or now == was: return f'<td style="padding:1px 6px;text-align:left">{html.escape(now)}</td>'
-        return f'<td style="padding:1px 6px;text-align:left"><span style="opacity:.55">{html.escape(was)} →</span> <b>{html.escape(now)}</b></td>'
-    columns = 'box', 'object', 'IoU', 'local rank', 'IoU-HLR', 'weight'
-    head = ''.join(f'<th style="padding:1px 6px;text-align:left;border-bottom:1px solid">{c}</th>' for c in columns)
-    body = ''
-    for i, (letter, row) in enumerate(zip(letters, rows)):
-        mark = 'background:rgba(70,130,240,.22)' if i == chosen else ''
-        chip = f'<td style="padding:1px 6px;text-align:left;border-left:8px solid {colors[i]};font-weight:bold">{letter}</td>'
-        body += f'<tr data-box="{letter}" style="cursor:pointer;{mark}" onclick="{_PICK}">{chip}{"".join(map(cell, row, start.get(letter) or [None]*len(row)))}</tr>'
-    return f'<table style="border-collapse:collapse;font-size:13px;line-height:1.35;white-space:nowrap"><tr>{head}</tr>{body}</table>'
-
-# %% ../../nbs/lab/80_explorer.ipynb
-class Explorer(widgets.VBox):
+class Explorer(AnyWidget):
     "Boxes to move, add and remove, and what `measure` says of them"
+    _esm = (files('pisa.lab')/'explorer.js').read_text(encoding='utf-8')
+    numbered = Dict().tag(sync=True)  # for each scene's name, whether it is a function of an image's number
+    shown = Unicode().tag(sync=True)  # name of the scene
+    image = Int().tag(sync=True)  # number of the image
+    view = Dict().tag(sync=True)  # see `view_of`; empty if no scene could be had yet
+    boxes = Dict().tag(sync=True)  # by letter, [4] each
+    chosen = Unicode(None, allow_none=True).tag(sync=True)  # letter of the box that the sliders move
+    gamma, beta = Float(2.).tag(sync=True), Float(0.).tag(sync=True)
+    table = Dict().tag(sync=True)  # by letter, see `rank`
+    message = Unicode().tag(sync=True)
+    resets = Int().tag(sync=True)  # how often the boxes were put back
+
     def __init__(self,
         scenes:dict[str, Scene|Callable[[int], Scene]], # by name; a function is given the number of an image
-        measure:Callable[..., dict[str, list]], # of boxes [N, 4], objects [G, 4], labels [G], gamma and beta, as described above
+        measure:Callable[..., dict[str, list]], # of boxes [N, 4], objects [G, 4], labels [G], gamma and beta, see above
         side:int=490, # px of the screen: the picture's longer side
     ):
-        super().__init__()
-        self.scenes, self.measure, self.side = scenes, measure, side
-        self.scene, self.letters, self.boxes, self.chosen, self.start = None, [], [], None, None  # the state
-        self.press, self.held, self.drawing = None, None, False  # what the mouse has; whether `draw` is at work
-        self._make_controls()
-        self._arrange()
-        self._connect()
+        super().__init__(numbered={name: callable(s) for name, s in scenes.items()}, shown=next(iter(scenes)))
+        self.scenes, self.measure, self.side, self.scene, self.start = scenes, measure, side, None, None
+        self.observe(lambda change: self.load(), ['shown', 'image'])
+        self.observe(lambda change: self.restart(), 'resets')
+        self.observe(lambda change: self.rank(), ['boxes', 'gamma', 'beta'])
         self.load()
-
-# %% ../../nbs/lab/80_explorer.ipynb
-def _slider(name:str, low:float, high:float, value:float, step:float=.05)->widgets.FloatSlider:
-    return widgets.FloatSlider(value, min=low, max=high, step=step, description=name, style={'description_width': '50px'}, layout={'width': '420px'})
-
-@patch
-def _make_controls(self:Explorer):
-    "The controls, not yet set; `place`, the sliders of a box, come with the scene"
-    button = lambda name, icon: widgets.Button(description=name, icon=icon, layout={'width': '110px'})
-    same_place = {'grid_area': 'a', 'margin': '0'}  # the boxes lie on the image
-    self.which_scene = widgets.Dropdown(options=list(self.scenes), description='scene', layout={'width': '420px'})
-    self.which_image = widgets.BoundedIntText(0, min=0, max=10**6, description='image', layout={'width': '180px'})
-    self.background, self.svg = widgets.Image(layout=same_place), widgets.HTML(layout=same_place)
-    self.message, self.table, self.mouse = widgets.HTML(), widgets.HTML(), widgets.Text(layout={'display': 'none'})
-    self.which_box = widgets.Dropdown(description='box', style={'description_width': '50px'}, layout={'width': '420px'})
-    self.place, self.sliders = [], widgets.VBox()
-    self.add, self.remove, self.reset = button('add a box', 'plus'), button('remove it', 'minus'), button('reset', 'undo')
-    self.gamma, self.beta = _slider('gamma', 0., 4., 2.), _slider('beta', 0., .95, 0.)
-
-@patch
-def _arrange(self:Explorer):
-    "The picture on the left, the controls and the table on the right; below each other where there is no room"
-    shades = ', '.join(weight_color(i/10) for i in range(11))
-    key = widgets.HTML('<div style="line-height:1.4">weight 0 <span style="display:inline-block;width:110px;height:11px;'
-        f'background:linear-gradient(to right, {shades})"></span> 1 · on each box: its letter and its IoU-HLR<br>'
-        'Drag a box or a corner with the mouse, or move a slider (arrow keys work too).</div>')
-    shown = widgets.GridBox([self.background, self.svg], layout={'grid_template_areas': '"a"', 'grid_template_columns': 'max-content'})
-    buttons = widgets.HBox([self.add, self.remove, self.reset], layout={'margin': '0 0 0 56px'})
-    left = widgets.VBox([shown, key], layout={'flex': '0 0 auto', 'margin': '0 14px 0 0'})
-    right = widgets.VBox([self.which_box, self.sliders, buttons, self.gamma, self.beta, self.table], layout={'flex': '0 0 auto', 'width': '500px'})
-    scene, parts = widgets.HBox([self.which_scene, self.which_image]), widgets.HBox([left, right], layout={'flex_flow': 'row wrap'})
-    self.children = [scene, self.message, parts, self.mouse]
-    self.add_class('pisa-explorer')
-    self.mouse.add_class('pisa-mouse')
-    self.which_box.add_class('pisa-box')
-
-@patch
-def _on(self:Explorer,
-    control:widgets.Widget,
-    do:Callable[[], None],
-):
-    "What a control does when its value changes, unless `draw` sets it, or there is no scene yet"
-    control.observe(lambda change: do() if self.scene and not self.drawing else None, 'value')
-
-@patch
-def _connect(self:Explorer):
-    "Say what each control does"
-    for control in self.which_scene, self.which_image: control.observe(lambda change: self.load(), 'value')
-    for control, do in (self.gamma, self.draw), (self.beta, self.draw), (self.mouse, self.drag): self._on(control, do)
-    self._on(self.which_box, lambda: self.choose(self.which_box.value))
-    for control, do in (self.add, self.add_box), (self.remove, self.remove_box), (self.reset, self.restart):
-        control.on_click(lambda _, do=do: do() if self.scene else None)
 
 # %% ../../nbs/lab/80_explorer.ipynb
 @patch
 def load(self:Explorer):
     "Show the scene that is selected; the message says why if it cannot be had"
-    scene, self.message.value = self.scenes[self.which_scene.value], ''
-    try: scene = scene if isinstance(scene, Scene) else scene(self.which_image.value)
+    scene, self.message = self.scenes[self.shown], ''
+    try:
+        scene = scene(self.image) if callable(scene) else scene
+        view = view_of(scene, self.side)
     except (OSError, ValueError, IndexError) as e:
-        self.message.value = f'<span style="color:#c62828">Not shown: {html.escape(str(e))}</span>'
+        self.message = f'Not shown: {e}'
         return
-    finally: self.which_image.disabled = isinstance(self.scenes[self.which_scene.value], Scene)
-    self.scene, self.scale = scene, scale_of(scene, self.side)
-    x1, y1, x2, y2 = scene.frame
-    if scene.image:
-        self.background.format = {'jpg': 'jpeg'}.get(kind := scene.image.suffix[1:].lower(), kind)
-        self.background.value = scene.image.read_bytes()
-        self.background.width, self.background.height = (f'{d*self.scale:.0f}' for d in (x2 - x1, y2 - y1))
-    self.background.layout.display = None if scene.image else 'none'
-    self._make_place()
-    self.restart()
-
-@patch
-def _make_place(self:Explorer):
-    "New sliders for the scene, since one whose range changes may send back what it showed before, and move a box"
-    x1, y1, x2, y2 = self.scene.frame
-    self.least = float(f'{max(x2 - x1, y2 - y1)/280:.1g}')  # what a slider moves by
-    ranges = dict(left=(x1, x2), top=(y1, y2), width=(self.least, x2 - x1), height=(self.least, y2 - y1))
-    for s in self.place: s.close()
-    self.place = [_slider(name, low, high, low, self.least) for name, (low, high) in ranges.items()]
-    for k, s in enumerate(self.place):
-        s.add_class(f'pisa-{s.description}')
-        self._on(s, lambda k=k: self.set_place(k, self.place[k].value))
-    self.sliders.children = self.place
+    with self.hold_sync():
+        self.scene, self.view = scene, view
+        self.restart()
 
 @patch
 def restart(self:Explorer):
-    "The boxes as they were at first"
-    self.boxes = [tuple(map(float, b)) for b in self.scene.boxes]
-    self.letters = [_letter(i) for i in range(len(self.boxes))]
-    self.chosen, self.start, self.held = 0 if self.boxes else None, None, None
-    self.draw()
+    "The boxes as they were at first; the table compares with them from now on"
+    if self.scene is None: return
+    letters = [chr(97 + i % 26) + str(i//26 or '') for i in range(len(self.scene.boxes))]  # a to z, a1 to z1, ...
+    with self.hold_sync():
+        self.start, self.boxes = None, dict(zip(letters, ([*map(float, b)] for b in self.scene.boxes)))
+        self.chosen = next(iter(letters), None)
+        self.rank()
 
-def _letter(i:int)->str: return chr(97 + i % 26) + str(i//26 or '')  # a to z, a1 to z1, ...
+@patch
+def rank(self:Explorer):
+    "Measure the boxes, and say how each is drawn and written; a cell is a pair: what it was at first, what it is"
+    if self.scene is None: return
+    columns = self.measure([*self.boxes.values()], self.scene.objects, self.scene.labels, self.gamma, self.beta)
+    rows = dict(zip(self.boxes, table_rows(self.scene, columns)))
+    if self.start is None: self.start = rows
+    self.table = {letter: dict(
+        words=f'{letter} {row[3]}', color=weight_color(w), ink='white' if w is None or w > .3 else 'black',
+        thick=1.5 + 2.5*(w or 0), cells=[*map(list, zip(self.start.get(letter, row), row))])
+        for (letter, row), w in zip(rows.items(), columns['weight'])}
 
 # %% ../../nbs/lab/80_explorer.ipynb
 @patch
-def choose(self:Explorer, letter:str):
-    "Mark a box, which the sliders then move"
-    self.chosen = self.letters.index(letter)
-    self.draw()
-
-@patch
-def move(self:Explorer, sides:tuple, dx:float, dy:float, box:Box|None=None):
-    "Move sides of the chosen box, see `dragged`, from where it is or from `box`"
-    self.boxes[self.chosen] = dragged(box or self.boxes[self.chosen], sides, dx, dy, self.scene.frame, self.least)
-    self.draw()
-
-def _sizes(box:Box)->tuple[float, float, float, float]: # left, top, width, height
-    x1, y1, x2, y2 = box
-    return x1, y1, x2 - x1, y2 - y1
-
-@patch
-def notches(self:Explorer)->list[float]: # left, top, width, height
-    "The chosen box as the sliders can show it"
-    return [round(s.min + round((v - s.min)/self.least)*self.least, 7) for s, v in zip(self.place, _sizes(self.boxes[self.chosen]))]
-
-@patch
-def set_place(self:Explorer, k:int, value:float):
-    "Set the left (0), top (1), width (2) or height (3) of the chosen box, unless the slider only tells what it was set to"
-    if abs(value - self.notches()[k]) < self.least/2: return
-    d = [0, 0]
-    d[k % 2] = value - _sizes(self.boxes[self.chosen])[k]
-    self.move(ALL if k < 2 else (0, 0, k == 2, k == 3), *d)
-
-@patch
-def drag(self:Explorer):
-    "Do what the mouse told: the number of the press, where it was, and where the mouse is now, in px of the picture"
-    number, *at = self.mouse.value.split()
-    left, top = self.scene.frame[:2]
-    x0, y0, x, y = (float(v)/self.scale + low for v, low in zip(at, (left, top, left, top)))
-    if number != self.press: # a new press
-        self.press, held = number, grab(self.boxes, self.chosen, x0, y0, 7/self.scale)
-        self.held = None if held is None else (*held, self.boxes[held[0]])
-    if self.held is None: return
-    self.chosen, sides, box = self.held
-    self.move(sides, x - x0, y - y0, box)
+def picture(self:Explorer)->bytes: # PNG
+    "The picture as it is now, with labels on the corners in turn"
+    (x1, y1, x2, y2), scale = self.scene.frame, self.view['scale']
+    fig = Figure(((x2 - x1)*scale/90, (y2 - y1)*scale/90), dpi=100)
+    ax = fig.add_axes((.05, .05, .9, .9), xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[], frame_on=False)
+    if self.scene.image: ax.imshow(imread(self.scene.image), extent=(x1, x2, y2, y1), aspect='auto')
+    def draw(box, color, thick, fill, x, y, words, **style): # thick: px; x, y: where the words are, of width and height
+        left, top, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+        ax.add_patch(Rectangle((left, top), w, h, ec=color, fc=(color, fill), lw=.72*thick))
+        ax.text(left + x*w, top + y*h, words, ha='center', va='center', weight='bold', size=9, **style)
+    for o in self.view['objects']: draw(o['box'], o['color'], 6, 0 if self.scene.image else .25, .5, .5, o['name'])
+    for i, (letter, row) in enumerate(self.table.items()):
+        label = dict(boxstyle='round', fc=row['color'], ec='black' if letter == self.chosen else 'white')
+        draw(self.boxes[letter], row['color'], row['thick'], 0, i % 2, i//2 % 2, row['words'], c=row['ink'], bbox=label)
+    fig.savefig(out := io.BytesIO(), format='png')
+    return out.getvalue()
 
 # %% ../../nbs/lab/80_explorer.ipynb
-@patch
-def add_box(self:Explorer):
-    "Add a box a little beside the chosen one, and choose it"
-    x1, y1, x2, y2 = self.scene.frame
-    box = self.boxes[self.chosen] if self.boxes else _around((x1 + x2)/2, (y1 + y2)/2, (x2 - x1)/3, (y2 - y1)/3)
-    used = {*self.letters, *self.start}
-    self.letters.append(next(l for i in range(len(used) + 1) if (l := _letter(i)) not in used))
-    self.boxes.append(box)
-    self.chosen = len(self.boxes) - 1
-    self.move(ALL, (box[2] - box[0])*.1, (box[3] - box[1])*.1)
-
-@patch
-def remove_box(self:Explorer):
-    "Remove the chosen box; the one after it is chosen, or the last"
-    del self.boxes[self.chosen], self.letters[self.chosen]
-    self.chosen, self.held = min(self.chosen, len(self.boxes) - 1) if self.boxes else None, None
-    self.draw()
-
-@patch
-def draw(self:Explorer):
-    "Measure, and set everything that is shown to the state"
-    table = self.measure(self.boxes, self.scene.objects, self.scene.labels, self.gamma.value, self.beta.value)
-    rows = table_rows(self.scene, table)
-    if self.start is None: self.start = dict(zip(self.letters, rows))
-    self.drawing = True
-    try:
-        self.svg.value = picture(self.scene, self.letters, self.boxes, table, self.chosen, self.scale, _PRESS)
-        self.table.value = table_html(self.letters, rows, self.start, [weight_color(w) for w in table['weight']], self.chosen)
-        if self.which_box.options != tuple(self.letters): self.which_box.options = self.letters
-        self.which_box.value = None if self.chosen is None else self.letters[self.chosen]
-        for control in self.which_box, *self.place, self.remove: control.disabled = self.chosen is None
-        if self.chosen is not None:
-            for s, v in zip(self.place, self.notches()):
-                if abs(s.value - v) > self.least/2: s.value = v
-    finally: self.drawing = False
-
-# %% ../../nbs/lab/80_explorer.ipynb
-_HIDDEN = '<style>.jp-OutputArea-child:has(.pisa-still):has(~ .jp-OutputArea-child .pisa-explorer) {display: none}</style>'
+_HIDDEN = ('<style>.jp-OutputArea-child:has(.pisa-still):has(~ .jp-OutputArea-child .pisa-explorer) {display: none}'
+           '</style>')
 
 @patch
 def still(self:Explorer)->str: # HTML
     "The picture and the table as they are now, and where they can be moved"
-    over = 'style="grid-area:1/1"'
-    kind, data = self.background.format, base64.b64encode(self.background.value).decode()
-    below = f'<img {over} src="data:image/{kind};base64,{data}" width="{self.background.width}">' if self.scene.image else ''
-    table = self.measure(self.boxes, self.scene.objects, self.scene.labels, self.gamma.value, self.beta.value)
-    svg = picture(self.scene, self.letters, self.boxes, table, self.chosen, self.scale)
-    return (f'{_HIDDEN}<div class="pisa-still"><p>A still picture: run the notebook in JupyterLab to move the boxes.</p>'
-            f'<div style="display:flex;gap:14px;flex-wrap:wrap;align-items:flex-start">'
-            f'<div style="display:grid">{below}<div {over}>{svg}</div></div>{self.table.value}</div></div>')
+    rows = [[letter, *(now if was == now else f'{was} → {now}' for was, now in row['cells'])]
+            for letter, row in self.table.items()]
+    return (f'{_HIDDEN}<div class="pisa-still"><p>A still picture: run the notebook in JupyterLab to move the boxes.'
+            f'</p><div style="display:flex;gap:14px;flex-wrap:wrap;align-items:flex-start">'
+            f'<img src="{_url(self.picture(), "image/png")}">'
+            f'{pd.DataFrame(rows, columns=COLUMNS).to_html(index=False)}</div></div>')
 
 @patch
 def _ipython_display_(self:Explorer):
     if self.scene: display(HTML(self.still()))
-    display(self._repr_mimebundle_(), raw=True)
+    data, metadata = self._repr_mimebundle_()
+    display(data, metadata=metadata, raw=True)
 
 # %% ../../nbs/lab/80_explorer.ipynb
 def runs_with_detections(
@@ -447,10 +198,13 @@ def _read(file:Path, changed:int): return read_json(file)
 
 def _read_once(file:Path): return _read(file, file.stat().st_mtime_ns)
 
-def _rendered(record:dict[str, Any])->tuple[Path, Path]: # the annotations of the validation images of `shapes`, and their folder
-    "Where the images of a run on `shapes` are; a `FileNotFoundError` or `ValueError` of one line if that cannot be said"
+def _rendered(
+    record:dict[str, Any],
+)->tuple[Path, Path]: # the annotations of the validation images of `shapes`, and their folder
+    "Where the images of a run on `shapes` are; an `OSError` or `ValueError` of one line if that cannot be said"
     data = record['data']
-    if record['dataset'] != 'shapes': raise ValueError(f"where the images of {data['name']} are is not in the record of run {record['id']}: "
+    if record['dataset'] != 'shapes': raise ValueError(
+        f"where the images of {data['name']} are is not in the record of run {record['id']}: "
         f"give run_scene spec=pisa.lab.data.load({record['dataset']!r}, data_root)")
     for about in (data_dir()/'shapes').glob('*/about.json'):
         if read_json(about)['fingerprint'] == data['fingerprint']: return about.parent/'val.json', about.parent/'val'
@@ -466,7 +220,8 @@ def run_scene(
 )->Scene:
     "Objects and best detections of an image; an error of one line says what is missing and what to do"
     folder = runs_dir(runs)/run
-    if not (folder/'detections.json').is_file(): raise FileNotFoundError(f"{folder/'detections.json'} is not there, and records have none: "
+    if not (folder/'detections.json').is_file(): raise FileNotFoundError(
+        f"{folder/'detections.json'} is not there, and records have none: "
         'train the run, or copy the file from where it was trained')
     record = read_json(folder/'run.json')
     if spec is not None and spec.fingerprint != record['data']['fingerprint']:
@@ -474,12 +229,15 @@ def run_scene(
     truth, images = _rendered(record) if spec is None else (spec.val_json, spec.val_images)
     data = _read_once(truth)
     if not 0 <= image < len(data['images']):
-        raise IndexError(f"image={image}: {record['data']['name']} has validation images 0 to {len(data['images']) - 1}")
+        raise IndexError(
+            f"image={image}: {record['data']['name']} has validation images 0 to {len(data['images']) - 1}")
     about, label = data['images'][image], {c['id']: i for i, c in enumerate(data['categories'])}
     objects = [a for a in data['annotations'] if a['image_id'] == about['id'] and not a.get('iscrowd')]
     if not objects: raise ValueError(f'image={image} has no objects, so nothing is ranked: take another')
-    found = sorted((d for d in _read_once(folder/'detections.json') if d['image_id'] == about['id']), key=lambda d: -d['score'])[:n]
+    found = [d for d in _read_once(folder/'detections.json') if d['image_id'] == about['id']]
+    found = sorted(found, key=lambda d: -d['score'])[:n]
     frame = (0, 0, about['width'], about['height'])
     corners = lambda x, y, w, h: (max(x, 0), max(y, 0), min(x + w, frame[2]), min(y + h, frame[3]))
     return Scene([corners(*a['bbox']) for a in objects], [label[a['category_id']] for a in objects],
-                 [c['name'] for c in data['categories']], [corners(*d['bbox']) for d in found], frame, images/about['file_name'])
+                 [c['name'] for c in data['categories']], [corners(*d['bbox']) for d in found], frame,
+                 images/about['file_name'])
