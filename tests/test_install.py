@@ -14,7 +14,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 METHOD, MMDET, LAB = ([f'{folder}.{f.stem}'.strip('.') for f in sorted(ROOT.glob(f'pisa/{folder}/[a-z]*.py'))] for folder in ('', 'mmdet', 'lab'))
-MODULES = {'': METHOD, 'mmdet': [*METHOD, 'mmdet', *MMDET], 'lab': [*METHOD, 'mmdet', *MMDET, *LAB]}
+TORCHVISION = METHOD
+METHOD = [name for name in METHOD if name != 'torchvision']
+MODULES = {'': METHOD, 'torchvision': TORCHVISION, 'mmdet': [*TORCHVISION, 'mmdet', *MMDET], 'lab': [*TORCHVISION, 'mmdet', *MMDET, *LAB]}
 USE = '''
 import torch
 from pisa.carl import carl_loss
@@ -82,7 +84,7 @@ def run(folder, code):
 
 @pytest.mark.parametrize('extra', MODULES)
 def test_modules_of_an_extra_import_with_it_alone(extra, installed, tmp_path):
-    if extra: pytest.importorskip('mmdet')
+    if extra in ('mmdet', 'lab'): pytest.importorskip('mmdet')
     site = environment(tmp_path/'site', installed, extra)
     p = run(site, ''.join(f'import pisa.{name}\n' for name in MODULES[extra]) + USE)
     assert p.returncode == 0, p.stderr[-2000:]
@@ -91,7 +93,7 @@ def test_modules_of_an_extra_import_with_it_alone(extra, installed, tmp_path):
 def test_an_extra_does_not_hold_what_only_a_larger_one_needs(installed, tmp_path):
     "The environments are as small as they claim: what an extra lacks is missing there"
     site = environment(tmp_path/'site', installed, '')
-    for name in ('mmdet', 'lab.tables'):
+    for name in ('torchvision', 'mmdet', 'lab.tables'):
         p = run(site, f'import pisa.{name}')
         assert p.returncode and 'ModuleNotFoundError' in p.stderr, name
 
