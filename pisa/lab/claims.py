@@ -27,10 +27,10 @@ class Claim:
     "Something that the paper says of its table"
     table: int|str
     text: str  # in our words
-    pairs: tuple[tuple[str, str], ...]  # rows (row, base), each compared; none: it has no row, so it is never run
+    pairs: tuple[tuple[str, str], ...]  # rows (row, base), each compared; empty: no row has it, so it is never run
     metric: str = 'AP'   # see `values`
     kind: str = 'above'  # 'above', 'below' (0), 'same', 'no gain' (see `MARGIN`), 'cheap' (see `CHEAP`), 'diverges'
-    mean: bool = False   # of the mean difference of those pairs that were run, two at least
+    mean: bool = False   # about the mean difference of those pairs that were run, at least two
 
 def claim(
     table:int|str,
@@ -106,11 +106,11 @@ CLAIMS = [
 
 # %% ../../nbs/lab/71_claims.ipynb
 def verdict(
-    found:Sequence[tuple[float, float]|None], # interval of each difference; None: not run; nan: chance is not known
+    found:Sequence[tuple[float, float]|None], # interval of each difference; None: not run; nan: the noise is not known
     low:float=0., # the claimed side is above this
     high:float=np.inf, # and below this
 )->str: # 'reproduced', 'not reproduced', 'undecided' or 'not run'
-    "What becomes of a claim about a side of zero, or about no difference"
+    "The verdict on differences that are claimed to lie between two bounds"
     there = [f for f in found if f is not None]
     if any(b < low or a > high for a, b in there): return 'not reproduced'
     if len(there) < len(found) or not found: return 'not run'
@@ -121,17 +121,17 @@ _BOUNDS = {'above': (0, np.inf), 'below': (-np.inf, 0), 'same': (-MARGIN, MARGIN
            'cheap': (-np.inf, CHEAP), 'diverges': (np.nan, np.nan)}
 _LEAST = dict.fromkeys(_BOUNDS, np.argmax) | {'above': np.argmin, 'same': lambda d: np.argmax(np.abs(d))}
 
-def _published(claim:Claim, pairs:Sequence[tuple[str, str]])->float: # nan: a cell that is lost
-    "What the paper's own numbers say, on average over pairs"
+def _published(claim:Claim, pairs:Sequence[tuple[str, str]])->float: # nan: a cell is lost
+    "The paper's own difference (for a cost: ratio), on average over pairs"
     numbers = [[values(ROWS[row].numbers, claim.metric) for row in pair] for pair in pairs]
     return float(np.mean([a/b if claim.kind == 'cheap' else a - b for a, b in numbers]))
 
-_FIRST = {row_experiment(n, seed=0): n for n in reversed(ROWS)}  # tables share rows: the first name of each
+_FIRST = {row_experiment(n, seed=0): n for n in reversed(ROWS)}  # tables share rows: the first name of each training
 
 def compares(
     claim:Claim,
 )->str: # the same for claims that compare the same trainings by the same metric
-    "What a claim compares"
+    "What a claim compares, as a key"
     names = sorted(' - '.join(_FIRST[row_experiment(n, seed=0)] for n in pair) for pair in claim.pairs)
     return f'{claim.metric} {claim.kind}: {", ".join(names) or claim.text}'
 
@@ -172,7 +172,7 @@ def judge_table(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
 )->pd.DataFrame: # a row a claim and scale (the paper's only if there are such runs)
-    """What the paper says of a table, and whether our runs confirm it.
+    """The paper's claims about a table, and whether our runs confirm them.
 
     Columns: claim, compares, scale, metric, kind; of (how many differences), run (how many of them);
     of the least favourable: published, difference, low, high (percent), pairs of runs;
@@ -204,7 +204,7 @@ VERDICTS = *_DECIDED, 'undecided', 'out of reach', 'not run'
 def _tally(verdicts:pd.Series)->pd.Series: return verdicts.value_counts().reindex(VERDICTS, fill_value=0)
 
 def _words(c:pd.Series)->list[str]: # a row of `judge_table`
-    "A claim, what it is about, both numbers, the pairs of runs that there are and that are needed, the verdict"
+    "The cells of a claim: claim, measure, published, ours, pairs of runs, pairs needed, verdict"
     cheap, diverges = c.kind == 'cheap', c.kind == 'diverges'
     number = lambda v: '–' if v != v else f'×{v:.3f}' if cheap else signed(v)
     half = f' ± {(c.high - c.low)/2:.{3 if cheap else 1}f}' if c.low == c.low else ''
@@ -220,7 +220,7 @@ def claims_markdown(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
 )->str: # Markdown
-    "All claims of a table with what became of them, a Markdown table a scale"
+    "All claims of a table with their verdicts, a Markdown table for each scale"
     section = '5.2' if number in (1, 2, 3) else '5.3'
     out, head = [], ['claim', 'measure', 'published', 'ours', 'pairs', 'needed', 'verdict']
     for scale, part in judge_table(number, runs).groupby('scale', sort=False):
@@ -235,13 +235,13 @@ def claims_markdown(
 def judge_all(
     runs:pd.DataFrame, # see `read_runs`
 )->pd.DataFrame: # `judge_table` of all tables, with `table`, see `table_name`
-    "What became of all claims"
+    "The verdicts on all claims"
     return pd.concat([judge_table(n, runs).assign(table=table_name(n)) for n in TABLES], ignore_index=True)
 
 def counts_markdown(
     judged:pd.DataFrame, # see `judge_all`
 )->str: # Markdown
-    "The claims counted, by table and verdict; how many are different comparisons; and what chance would do"
+    "The number of claims by table and verdict, of different comparisons, and of verdicts expected by chance"
     out = []
     for scale, part in judged.groupby('scale', sort=False):
         once = part.drop_duplicates('compares')
@@ -262,7 +262,7 @@ _COLORS = {'reproduced': _blue, 'not reproduced': _red, 'undecided': '.25', 'out
 def _draw(
     ax:plt.Axes,
     part:pd.DataFrame, # of `judge_all`, of one scale
-    at:np.ndarray, # where each comparison is, from above
+    at:np.ndarray, # height of each comparison, from the top
     scale:str,
 )->None:
     "Our differences with their intervals, and the paper's, with the claimed side to the right"
@@ -284,7 +284,7 @@ def _draw(
 def forest(
     judged:pd.DataFrame, # see `judge_all`
 )->plt.Figure|None: # None: nothing was run
-    "Our differences with their intervals, and the paper's, of all claims that were run"
+    "Our differences with their intervals, and the paper's, of all claims about APs that were run"
     there = judged.verdict.ne('not run') & judged.kind.isin(['above', 'below', 'same', 'no gain'])
     some = judged[there].drop_duplicates(['scale', 'compares'])
     if not len(some): return None

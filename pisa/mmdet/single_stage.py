@@ -23,15 +23,15 @@ __all__ = ['Anchors', 'by_anchor', 'rows_at', 'pos_boxes', 'in_a_row', 'match_an
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 @dataclass
 class Anchors:
-    "Predictions and targets of all anchors of a mini-batch, and the positive ones apart"
+    "Predictions and targets of all anchors of a mini-batch, and its positives"
     score: list[Tensor] # one [B, A_l, C or C + 1] a level, logits; the A_l add up to A
     delta: Tensor       # [B, A, 4] box predictions
-    box: Tensor         # [B, A, 4] the anchors themselves
+    box: Tensor         # [B, A, 4] anchors
     label: Tensor       # [B, A] classes, C is the background
     weight: Tensor      # [B, A] label weights
     target: Tensor      # [B, A, 4] box targets
     box_weight: Tensor  # [B, A, 4]
-    total: float        # what mmdet divides the losses by
+    total: float        # mmdet divides the losses by it
     where: Tensor       # [P] rows of the positives in B * A
     pos: Positives
 
@@ -48,7 +48,7 @@ def rows_at(
     levels:list[Tensor], # one [B, A_l, D] a level
     where:Tensor, # [P] rows in B * A
 )->Tensor: # [P, D]
-    "Rows of all levels as if these were joined"
+    "Rows of the joined levels, without joining them"
     n, start = sum(x.shape[1] for x in levels), 0
     image, anchor = where // n, where % n
     out = levels[0].new_zeros(len(where), levels[0].shape[-1])
@@ -143,14 +143,14 @@ class PrimeRetinaHead(RetinaHead):
     """RetinaNet's head with ISR and CARL (Sections 4.1, 4.2 and Appendix B, v1).
 
     Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta, metric, scope)`
-    and `carl=dict(k, b, form, detach)`; one that is absent is off. Any box loss, also with `reg_decoded_bbox`. A
+    and `carl=dict(k, b, form, detach)`; a key that is absent is off. Any box loss, also with `reg_decoded_bbox`. A
     `ValueError` is raised for an unknown key, for a value out of range, for an IoU loss without `reg_decoded_bbox`, and
     for a sampler that mines beside a focal loss. With both off, and in testing, it is `RetinaHead`.
     """
     def __init__(self, *args, **kwargs):
         refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))
         super().__init__(*args, **kwargs)
-        prime_config(self.train_cfg)  # refuse a wrong key now, not in the first iteration
+        prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
         refuse_iou_of_deltas(self)
 
     def loss_by_feat(self, cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore=None):
@@ -172,7 +172,7 @@ class PrimeRetinaHead(RetinaHead):
 class PrimeSSDHead(SSDHead):
     """SSD's head with ISR and CARL (Sections 4.1 and 4.2, v1).
 
-    Takes the arguments of mmdet's `SSDHead`, and `loss_bbox`, any box loss of mmdet; if it is not given, smooth L1 with
+    Takes the arguments of mmdet's `SSDHead`, and `loss_bbox`, any box loss of mmdet. The default is smooth L1 with
     `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` as for `PrimeRetinaHead`. A `ValueError` is raised for an unknown
     key, for a value out of range, and for an IoU loss without `reg_decoded_bbox`. With both off and without `loss_bbox`
     it is `SSDHead`.
@@ -180,7 +180,7 @@ class PrimeSSDHead(SSDHead):
     def __init__(self, *args, loss_bbox:dict|None=None, **kwargs):
         super().__init__(*args, **kwargs)
         prime_config(self.train_cfg)
-        # `SSDHead` reads it, whatever the box loss is
+        # `SSDHead` reads it with any box loss
         if self.train_cfg and loss_bbox: self.train_cfg.setdefault('smoothl1_beta', 1.)
         beta = self.train_cfg['smoothl1_beta'] if self.train_cfg else 1.
         self.loss_cls = MODELS.build(dict(type='CrossEntropyLoss'))
@@ -232,8 +232,8 @@ class PrimeATSSHead(ATSSHead):
     """ATSS's head with ISR and CARL, which the paper did not try.
 
     Takes the arguments of mmdet's `ATSSHead`; `train_cfg` as for `PrimeRetinaHead`. Any box loss that is per box, as
-    the IoU losses are. CARL counts a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A `ValueError` is
-    raised as by `PrimeRetinaHead`. With both off, and in testing, it is `ATSSHead`.
+    the IoU losses are. CARL weights a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A `ValueError`
+    is raised as by `PrimeRetinaHead`. With both off, and in testing, it is `ATSSHead`.
     """
     def __init__(self, *args, **kwargs):
         refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))

@@ -22,7 +22,7 @@ __all__ = ['prime_config', 'positive_rows', 'gt_ids', 'class_prob', 'of_head', '
 def prime_config(
     train_cfg:dict|None, # `train_cfg` of the head; may hold `isr` and `carl`
 )->tuple[ISR|None, CARL|None]: # `None` is off
-    "Read the `isr` and `carl` keys; a `ValueError` names what is not known or out of range"
+    "Read the `isr` and `carl` keys; a `ValueError` names what is unknown or out of range"
     cfg = train_cfg or {}
     if 'rcnn' in cfg: raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
     return settings(ISR, cfg.get('isr')), settings(CARL, cfg.get('carl'))
@@ -71,7 +71,7 @@ def of_head(
     "The positives of a mini-batch as plain tensors"
     label, box = rest['label'], get_box_tensor(head.bbox_coder.decode(rest['prior'], delta))
     pred = box if decoded else delta
-    # mmdet's losses return a scalar where there is no sample: keep the shape, and the graph
+    # without a sample mmdet's losses return a scalar: keep the shape, and the graph
     reg_loss = head.loss_bbox(pred, target, reduction_override='none') if len(pred) else pred.sum(1)
     with torch.no_grad(): loss = class_loss(score, label, head.loss_cls)
     return Positives(loss=loss, prob=class_prob(score, label, head.loss_cls), reg_loss=reg_loss, box=box, **rest)
@@ -81,7 +81,7 @@ def join_weights(
     pos_weight:Tensor, # [P] label weights of the positives
     label_weight:Tensor, # [N] label weights of all, from which those of the negatives are taken
     sampling_results:list, # B results of mmdet's sampler
-    neg_weights:list[Tensor]|None=None, # B label weights of the negatives, instead
+    neg_weights:list[Tensor]|None=None, # B label weights of the negatives, instead of those in `label_weight`
 )->Tensor: # [N]
     "Label weights of all samples from those of the positives and those of the negatives, image by image"
     parts, p, n = [], 0, 0
@@ -100,7 +100,7 @@ def prime_loss_and_target(
     bbox_pred:Tensor, # [N, 4] or [N, 4 * C]
     rois:Tensor, # [N, 5] (image, x1, y1, x2, y2)
     sampling_results:list, # B results of mmdet's sampler
-    neg_weights:list[Tensor]|None=None, # B label weights of the negatives, from samplers that weight them (Score-HLR)
+    neg_weights:list[Tensor]|None=None, # B label weights of the negatives, if the sampler weights them (Score-HLR)
 )->dict: # as mmdet's `loss_and_target`: losses in `loss_bbox`, targets in `bbox_targets`
     "Losses of an RoI head with ISR and CARL, each applied if `train_cfg` has its key; form 'add' has a `loss_carl`"
     isr, carl = prime_config(train_cfg)
@@ -137,7 +137,7 @@ def sample_rois(
     gts_ignore:list, # B times the ignored regions, or `None`
 )->tuple[list, list[Tensor]|None]: # B sampling results; B times the weights of negatives, `None` if there are none
     "Assign and sample the RoIs of all images, at once where the sampler can"
-    for p in proposals: p.priors = p.pop('bboxes')  # the name that assigner and sampler know them by
+    for p in proposals: p.priors = p.pop('bboxes')  # the name in assigner and sampler
     assigned = [assigner.assign(*image) for image in zip(proposals, gts, gts_ignore)]
     if hasattr(sampler, 'sample_batch'): return sampler.sample_batch(assigned, proposals, gts, x)
     results, weights = [], []
@@ -153,16 +153,16 @@ class PrimeRoIHead(StandardRoIHead):
     """RoI head of Faster and Mask R-CNN with ISR (Section 4.1, v1) and CARL (Section 4.2, v1).
 
     Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
-    and `carl=dict(k, b, form, detach)`; one that is absent is off. Any sampler; any box loss that is per box or per
+    and `carl=dict(k, b, form, detach)`; a key that is absent is off. Any sampler; any box loss that is per box or per
     coordinate, also with `reg_decoded_bbox`; class-specific or class-agnostic regression. A `ValueError` of one line is
     raised for an unknown key, a value out of range, an IoU loss without `reg_decoded_bbox`, and a sampler that mines
     beside a focal loss. Testing is that of `StandardRoIHead`.
     """
-    takes_neg_weights = True  # `PrimeSampler` asks
+    takes_neg_weights = True  # `PrimeSampler` reads it
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        prime_config(self.train_cfg)  # refuse a wrong key now, not in the first iteration
+        prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
         if self.with_bbox: refuse_iou_of_deltas(self.bbox_head)
         if self.with_bbox and self.train_cfg: refuse_mining_with_focal(self.bbox_sampler, self.bbox_head.loss_cls)
 
@@ -192,13 +192,13 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
 
     Takes the arguments of mmdet's `CascadeRoIHead`. Each entry of `train_cfg.rcnn` may hold `isr` and `carl`, as for
     `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. `PrimeSampler` mines with one
-    forward a stage, for all images. Samplers that weight their negatives (Score-HLR) do not work in a cascade, as in
-    mmdet's. A `ValueError` is raised as by `PrimeRoIHead`, for any of the stages. In training it is also raised for
-    negatives that come with weights.
+    forward a stage, for all images. As in mmdet's head, samplers that weight negatives (Score-HLR) do not work. A
+    `ValueError` is raised as by `PrimeRoIHead`, for any of the stages. In training it is also raised for weights of
+    negatives.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for stage in self.train_cfg or []: prime_config(stage)  # refuse a wrong key now, not in the first iteration
+        for stage in self.train_cfg or []: prime_config(stage)  # refuse a wrong key before the first iteration
         for box_head in self.bbox_head: refuse_iou_of_deltas(box_head)
         if not self.train_cfg: return
         for sampler, box_head in zip(self.bbox_sampler, self.bbox_head):
@@ -209,7 +209,7 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
         gts, gts_ignore, metas = unpack_gt_instances(batch_data_samples)
         losses, proposals = {}, rpn_results_list
         for stage in range(self.num_stages):
-            self.current_stage = stage  # mmdet's `OHEMSampler` asks
+            self.current_stage = stage  # mmdet's `OHEMSampler` reads it
             assigner, sampler = self.bbox_assigner[stage], self.bbox_sampler[stage]
             sampling_results, neg_weights = sample_rois(assigner, sampler, x, proposals, gts, gts_ignore)
             if neg_weights is not None:
