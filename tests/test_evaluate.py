@@ -6,9 +6,9 @@ import torch
 from pycocotools import mask as rle
 from refusal import refused
 from pisa.lab.data import load
+from pisa.lab.evaluate import VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, resamples, voc_ap, voc_average, voc_curves, weighted_ap, write_results
 from pisa.lab.files import read_json, write_json
-from pisa.lab.evaluate import (COCOAP, VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, resamples, to_coco, voc_ap, voc_average, voc_curves, weighted_ap,
-                           write_results)
+from pisa.lab.metric import COCOAP, to_coco
 
 NAMES = ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L']
 

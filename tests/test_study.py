@@ -121,7 +121,7 @@ def test_recall_by_loops(collected, folder, spec):
         free = [(overlap(xyxy(d['bbox']), xyxy(a['bbox'])), a['id']) for a in gt['annotations']
                 if a['image_id'] == d['image_id'] and a['category_id'] == d['category_id'] and a['id'] not in taken]
         iou, best = max(free, default=(0, None))
-        hits.append(iou >= kept.IOU[t])
+        hits.append(iou >= evaluate.IOUS[t])
         if hits[-1]: taken.add(best)
     assert sum(hits) > 2
     found_score = collected.detections.score.to_numpy()

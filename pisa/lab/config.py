@@ -101,7 +101,7 @@ def config(
     if (together := ranked_together(exp)) > batch:
         raise ValueError(f'isr.scope={together} images are to be ranked together, but a process has {batch}: '
                          'use fewer processes, or a larger batch')
-    modules = ['pisa.lab.detectors', 'pisa.lab.evaluate', 'pisa.lab.speed']
+    modules = ['pisa.lab.detectors', 'pisa.lab.metric', 'pisa.lab.speed']
     cfg = Config(dict(
         default_scope='mmdet', custom_imports=dict(imports=modules, allow_failed_imports=False),
         model=detector(exp, spec),

@@ -4,12 +4,10 @@
 
 # %% ../../nbs/lab/34_evaluate.ipynb 4
 from __future__ import annotations
-import hashlib, json, re, zipfile
+import contextlib, hashlib, json, re, zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 import numpy as np
-from mmengine.evaluator import BaseMetric
-from mmdet.registry import METRICS
 from ..prime import one_of
 from .data import COCO_AREA_LIMITS, DataSpec, coco_test_dev
 from .files import read_json, write_text
@@ -17,7 +15,7 @@ from .show import load_samples
 
 # %% auto 0
 __all__ = ['VOC_KINDS', 'IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'voc_curves', 'voc_average', 'voc_ap',
-           'resamples', 'weighted_ap', 'to_coco', 'COCOAP', 'write_results', 'load_test_dev', 'show_detections']
+           'resamples', 'coco_matches', 'weighted_ap', 'write_results', 'load_test_dev', 'show_detections']
 
 # %% ../../nbs/lab/34_evaluate.ipynb
 def _checked(
@@ -215,53 +213,48 @@ def resamples(
 # %% ../../nbs/lab/34_evaluate.ipynb
 IOUS = np.linspace(.5, .95, 10)
 
-def _coco_match(
-    boxes:np.ndarray, # [D, 4] x, y, w, h, by score
-    objects:np.ndarray, # [G, 4]
-    crowd:np.ndarray, # [G] bool
-)->np.ndarray: # [10, D] 1: true, 0: false, -1: does not count
-    "The true detections of one image and class at each of COCO's IoU thresholds"
-    from pycocotools import mask as rle
-    out = np.zeros((10, len(boxes)), np.int8)
-    if not (len(boxes) and len(objects)): return out
-    iou = rle.iou(boxes, objects, crowd.astype(np.uint8))
-    free, at = np.ones((10, len(objects)), bool), np.arange(10)
-    for d in np.flatnonzero(iou.max(1) >= IOUS[0]):
-        fits = free & (iou[d] >= IOUS[:, None])
-        own = np.where(fits & ~crowd, iou[d], -1.)
-        best = own.shape[1] - 1 - own[:, ::-1].argmax(1)  # of equal ones COCO takes the last
-        true = own[at, best] > 0
-        free[at[true], best[true]] = False
-        out[:, d] = np.where(true, 1, np.where((fits & crowd).any(1), -1, 0))
+def coco_matches(
+    detections:Sequence[dict], # D COCO results
+    data:dict, # what an annotation file holds: images, categories, annotations
+    images:Sequence[int], # ids of the images that were looked at
+    max_dets:int=100, # the highest-scored of an image and class that count
+)->np.ndarray: # [10, D] at each of `IOUS`, 1: true, 0: false, -1: does not count
+    "Which detections are true, by COCO's rule for boxes"
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    out, truth = np.full((10, len(detections)), -1, np.int8), COCO()
+    if not len(detections): return out
+    own = [dict({k: a[k] for k in ('image_id', 'category_id', 'bbox')}, id=i, area=a['bbox'][2]*a['bbox'][3],
+                iscrowd=int(bool(a.get('iscrowd')))) for i, a in enumerate(data['annotations'], 1)]
+    truth.dataset = dict(images=data['images'], categories=data['categories'], annotations=own)
+    with contextlib.redirect_stdout(None):  # it prints its progress
+        truth.createIndex()
+        found = truth.loadRes([{k: d[k] for k in ('image_id', 'category_id', 'bbox', 'score')} for d in detections])
+        coco = COCOeval(truth, found, 'bbox')
+        coco.params.imgIds, coco.params.maxDets = list(images), [max_dets]
+        coco.params.areaRng, coco.params.areaRngLbl = [[0, 1e10]], ['all']
+        coco.evaluate()
+    for image in filter(None, coco.evalImgs):
+        at = np.array(image['dtIds'], int) - 1  # numbered in their order
+        out[:, at] = np.where(image['dtIgnore'], -1, image['dtMatches'] > 0)
     return out
 
-def _coco_matches(
-    detections:Sequence[dict], # COCO results
-    data:dict, # what the annotation file holds
-    images:Sequence[int], # ids of the images that were looked at
-    max_dets:int, # the highest-scored of an image and class that count
-)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # image id [D], match [10, D], image id [n]: see below
-    """`_coco_match` of each image, put in the order of the scores.
-
-    For each class: image ids of the detections; their matches at each threshold; image ids of the objects to be
-    found."""
-    groups = {(c['id'], i): ([], []) for c in data['categories'] for i in images}
-    for k, rows in enumerate((detections, data['annotations'])):
-        for r in rows:
-            if group := groups.get((r['category_id'], r['image_id'])): group[k].append(r)
-    box, out = lambda rows: np.array([r['bbox'] for r in rows], float).reshape(-1, 4), []
+def _by_class(
+    detections:Sequence[dict], # see `coco_matches`
+    data:dict,
+    images:Sequence[int],
+    max_dets:int,
+)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # image id [D], match [10, D], image id [n] of the objects
+    "For each class: its detections by score, which of them are true, and the objects to be found"
+    match = coco_matches(detections, data, images, max_dets)
+    kind, where, score = (np.array([d[k] for d in detections]) for k in ('category_id', 'image_id', 'score'))
+    order, out, seen = np.argsort(-score, kind='stable'), [], set(images)
+    order = order[(match[:, order] >= 0).any(0)]
     for c in data['categories']:
-        score, where, match, objects = [], [], [], []
-        for i in images:
-            found, there = groups[c['id'], i]
-            found = sorted(found, key=lambda d: -d['score'])[:max_dets]
-            crowd = np.array([bool(a.get('iscrowd')) for a in there], bool)
-            score += [d['score'] for d in found]
-            where += [i]*len(found)
-            match.append(_coco_match(box(found), box(there), crowd))
-            objects += [i]*int((~crowd).sum())
-        order = np.argsort(-np.array(score), kind='stable')
-        out.append((np.array(where, int)[order], np.concatenate(match, 1)[:, order], np.array(objects, int)))
+        own = order[kind[order] == c['id']]
+        objects = [a['image_id'] for a in data['annotations']
+                   if a['category_id'] == c['id'] and not a.get('iscrowd') and a['image_id'] in seen]
+        out.append((where[own].astype(int), match[:, own], np.array(objects, int)))
     return out
 
 # %% ../../nbs/lab/34_evaluate.ipynb
@@ -307,77 +300,13 @@ def weighted_ap(
         ap = np.array([_weighted_average(image, match, weights, n, levels) for image, match, n in places])
         some = ~np.isnan(ap)
         return np.where(some.any(0), np.where(some, ap, 0).sum(0)/np.maximum(some.sum(0), 1), np.nan)
-    ap = mean(_coco_matches(detections, data, ids.tolist(), max_dets), np.linspace(0, 1, 101))
+    ap = mean(_by_class(detections, data, ids.tolist(), max_dets), np.linspace(0, 1, 101))
     out = dict(AP=ap.mean(0), AP50=ap[0], AP75=ap[5])
     if voc:
         matches = _voc_matches(detections, data, .5, set(ids.tolist()))
         matches = [(where, true[None].astype(np.int8), objects) for where, true, objects in matches]
         out['AP_VOC'] = mean(matches, np.linspace(0, 1, 11))[0]
     return out
-
-# %% ../../nbs/lab/34_evaluate.ipynb
-def to_coco(
-    instances:dict, # mmdet's pred_instances: bboxes [n, 4] x1, y1, x2, y2; scores, labels [n]; masks [n, H, W] bool
-    image_id:int, # of the annotations
-    category_ids:Sequence[int], # [C] by label
-    masks:bool=False, # encode the masks too
-)->list[dict]: # COCO results
-    "The predictions of one image as COCO results"
-    arrays = {k: np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v) for k, v in instances.items()
-              if k in ('bboxes', 'scores', 'labels') + ('masks',)*masks}
-    boxes = arrays['bboxes'].astype(float).reshape(-1, 4)
-    boxes[:, 2:] -= boxes[:, :2]
-    out = [dict(image_id=int(image_id), category_id=category_ids[l], bbox=b, score=s)
-           for b, s, l in zip(boxes.tolist(), arrays['scores'].tolist(), arrays['labels'].tolist())]
-    if masks and out:
-        from pycocotools import mask as rle
-        codes = rle.encode(np.asfortranarray(arrays['masks'].transpose(1, 2, 0).astype(np.uint8)))
-        for d, code in zip(out, codes):
-            d['segmentation'] = dict(size=[int(n) for n in code['size']], counts=code['counts'].decode())
-    return out
-
-# %% ../../nbs/lab/34_evaluate.ipynb
-@METRICS.register_module(force=True)  # force: running this cell twice is no error
-class COCOAP(BaseMetric):
-    """`coco_ap`, and `voc_ap` if `voc` is given, as a metric of mmengine.
-
-    After an evaluation `detections` holds its COCO results, and `images` the ids of the images that were evaluated."""
-    default_prefix = ''  # the names stay as they are
-
-    def __init__(self,
-        ann_file:str|Path, # annotations in COCO's format; without any (test-dev) there are no APs
-        iou_types:Sequence[str]=('bbox',), # of 'bbox' and 'segm'
-        area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2, see `coco_ap`
-        voc:str|None=None, # one of `VOC_KINDS` adds AP_VOC
-        collect_device:str='cpu', # where the results of several processes meet
-        prefix:str|None=None, # put before each name, followed by a slash
-    ):
-        super().__init__(collect_device=collect_device, prefix=prefix)
-        self.ann_file, self.iou_types, self.area_limits = str(ann_file), tuple(iou_types), tuple(area_limits)
-        for kind in self.iou_types: one_of('iou_types', kind, ('bbox', 'segm'))
-        self.voc = None if voc is None else one_of('voc', voc, VOC_KINDS)
-        data = read_json(ann_file)
-        self.category_ids, self.annotated = [c['id'] for c in data['categories']], 'annotations' in data
-        self.detections:list[dict] = []
-        self.images:list[int] = []
-
-    def process(self, data_batch, data_samples:Sequence[dict])->None: # samples with img_id and pred_instances
-        "Keep the detections of a batch, one list an image with its id"
-        masks = 'segm' in self.iou_types
-        self.results += [(s['img_id'], to_coco(s['pred_instances'], s['img_id'], self.category_ids, masks))
-                         for s in data_samples]
-
-    def compute_metrics(self,
-        results:list[tuple[int, list[dict]]], # of `process`
-    )->dict[str, float|None]: # see `coco_ap`; AP_VOC; empty without annotations
-        "Evaluate the detections of all images"
-        self.detections = [d for _, found in results for d in found]
-        self.images = [image for image, _ in results]
-        if not self.annotated: return {}
-        out = coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, images=self.images)
-        if self.voc:
-            out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, images=self.images)['AP_VOC']
-        return out
 
 # %% ../../nbs/lab/34_evaluate.ipynb
 def write_results(

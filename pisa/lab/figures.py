@@ -19,9 +19,10 @@ from ..carl import carl_weights
 from ..isr import importance_weight, isr_weights
 from . import runs as store
 from .data import load
+from .evaluate import IOUS
 from .files import write_bytes, write_json
 from .rows import row_experiment
-from .samples import FALSE_POSITIVES, IOU, TOP, Study, hits, read, recall_curves, with_ranks
+from .samples import FALSE_POSITIVES, TOP, Study, hits, read, recall_curves, with_ranks
 from .shapes import render
 
 # %% auto 0
@@ -320,11 +321,11 @@ def _draw_object(ax:plt.Axes, run:Trained, gt:int, prime:pd.Series, hard:pd.Seri
     ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _at(iou:float)->int: return int(np.abs(IOU - iou).argmin())  # the place in `IOU`
+def _at(iou:float)->int: return int(np.abs(IOUS - iou).argmin())  # the place in `IOUS`
 
 def recalls(
     run:Trained,
-    iou:float, # threshold of a true positive, one of `IOU`
+    iou:float, # threshold of a true positive, one of `IOUS`
     draws:int=200,
 )->np.ndarray: # [1 + draws, F] in percent at `FALSE_POSITIVES`
     "The recall curve of a run, on all images and on each draw"
@@ -356,7 +357,7 @@ def _draw_recalls(
 @figure(1, 'table3/R-R', 'table3/H-H', 'table3/C-R')
 def figure1(
     random:list[Trained], hard:list[Trained], prime:list[Trained], # random samples, hard mining, PISA
-    iou:float=.75, # threshold of a true positive, one of `IOU`
+    iou:float=.75, # threshold of a true positive, one of `IOUS`
     side:int=24, apart:float=.2, # choose the object, see `_telling_object`
 )->Drawn:
     "Two samples of one object; recall over false positives of three trainings; hard and prime minus random"
@@ -397,20 +398,20 @@ def _draw_precision(
     ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
     names = ('baseline', *(f'top-{n} raised' for n in TOP))
     handles = [Line2D([], [], color='.2', ls=style, label=name) for name, style in zip(names, styles)]
-    handles += [Line2D([], [], color=color, lw=3, label=f'IoU {IOU[t]:.2f}') for t, color in zip(at, colors)]
+    handles += [Line2D([], [], color=color, lw=3, label=f'IoU {IOUS[t]:.2f}') for t, color in zip(at, colors)]
     fig.legend(handles=handles, loc='outside upper center', ncol=2, columnspacing=3)
     return fig
 
 @figure(2, 'table3/R-R')
 def figure2(
     baseline:list[Trained],
-    ious:tuple[float, ...]=(.5, .75, .9), # of `IOU`
+    ious:tuple[float, ...]=(.5, .75, .9), # of `IOUS`
 )->Drawn:
     "Precision over recall at several IoU thresholds, with scores as they are and raised"
     few, many = TOP
     at, precision = [_at(iou) for iou in ious], np.mean([t.study.precision for t in baseline], 0)
     ap = 100*precision.mean(2)  # [V, T]
-    aps = '; '.join(f'AP{100*IOU[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in at)
+    aps = '; '.join(f'AP{100*IOUS[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in at)
     wins = int((ap[1] > ap[2]).sum())
     fell = [100*(1 - t.study.loss_sum[1]/t.study.loss_sum[0]) for t in baseline]
     falls = ', '.join(f'{f:.1f}' for f in fell)
@@ -425,8 +426,8 @@ def figure2(
         f'{n_positives(baseline)} positive samples. The detections follow from the raised scores, by score threshold '
         'and NMS. The samples are picked by their true IoU, as no detector can: an oracle.',
         f'Baseline / top-{few} / top-{many}: {aps}. With the same budget, raising the top-{few} samples gives a higher '
-        f'AP than raising the top-{many} at {wins} of {len(IOU)} IoU thresholds, {agreement(wins == len(IOU))}.',
-        ious=[round(float(IOU[t]), 2) for t in at], top=[*TOP], budget_percent=[round(float(f), 3) for f in fell])
+        f'AP than raising the top-{many} at {wins} of {len(IOUS)} IoU thresholds, {agreement(wins == len(IOUS))}.',
+        ious=[round(float(IOUS[t]), 2) for t in at], top=[*TOP], budget_percent=[round(float(f), 3) for f in fell])
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _telling_image(

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 from ..hlr import iou_hlr
 from . import runs as store
+from .evaluate import coco_matches
 
 # %% auto 0
-__all__ = ['TOP', 'FIELDS', 'OBJECTS', 'FOUND', 'CURVES', 'IOU', 'FALSE_POSITIVES', 'Study', 'read', 'image_rank', 'with_ranks',
-           'true_positives', 'recall_curves', 'hits']
+__all__ = ['TOP', 'FIELDS', 'OBJECTS', 'FOUND', 'CURVES', 'FALSE_POSITIVES', 'Study', 'read', 'image_rank', 'with_ranks',
+           'recall_curves', 'hits']
 
 # %% ../../nbs/lab/60_samples.ipynb
 TOP = (5, 25)  # Figure 2 (v1)
@@ -87,26 +87,7 @@ def with_ranks(
     return pos
 
 # %% ../../nbs/lab/60_samples.ipynb
-IOU = np.linspace(.5, .95, 10)              # [T] thresholds
 FALSE_POSITIVES = np.geomspace(.01, 10, 61) # [F] per image
-
-def true_positives(
-    found:Tensor, # [D, 5] of one image, the highest score first
-    label:Tensor, # [D]
-    gt_box:Tensor, # [G, 4]
-    gt_label:Tensor, # [G]
-)->np.ndarray: # [D, T] bool, at each of `IOU`
-    "Which detections of an image are true positives"
-    out = np.zeros((len(found), len(IOU)), bool)
-    if not len(found) or not len(gt_box): return out
-    iou = box_iou(found[:, :4], gt_box).masked_fill(label[:, None] != gt_label, -1).numpy()
-    free, thresholds = np.ones((len(IOU), len(gt_box)), bool), np.arange(len(IOU))
-    for d, row in enumerate(iou):
-        open_iou = np.where(free, row, -1)  # [T, G]
-        best = open_iou.argmax(1)
-        out[d] = open_iou[thresholds, best] >= IOU - 1e-9
-        free[thresholds[out[d]], best[out[d]]] = False
-    return out
 
 def recall_curves(
     score:np.ndarray, # [D] of all images
@@ -123,18 +104,17 @@ def recall_curves(
     return np.stack(out)
 
 # %% ../../nbs/lab/60_samples.ipynb
-_corners = ['x1', 'y1', 'x2', 'y2']
-
 def hits(
     study:Study,
-)->np.ndarray: # [D, T] bool, at each of `IOU`, in the order of `study.detections`
-    "Which detections are true positives"
-    tensor = lambda table, columns, kind: torch.tensor(table[columns].to_numpy(kind))
-    objects, out = dict(tuple(study.objects.groupby('image'))), np.zeros((len(study.detections), len(IOU)), bool)
-    for image, at in study.detections.groupby('image').indices.items():
-        at = at[np.argsort(-study.detections.score.to_numpy()[at], kind='stable')]
-        if image not in objects: continue
-        found, own = study.detections.iloc[at], objects[image]
-        out[at] = true_positives(tensor(found, [*_corners, 'score'], np.float32), tensor(found, 'label', np.int64),
-                                 tensor(own, _corners, np.float32), tensor(own, 'label', np.int64))
-    return out
+)->np.ndarray: # [D, T] bool, at each of `IOUS`, in the order of `study.detections`
+    "Which detections are true positives, see `pisa.lab.evaluate.coco_matches`"
+    def rows(table, **more):
+        x, y, right, bottom = table[['x1', 'y1', 'x2', 'y2']].to_numpy(float).T
+        box = np.stack([x, y, right - x, bottom - y], 1).tolist()
+        each = zip(table.image.tolist(), table.label.tolist(), box, *more.values())
+        return [dict(zip(('image_id', 'category_id', 'bbox', *more), r)) for r in each]
+    found, images = rows(study.detections, score=study.detections.score.tolist()), range(study.images)
+    labels = {*study.objects.label.tolist(), *study.detections.label.tolist()}
+    data = dict(images=[dict(id=i) for i in images], categories=[dict(id=l) for l in labels],
+                annotations=rows(study.objects))
+    return coco_matches(found, data, images).T > 0

@@ -23,10 +23,10 @@ from .data import DataSpec
 from .evaluate import pr_curves, precisions
 from .files import write_bytes
 from .predict import same_classes, trained
-from .weights import load_weights
-from .worker import quiet
 from .samples import CURVES, FIELDS, FOUND, OBJECTS, TOP, image_rank
 from .show import load_samples
+from .weights import load_weights
+from .worker import quiet
 
 # %% auto 0
 __all__ = ['samples_of', 'detections_of', 'raised', 'amount_for', 'look_at', 'tables', 'curves', 'collect']

@@ -15,7 +15,7 @@ from mmengine.hooks import SyncBuffersHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data set packages are missing
-import pisa.lab.detectors, pisa.lab.evaluate, pisa.lab.speed  # they register heads, COCOAP and Bfloat16OptimWrapper
+import pisa.lab.detectors, pisa.lab.metric, pisa.lab.speed  # they register heads, COCOAP and Bfloat16OptimWrapper
 from . import runs as store
 from .evaluate import resamples, weighted_ap
 from .files import read_json, write_bytes, write_json
