@@ -6,8 +6,9 @@ from torch import distributed as dist, multiprocessing as mp
 
 pytest.importorskip('mmdet')
 from mmdet.structures.bbox import bbox_overlaps
-from toy import roi_head, run
+import pisa.mmdet
 from pisa.prime import ISR, METRICS, Positives, prime_weights
+from small import roi_head, run
 
 
 def samples(n=60, images=4, classes=3, seed=0):

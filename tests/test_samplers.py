@@ -10,7 +10,7 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from pisa.mmdet.samplers import PrimeSampler, mines, nms_match, refuse_mining_with_focal, take_ranked
 from pisa.mmdet.two_stage import sample_rois
-from toy import cascade_head, roi_head, run, scene
+from small import cascade_head, roi_head, run, scene
 
 PISA = dict(isr=dict(), carl=dict())
 TABLE_3 = {'R/R': ('R', 'R', {}), 'H*/R': ('H*', 'R', {}), 'C/R': ('R', 'R', PISA), 'H/H': ('H', 'H', {}),
@@ -23,7 +23,7 @@ def prime(pos='R', neg='R', num=16, **kwargs):
 
 
 def build(sampler, kind='PrimeRoIHead', **kwargs):
-    "A toy head whose class scores and regressed boxes are far apart"
+    "A small head whose class scores and regressed boxes are far apart"
     cascade = 'Cascade' in kind
     head = (cascade_head if cascade else roi_head)(kind, sampler=sampler, **kwargs)
     g = torch.Generator().manual_seed(5)
@@ -248,7 +248,7 @@ def test_score_hlr_weights_move_the_gradient_and_keep_the_loss(keys):
 
 @pytest.mark.parametrize('pos,neg', [('R', 'R'), *MINING])
 def test_ignored_regions_are_never_taken(pos, neg):
-    crowd = InstanceData(bboxes=torch.tensor([[0., 0, 128, 64]]))
+    crowd = InstanceData(bboxes=torch.tensor([[0., 0, 64, 128]]))
     taken = {}
     for thr in (-1, 0.5):
         head = build(prime(pos, neg))
@@ -421,5 +421,5 @@ def test_heads_refuse_it_when_they_are_built():
     for loss in (dict(type='FocalLoss'), dict(type=Mine)):
         for kind, miner in (('PrimeRoIHead', prime('R', 'H*')), ('StandardRoIHead', prime('R', 'H*')), ('PrimeRoIHead', of('OHEMSampler'))):
             refused(lambda: roi_head(kind, sampler=miner, box_head=dict(loss_cls=loss)), 'count it twice')
-        refused(lambda: cascade_head(sampler=prime('R', 'H*'), loss_cls=loss), 'count it twice')
-        roi_head(sampler=prime('R', 'R'), box_head=dict(loss_cls=loss)), cascade_head(loss_cls=loss)
+        refused(lambda: cascade_head(sampler=prime('R', 'H*'), box_head=dict(loss_cls=loss)), 'count it twice')
+        roi_head(sampler=prime('R', 'R'), box_head=dict(loss_cls=loss)), cascade_head(box_head=dict(loss_cls=loss))

@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from pisa import prime
 from refusal import refused
-from toy import atss, dense_run, dense_scene, retina, ssd
+from small import atss, dense_scene, retina, run, ssd
 
 ISR, CARL, ADD = dict(isr=dict()), dict(carl=dict()), dict(carl=dict(form='add', b=0.2))
 HEADS = pytest.mark.parametrize('head,standard', [(retina, 'RetinaHead'), (ssd, 'SSDHead'), (atss, 'ATSSHead')],
@@ -32,37 +32,36 @@ def close(a, b, rtol=1e-4, atol=1e-6):
 @HEADS
 @pytest.mark.parametrize('objects', [(3, 2), (1, 0, 4), (0, 0)])
 def test_both_off_is_mmdets_head(head, standard, objects):
-    for off, plain in zip(dense_run(head(), objects), dense_run(head(standard), objects)): close(off, plain, 0, 0)
+    for off, plain in zip(run(head(), objects), run(head(standard), objects)): close(off, plain, 0, 0)
 
 
 @HEADS
 @pytest.mark.parametrize('objects', [(3, 2), (1, 0, 4), (0, 0)])
 def test_weights_of_one_leave_mmdets_losses_and_gradients(head, standard, objects):
     "gamma = 0 gives all positives the same weight: what is summed here in one row is what mmdet sums by level or by image"
-    for prime, plain in zip(dense_run(head(isr=dict(gamma=0.)), objects), dense_run(head(standard), objects)):
+    for prime, plain in zip(run(head(isr=dict(gamma=0.)), objects), run(head(standard), objects)):
         close(prime, plain, 1e-4, 1e-5)
 
 
 @RELEASED
 def test_agrees_with_mmdets_pisa_where_that_is_right(head, released):
     "One class (so n_j is the largest n), two images, the added CARL"
-    ours = dense_run(head(classes=1, isr=dict(gamma=2., beta=0.), carl=dict(k=1., b=0.2, form='add')), classes=1)
-    theirs = dense_run(head(released, classes=1, isr=dict(k=2., bias=0.), carl=dict(k=1., bias=0.2)), classes=1)
+    ours = run(head(classes=1, isr=dict(gamma=2., beta=0.), carl=dict(k=1., b=0.2, form='add')), (3, 2), 1)
+    theirs = run(head(released, classes=1, isr=dict(k=2., bias=0.), carl=dict(k=1., bias=0.2)), (3, 2), 1)
     close(ours[0], theirs[0])
     close(ours[1], theirs[1], 1e-3, 1e-6)
 
 
 @HEADS
 @pytest.mark.parametrize('keys', [ISR, CARL, {**ISR, **CARL}], ids=['isr', 'carl', 'both'])
-@pytest.mark.parametrize('more', [dict(), dict(ignored=True), dict(pad=40)], ids=['plain', 'ignored', 'padding'])
+@pytest.mark.parametrize('more', [dict(), dict(crowd=[[0., 0, 60, 60]] * 3), dict(height=80)], ids=['plain', 'ignored', 'padding'])
 def test_v1_changes_gradients_but_no_value(head, standard, keys, more):
     "Eq. 3 and Eq. 4 (v1) preserve the totals, also with ignored regions and with anchors in the padding"
-    build = partial(head, ignore=0.5 if 'ignored' in more else -1)
-    plain, prime = dense_run(build(standard), (3, 1, 2), **more), dense_run(build(**keys), (3, 1, 2), **more)
+    plain, prime = run(head(standard), (3, 1, 2), **more), run(head(**keys), (3, 1, 2), **more)
     close(plain[0], prime[0])
     assert any(not torch.allclose(plain[1][k], prime[1][k], rtol=1e-3) for k in plain[1])
     assert all(torch.isfinite(g).all() for g in prime[1].values())
-    if more: assert any(plain[0][k] != v for k, v in dense_run(head(standard), (3, 1, 2))[0].items())  # the region and the padding matter
+    if more: assert any(plain[0][k] != v for k, v in run(head(standard), (3, 1, 2))[0].items())  # the region and the padding matter
 
 
 # ---- against references written as loops
@@ -87,7 +86,7 @@ def positives_by_image(head, x, targets):
     rows = []
     for i, gt in enumerate(gts):
         number = ([len(level) for level in levels],) if isinstance(head, single.ATSSHead) else ()
-        gt_inds = head.assigner.assign(InstanceData(priors=anchors), *number, gt, ignored and ignored[i]).gt_inds
+        gt_inds = head.assigner.assign(InstanceData(priors=anchors), *number, gt, ignored[i]).gt_inds
         box = head.bbox_coder.decode(anchors, delta[i])
         rows += [dict(row=i*len(anchors) + a, anchor=anchors[a].tolist(), box=box[a].tolist(), gt=(i, gt_inds[a].item()),
                       gt_box=gt.bboxes[gt_inds[a] - 1].tolist(), label=gt.labels[gt_inds[a] - 1].item(), score=score[i, a])
@@ -153,7 +152,7 @@ def test_carl_of_atss_counts_by_centerness(objects, k, b):
     x, targets = dense_scene(objects)
     head = atss(carl=dict(form='add', k=k, b=b))
     want = reference_carl(positives_by_image(head, x, targets), k, b)
-    torch.testing.assert_close(dense_run(head, objects)[0]['loss_carl'], torch.tensor(want), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(run(head, objects)[0]['loss_carl'], torch.tensor(want), rtol=1e-4, atol=1e-6)
 
 
 def test_weighted_carl_checks_shapes_and_survives_nothing():
@@ -195,10 +194,10 @@ def test_gradient_of_carl_into_the_scores_by_finite_differences(head, standard, 
 def test_atss_divides_by_the_mean_over_all_processes(monkeypatch):
     "As mmdet's head does: both totals go through reduce_mean"
     for module in (single, atss_head): monkeypatch.setattr(module, 'reduce_mean', lambda x: x*3)
-    plain, prime, added = (dense_run(h, (3, 1, 2)) for h in (atss('ATSSHead'), atss(**ISR, **CARL), atss(**ADD)))
+    plain, prime, added = (run(h, (3, 1, 2)) for h in (atss('ATSSHead'), atss(**ISR, **CARL), atss(**ADD)))
     close(plain[0], prime[0])
     monkeypatch.undo()
-    alone = dense_run(atss(**ADD), (3, 1, 2))[0]
+    alone = run(atss(**ADD), (3, 1, 2))[0]
     close({k: v*3 for k, v in added[0].items()}, alone)
 
 
@@ -212,8 +211,8 @@ BOX_LOSSES = {'l1': dict(loss_bbox=dict(type='L1Loss')), 'smooth_l1': dict(loss_
 @pytest.mark.parametrize('kind', ['IoULoss', 'GIoULoss'])
 @pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
 def test_retina_with_a_loss_on_boxes(kind, keys):
-    box = dict(box_loss=dict(type=kind), decoded=True)
-    plain, prime = dense_run(retina('RetinaHead', **box)), dense_run(retina(**box, **keys))
+    box = dict(loss_bbox=dict(type=kind), reg_decoded_bbox=True)
+    plain, prime = run(retina('RetinaHead', head=box)), run(retina(head=box, **keys))
     for k in plain[0]: torch.testing.assert_close(plain[0][k], prime[0][k], rtol=1e-4, atol=1e-6)
     if 'loss_carl' in prime[0]: assert 0 < prime[0]['loss_carl'] < 2 * plain[0]['loss_bbox']
 
@@ -223,11 +222,11 @@ def test_retina_with_a_loss_on_boxes(kind, keys):
 @pytest.mark.parametrize('objects', [(3, 1, 2), (2, 0), (0, 0)])
 def test_ssd_with_other_box_losses(box, keys, objects):
     "One number a box or a coordinate, deltas or boxes: the values are those of the head without the keys"
-    plain, prime = dense_run(ssd(head=box), objects), dense_run(ssd(head=box, **keys), objects)
+    plain, prime = run(ssd(head=box), objects), run(ssd(head=box, **keys), objects)
     for k in plain[0]: torch.testing.assert_close(plain[0][k], prime[0][k], rtol=1e-4, atol=1e-6)
     if 'loss_carl' in prime[0] and sum(objects): assert 0 < prime[0]['loss_carl'] < 2 * plain[0]['loss_bbox']
     assert all(torch.isfinite(g).all() for g in prime[1].values())
-    assert torch.equal(plain[0]['loss_cls'], dense_run(ssd('SSDHead'), objects)[0]['loss_cls'])
+    assert torch.equal(plain[0]['loss_cls'], run(ssd('SSDHead'), objects)[0]['loss_cls'])
 
 
 @pytest.mark.parametrize('decoded', [False, True])
@@ -235,7 +234,7 @@ def test_ssd_with_other_box_losses(box, keys, objects):
 def test_ssds_own_box_loss_is_smooth_l1(decoded, loss):
     named = {} if loss is None else dict(loss_bbox=loss)
     box = dict(reg_decoded_bbox=decoded)
-    for prime, plain in zip(dense_run(ssd(head={**box, **named})), dense_run(ssd('SSDHead', head=box))): close(prime, plain, 0, 0)
+    for prime, plain in zip(run(ssd(head={**box, **named})), run(ssd('SSDHead', head=box))): close(prime, plain, 0, 0)
 
 
 def test_ssds_giou_is_that_of_the_positives():
@@ -243,17 +242,17 @@ def test_ssds_giou_is_that_of_the_positives():
     head = ssd(head=BOX_LOSSES['giou'])
     rows = positives_by_image(head, x, targets)
     want = GIoULoss()(*(torch.tensor([r[k] for r in rows]) for k in ('box', 'gt_box')), reduction_override='sum') * 2 / len(rows)
-    torch.testing.assert_close(dense_run(head, (3, 1, 2))[0]['loss_bbox'], want)
+    torch.testing.assert_close(run(head, (3, 1, 2))[0]['loss_bbox'], want)
 
 
 def test_another_box_loss_needs_no_beta():
     head = ssd(head=dict(loss_bbox=dict(type='L1Loss')))
     train = ConfigDict({k: v for k, v in head.train_cfg.items() if k != 'smoothl1_beta'})
     built = single.PrimeSSDHead(num_classes=3, in_channels=(8, 8, 8), loss_bbox=dict(type='L1Loss'), train_cfg=train, bbox_coder=dict(
-        type='DeltaXYWHBBoxCoder', clip_border=True), anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False, input_size=64,
+        type='DeltaXYWHBBoxCoder', clip_border=True), anchor_generator=dict(type='SSDAnchorGenerator', scale_major=False, input_size=128,
         strides=[4, 8, 16], min_sizes=[8, 16, 32], max_sizes=[16, 32, 48], ratios=[[2], [2], [2]]))
     built.load_state_dict(head.state_dict())
-    close(dense_run(built)[0], dense_run(head)[0], 0, 0)
+    close(run(built)[0], run(head)[0], 0, 0)
 
 
 # ---- what must hold for every head
@@ -263,9 +262,9 @@ def test_another_box_loss_needs_no_beta():
 def test_order_of_images_does_not_matter(head, standard, keys):
     "Objects of different images never share a group"
     objects, orders = (1, 3, 1, 2), ((2, 0, 3, 1), (3, 2, 1, 0))
-    first = dense_run(head(**keys), objects, same_class=True)
+    first = run(head(**keys), objects, same_class=True)
     for order in orders:
-        other = dense_run(head(**keys), objects, order=order, same_class=True)
+        other = run(head(**keys), objects, order=order, same_class=True)
         close(first[0], other[0])
         close(first[1], other[1], 1e-3, 1e-6)
 
@@ -274,16 +273,16 @@ def test_order_of_images_does_not_matter(head, standard, keys):
 def test_in_the_released_heads_it_matters_from_three_images_on(head, released):
     objects, orders = (1, 3, 1, 2), ((2, 0, 3, 1), (3, 2, 1, 0))
     build = lambda: head(released, isr=dict(k=2., bias=0.))
-    first = dense_run(build(), objects, same_class=True)[1]
+    first = run(build(), objects, same_class=True)[1]
     assert any(not torch.allclose(first[k], v, rtol=1e-2, atol=1e-6) for order in orders
-               for k, v in dense_run(build(), objects, order=order, same_class=True)[1].items())
+               for k, v in run(build(), objects, order=order, same_class=True)[1].items())
 
 
 @HEADS
 @pytest.mark.parametrize('objects,classes', [((0,), 3), ((0, 0), 3), ((1,), 1), ((0, 1), 1), ((6, 0, 1), 2)])
 @pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
 def test_odd_scenes(head, standard, objects, classes, keys):
-    losses, grads = dense_run(head(classes=classes, **keys), objects, classes)
+    losses, grads = run(head(classes=classes, **keys), objects, classes)
     assert all(torch.isfinite(v) for v in losses.values())
     assert all(g is not None and torch.isfinite(g).all() for g in grads.values())
 
@@ -292,10 +291,10 @@ def test_odd_scenes(head, standard, objects, classes, keys):
 def test_an_image_that_is_all_crowd(head, standard):
     "Every anchor is ignored in an image without an object whose crowd region covers it"
     x, (gts, metas, _) = dense_scene((3, 0))
-    regions = torch.zeros(0, 4), torch.tensor([[-64., -64, 128, 128]])
+    regions = torch.zeros(0, 4), torch.tensor([[-64., -64, 192, 192]])
     crowd = [InstanceData(bboxes=b, labels=torch.zeros(len(b), dtype=torch.long)) for b in regions]
     values = []
-    for module in (head(standard, ignore=0.5), head(ignore=0.5, **ISR, **CARL)):
+    for module in (head(standard), head(**ISR, **CARL)):
         losses = module.loss_by_feat(*module(x), gts, metas, crowd)
         values.append({k: sum(v).sum() if isinstance(v, list) else v.sum() for k, v in losses.items()})
     close(*values)
@@ -307,7 +306,7 @@ def test_weights_of_positives_follow_their_own_ground_truth(head, standard, monk
     seen = []
     real = single.prime_weights
     monkeypatch.setattr(single, 'prime_weights', lambda pos, *a: seen.append(pos) or real(pos, *a))
-    dense_run(head(**ISR), (4, 0, 3), pad=48)
+    run(head(**ISR), (4, 0, 3), height=96)
     pos, = seen
     assert len(pos.label) > 10 and len(set(pos.gt.tolist())) == 7
     overlap = bbox_overlaps(pos.prior, pos.gt_box, is_aligned=True)
@@ -343,7 +342,7 @@ def test_values_out_of_range_are_refused_at_once(head, standard):
     refused(lambda: head(carl=dict(k=0)), 'carl.k must be above 0')
 
 
-@pytest.mark.parametrize('build', [partial(retina, box_loss=dict(type='GIoULoss')), partial(ssd, head=dict(loss_bbox=dict(type='GIoULoss'))),
+@pytest.mark.parametrize('build', [partial(retina, head=dict(loss_bbox=dict(type='GIoULoss'))), partial(ssd, head=dict(loss_bbox=dict(type='GIoULoss'))),
                                    partial(atss, head=dict(reg_decoded_bbox=False))], ids=['retina', 'ssd', 'atss'])
 def test_an_iou_of_deltas_is_refused(build):
     refused(build, 'GIoULoss compares boxes, not deltas')
@@ -359,7 +358,7 @@ def test_mining_beside_a_focal_loss_is_refused(head, sampler):
 @pytest.mark.parametrize('head', [retina, ssd, atss])
 def test_objects_at_the_border(head):
     "Ground truths that touch the image's edges, anchors that reach beyond them: the value of the box loss is kept, gradients are finite"
-    (losses, grads), (expected, _) = (dense_run(head(**keys), (3, 0, 2), border=True) for keys in (dict(isr=dict(), carl=dict()), {}))
+    (losses, grads), (expected, _) = (run(head(**keys), (3, 0, 2), border=True) for keys in (dict(isr=dict(), carl=dict()), {}))
     torch.testing.assert_close(losses['loss_bbox'], expected['loss_bbox'], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(losses['loss_cls'], expected['loss_cls'], rtol=1e-4, atol=1e-6)
     assert all(g.isfinite().all() for g in grads.values())

@@ -182,9 +182,9 @@ def test_roi_losses_are_those_of_the_head_for_mmdet(settings):
     from mmengine.config import ConfigDict
     from mmdet.models.task_modules.samplers import SamplingResult
     from pisa.mmdet.two_stage import prime_loss_and_target
-    from toy import roi_head
+    from small import roi_head
     isr, carl = SETTINGS[settings]
-    head = roi_head(classes=3, box_loss=dict(type='SmoothL1Loss', beta=1/9)).bbox_head
+    head = roi_head(box_head=dict(loss_bbox=dict(type='SmoothL1Loss', beta=1/9))).bbox_head
     model, g = detector('faster'), torch.Generator().manual_seed(0)
     _, targets = scene((3, 2))
     results, proposals, index, labels = [], [], [], []
@@ -318,3 +318,26 @@ def test_carl_by_finite_differences():
         step = torch.zeros_like(logit)
         step[at] = 1e-5
         assert gradient[at].item() == pytest.approx(((loss(logit + step) - loss(logit - step))/2e-5).item(), rel=1e-4)
+
+
+def test_the_backbone_may_be_checkpointed():
+    "Its forward runs twice then; the losses and gradients are the same"
+    from torch.utils.checkpoint import checkpoint
+    want = run(prime(detector('retina')), *scene())
+    model = prime(detector('retina'))
+    forward = model.backbone.forward
+    model.backbone.forward = lambda x: checkpoint(forward, x, use_reentrant=False)
+    got = run(model, *scene())
+    for k in want[0]: torch.testing.assert_close(got[0][k], want[0][k])
+    same(got[1], want[1])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_in_distributed_data_parallel(kind, tmp_path):
+    import torch.distributed as dist
+    want = run(prime(detector(kind)), *scene())
+    dist.init_process_group('gloo', rank=0, world_size=1, store=dist.FileStore(str(tmp_path/'meet'), 1))
+    try: got = run(nn.parallel.DistributedDataParallel(prime(detector(kind))), *scene())
+    finally: dist.destroy_process_group()
+    assert got[0] == want[0]
+    same(got[1], want[1])

@@ -4,10 +4,13 @@ import torch
 
 pytest.importorskip('mmdet')
 from mmdet.models.losses import pisa_loss
+import pisa.mmdet
 from refusal import refused
-from toy import ALL, DECODED, RANDOM, cascade_head, roi_head, run, scene
+from small import RANDOM, cascade_head, roi_head, run, scene
 
 ISR, CARL, ADD = dict(isr=dict()), dict(carl=dict()), dict(carl=dict(form='add', b=0.2))
+ALL = dict(type='RandomSampler', num=100_000, pos_fraction=0.5)  # takes every RoI, so nothing is left to chance
+DECODED = dict(reg_decoded_bbox=True)
 SCORE_HLR = dict(type='ScoreHLRSampler', num=64, pos_fraction=0.25, add_gt_as_proposals=True)
 
 
@@ -50,7 +53,7 @@ def test_agrees_with_mmdets_pisa_where_that_is_right(agnostic):
 def test_v1_changes_gradients_but_no_value(key, box, agnostic):
     "Eq. 3 and Eq. 4 (v1) preserve the totals"
     decoded = DECODED if 'IoU' in box['type'] else {}
-    build = lambda **k: roi_head(box_loss=box, box_head=dict(reg_class_agnostic=agnostic, **decoded), **k)
+    build = lambda **k: roi_head(box_head=dict(loss_bbox=box, reg_class_agnostic=agnostic, **decoded), **k)
     plain, prime = run(build()), run(build(**key))
     close(plain[0], prime[0], rtol=1e-5, atol=1e-6)
     weight = 'bbox_head.fc_cls.weight'
@@ -60,7 +63,7 @@ def test_v1_changes_gradients_but_no_value(key, box, agnostic):
 
 def test_released_carl_explodes_with_giou_ours_does_not():
     "A loss per box times a column of weights is N x N there"
-    box = dict(box_loss=dict(type='GIoULoss'), box_head=DECODED)
+    box = dict(box_head=dict(loss_bbox=dict(type='GIoULoss'), **DECODED))
     plain, ours = run(roi_head(**box)), run(roi_head(**box, **ADD))
     assert ours[0]['loss_carl'] < 2 * plain[0]['loss_bbox']
     n, giou = 50, torch.nn.Module()
@@ -151,23 +154,17 @@ def test_detach_sends_no_gradient_to_the_scores():
 HEADS = pytest.mark.parametrize('head,plain', [(roi_head, 'StandardRoIHead'), (cascade_head, 'CascadeRoIHead')], ids=['one stage', 'cascade'])
 
 
-def ignoring(head):
-    "The head, its assigners set to ignore proposals that lie in an ignored region"
-    for assigner in head.bbox_assigner if isinstance(head.bbox_assigner, list) else [head.bbox_assigner]: assigner.ignore_iof_thr = 0.5
-    return head
-
-
 CROWD = [[0., 0, 128, 70], [40., 0, 128, 128], [0., 60, 128, 128]]
 
 @HEADS
 @pytest.mark.parametrize('keys', [{}, ISR, CARL, {**ISR, **CARL}, {**ISR, **ADD}], ids=['off', 'isr', 'carl', 'replace', 'add'])
 def test_ignored_ground_truths(head, plain, keys):
     "Crowd regions go through the loss as in mmdet's head: the values are its values (Eq. 3 and 4, v1), and others than without the regions"
-    crowded = lambda h: run(ignoring(h), (3, 0, 2), crowd=CROWD)
+    crowded = lambda h: run(h, (3, 0, 2), crowd=CROWD)
     (losses, grads), (expected, _) = crowded(head(sampler=ALL, **keys)), crowded(head(plain, sampler=ALL))
     for k, v in expected.items(): torch.testing.assert_close(losses[k], v, rtol=1e-5, atol=1e-6)
     assert all(torch.isfinite(v) for v in losses.values()) and all(g is None or torch.isfinite(g).all() for g in grads.values())
-    free = run(ignoring(head(sampler=ALL, **keys)), (3, 0, 2))[0]
+    free = run(head(sampler=ALL, **keys), (3, 0, 2))[0]
     assert not any(torch.isclose(losses[k], free[k], rtol=1e-3) for k in free if k.endswith('loss_cls'))  # the regions matter
 
 
@@ -177,7 +174,7 @@ def test_isr_ranks_no_ignored_proposal(keys, monkeypatch):
     import pisa.mmdet.two_stage as t
     seen, real = [], t.prime_weights
     monkeypatch.setattr(t, 'prime_weights', lambda pos, *a: seen.append(pos) or real(pos, *a))
-    for crowd in (None, CROWD): run(ignoring(roi_head(sampler=dict(ALL, add_gt_as_proposals=False), **keys)), (3, 0, 2), crowd=crowd)
+    for crowd in (None, CROWD): run(roi_head(sampler=dict(ALL, add_gt_as_proposals=False), **keys), (3, 0, 2), crowd=crowd)
     free, pos = seen
     assert 0 < len(pos.label) < len(free.label)
     for box, image in zip(pos.prior.tolist(), pos.image.int().tolist()):
@@ -190,7 +187,7 @@ def test_isr_ranks_no_ignored_proposal(keys, monkeypatch):
 def test_an_image_that_is_all_crowd(head, plain, keys):
     "No proposal of it is taken; with every image so, there is nothing to train the box head on but the ground truths"
     for objects in ((3, 0), (2, 1)):
-        losses, grads = run(ignoring(head(**keys)), objects, crowd=[[-64., -64, 192, 192]] * 2)
+        losses, grads = run(head(**keys), objects, crowd=[[-64., -64, 192, 192]] * 2)
         assert all(torch.isfinite(v) for v in losses.values()) and all(torch.isfinite(g).all() for g in grads.values() if g is not None)
 
 
@@ -219,9 +216,9 @@ def test_values_out_of_range_are_refused_at_once(head, keys, text):
 @pytest.mark.parametrize('head', [roi_head, cascade_head])
 @pytest.mark.parametrize('kind', ['IoULoss', 'GIoULoss', 'DIoULoss', 'CIoULoss'])
 def test_an_iou_of_deltas_is_refused(head, kind):
-    loss = dict(box_loss=dict(type=kind))
-    for keys in ({}, ISR, {**ISR, **CARL}): refused(lambda: head(**loss, **keys), f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
-    losses, _ = run(head(**loss, box_head=DECODED, **ISR, **CARL))
+    loss = dict(loss_bbox=dict(type=kind))
+    for keys in ({}, ISR, {**ISR, **CARL}): refused(lambda: head(box_head=loss, **keys), f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
+    losses, _ = run(head(box_head=loss | DECODED, **ISR, **CARL))
     assert all(torch.isfinite(v) for v in losses.values())
 
 
@@ -247,13 +244,7 @@ def test_cascade(objects):
                                             ('OHEMSampler', 'OHEMSampler'), ('IoUBalancedNegSampler', 'IoUBalancedNegSampler')])
 def test_a_cascade_with_both_off_is_mmdets(sampler, theirs):
     "Any sampler draws the same random numbers; with mask heads too, and crowd regions"
-    def build(kind, sampler):
-        head = ignoring(cascade_head(kind, sampler=dict(type=sampler, num=32, pos_fraction=0.25), mask_size=14))
-        head.init_mask_head(dict(type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1), out_channels=8,
-                                 featmap_strides=[4, 8]),
-                            dict(type='FCNMaskHead', num_convs=1, roi_feat_size=7, in_channels=8, conv_out_channels=8, num_classes=3,
-                                 loss_mask=dict(type='CrossEntropyLoss', use_mask=True)))
-        return head
+    def build(kind, sampler): return cascade_head(kind, sampler=dict(type=sampler, num=32, pos_fraction=0.25), masks=True)
     ours, standard = (run(build(*k), (3, 0, 2), crowd=CROWD) for k in (('PrimeCascadeRoIHead', sampler), ('CascadeRoIHead', theirs)))
     assert {'s0.loss_mask', 's1.loss_mask', 's1.loss_bbox'} <= standard[0].keys()
     for a, b in zip(ours, standard): close(a, b, rtol=0, atol=0)
