@@ -68,6 +68,8 @@ def settings(
     "Settings from a config, with defaults for the rest; a `ValueError` of one line names an unknown key"
     if given is None or isinstance(given, kind): return given
     known, name = [f.name for f in fields(kind)], kind.__name__.lower()
+    if not isinstance(given, Mapping):
+        raise ValueError(f'{name}={given!r}: give a dict of {", ".join(known)}, or None for off')
     if wrong := [key for key in given if key not in known]:
         released = {'isr': 'gamma and beta', 'carl': 'k and b (and form="add")'}[name]
         raise ValueError(f"{name} does not know {wrong[0]!r}; it takes {', '.join(known)}. "

@@ -19,8 +19,8 @@ from ..prime import CARL, ISR, one_of, settings
 from ..mmdet.samplers import HLR_DEFAULTS
 
 # %% auto 0
-__all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'config', 'schedule', 'registered', 'harmless', 'override',
-           'settings_text', 'summary']
+__all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'stages', 'prime_of', 'config', 'schedule', 'registered', 'harmless',
+           'override', 'settings_text', 'summary']
 
 # %% ../../nbs/lab/45_config.ipynb
 def _pipeline(
@@ -84,6 +84,20 @@ def detector(
                  sides='voc' if exp.dataset == 'voc' else 'coco')
 
 # %% ../../nbs/lab/45_config.ipynb
+def stages(
+    cfg:Config,
+)->list[dict]: # the parts of the model's `train_cfg`, one for each box head
+    "Where the keys `isr` and `carl` stand"
+    train = cfg.model.train_cfg
+    rcnn = train.get('rcnn', train)
+    return rcnn if isinstance(rcnn, list) else [rcnn]
+
+def prime_of(
+    stage:dict, # one of `stages`
+)->tuple[ISR|None, CARL|None]: # None is off
+    "The settings of ISR and CARL; a `ValueError` of one line names what is wrong with them"
+    return settings(ISR, stage.get('isr')), settings(CARL, stage.get('carl'))
+
 def config(
     exp:Experiment,
     spec:DataSpec, # what `pisa.lab.data.load` returned for the experiment's data set
@@ -115,7 +129,9 @@ def config(
         optim_wrapper=dict(r.optimizer, type=PRECISIONS.get(exp.precision, 'OptimWrapper')),
         param_scheduler=schedule(r, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
-    return override(cfg, given)
+    cfg = override(cfg, given)
+    for stage in stages(cfg): prime_of(stage)  # refuses settings out of range
+    return cfg
 
 # %% ../../nbs/lab/45_config.ipynb
 def schedule(
@@ -246,10 +262,8 @@ def summary(
     cfg:Config, # see `config`
 )->dict[str, str]: # heading to text
     "An experiment in a few lines"
-    train, optimizer = cfg.model.train_cfg, cfg.optim_wrapper.optimizer
-    rcnn = train.get('rcnn', train)
-    stage = rcnn[0] if isinstance(rcnn, list) else rcnn
-    isr, carl = (settings(kind, stage.get(key)) for key, kind in (('isr', ISR), ('carl', CARL)))
+    train, optimizer, stage = cfg.model.train_cfg, cfg.optim_wrapper.optimizer, stages(cfg)[0]
+    isr, carl = prime_of(stage)
     parts = {name: settings_text(dataclasses.asdict(of)) for name, of in (('ISR', isr), ('CARL', carl)) if of}
     if exp.detector in TWO_STAGE and stage.sampler.get('neg') == 'score_hlr':
         hlr = {**HLR_DEFAULTS, **(stage.sampler.get('hlr') or {})}

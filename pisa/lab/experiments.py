@@ -217,7 +217,7 @@ def experiment(
     if formulation == 'v2' and not METHODS[method]: formulation = 'v1'  # a baseline has nothing to formulate
     usual = usual_values(Experiment(detector, method, dataset, scale, backbone, seed, '', formulation))
     overrides = _needed(overrides, usual)
-    if pretrained not in ('auto', 'none') and not Path(pretrained).is_file():
+    if pretrained not in ('auto', 'none') and not Path(str(pretrained)).is_file():
         raise ValueError(f"pretrained={pretrained!r} is no file. Give the path of a backbone's weights, "
                          "'auto' for those of ImageNet, or 'none'")
     if pretrained == 'none' and BACKBONES[backbone].checkpoint is None: pretrained = 'auto'
@@ -253,7 +253,8 @@ def checkpoint_of(
 def parse_overrides(
     text:str, # e.g. 'train_cfg.max_epochs=2 model.backbone.frozen_stages=-1'
 )->dict[str, Any]: # dotted key to value
-    "Read `key=value` pairs separated by white space; a `ValueError` names the piece that has no `=`"
+    "Read `key=value` pairs separated by white space; a `ValueError` names what is no text, or the piece without `=`"
+    if not isinstance(text, str): raise ValueError(f'overrides={text!r}: give text, e.g. overrides="train_cfg.max_epochs=2"')
     pairs = {}
     for piece in text.split():
         key, eq, value = piece.partition('=')
@@ -288,10 +289,12 @@ def steps(
 )->int:
     "Steps of the whole training"
     given, r = parse_overrides(exp.overrides), recipe(exp)
-    images = whole_number(given, 'train_dataloader.dataset.indices', images)
+    key = 'train_dataloader.dataset.indices'
+    if (used := whole_number(given, key, images)) > images:
+        raise ValueError(f'overrides: {key}={used}, but there are {images} images to train on')
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
     batch = batch or whole_number(given, 'train_dataloader.batch_size', r.batch)
-    return epochs * -(-images // batch)
+    return epochs * -(-used // batch)
 
 def global_batch(exp:Experiment)->int: # images a step, over all processes
     "The batch of an experiment; an overridden `train_dataloader.batch_size` is that of all processes together"

@@ -49,7 +49,8 @@ def devices(
     who = f'{nodes} machines with {n} processes each' if nodes > 1 else f'{n} processes'
     step = f'a step of {global_batch(exp)} images'
     if (k := ranked_together(exp)) > 1: step += f', of which {k} are ranked together'
-    choice = f'Choose from: {", ".join(map(str, possible))}' if possible else 'Use fewer machines'
+    choice = 'Use fewer machines' if nodes > 1 else 'Take a larger batch, or a smaller isr.scope'
+    if possible: choice = f'Choose from: {", ".join(map(str, possible))}'
     raise ValueError(f'{who} cannot share {step}. {choice}')
 
 # %% ../../nbs/lab/51_plan.ipynb
@@ -91,6 +92,9 @@ def make_plan(
     nodes:int=1, # see `devices`
 )->Plan:
     "The plan of a training; a `ValueError` or `FileNotFoundError` of one line says why it cannot work"
+    if (exp.dataset == 'shapes') != (spec.name == 'shapes'):
+        raise ValueError(f'dataset={exp.dataset!r} is to be trained, but the data given is {spec.name}: '
+                         'give load(dataset, data_root) the same names')
     device, n = devices(exp, gpus, processes, nodes)
     record = store.describe(exp, spec, n*nodes)
     path, cfg = store.folder(record['id'], runs), config(part_of(exp, n*nodes), spec, n*nodes)

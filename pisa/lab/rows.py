@@ -205,8 +205,8 @@ ROWS = {r.name: r for n, t in TABLES.items() for r in t.rows  # each row once, f
 # %% ../../nbs/lab/42_rows.ipynb
 def known_table(table:int|str)->Table:
     "A table by its number; a `ValueError` lists the known ones"
-    if table not in TABLES:
-        raise ValueError(f'table={table!r} is not known. Choose from: {", ".join(map(str, TABLES))}')
+    if type(table) not in (int, str) or table not in TABLES:
+        raise ValueError(f'number={table!r} is not known. Choose from: {", ".join(map(str, TABLES))}')
     return TABLES[table]
 
 def known_row(name:str)->Row:
@@ -251,7 +251,7 @@ def row_experiment(
 # %% ../../nbs/lab/42_rows.ipynb
 def row_or_experiment(
     row:str, # one of `ROWS`, or '' for none
-    **words, # all parameters of `experiment`
+    **words, # parameters of `experiment`
 )->Experiment:
     """The training of a row, or, without a row, that of the parameters.
 
@@ -259,6 +259,6 @@ def row_or_experiment(
     if not row: return experiment(**words)
     usual = {name: p.default for name, p in inspect.signature(experiment).parameters.items()}
     own = ('detector', 'method', 'backbone', 'formulation', 'sampler')
-    if said := [k for k in own if words[k] != usual[k]]:
+    if said := [k for k in own if words.get(k, usual[k]) != usual[k]]:
         raise ValueError(f'experiment={row!r} says what is trained: leave out {", ".join(said)}')
     return row_experiment(row, **{k: v for k, v in words.items() if k not in own})

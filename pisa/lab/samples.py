@@ -13,6 +13,7 @@ from torch import Tensor
 from ..hlr import iou_hlr
 from . import runs as store
 from .evaluate import coco_matches
+from .files import one_line
 
 # %% auto 0
 __all__ = ['TOP', 'FIELDS', 'OBJECTS', 'FOUND', 'CURVES', 'FALSE_POSITIVES', 'Study', 'read', 'image_rank', 'with_ranks',
@@ -52,11 +53,14 @@ def read(
     if not path.exists():
         raise FileNotFoundError(f'{path} is not there: pisa.lab.study.collect({run!r}, spec) writes it, '
                                 'from the weights of the run')
-    with np.load(path, allow_pickle=False) as data:
-        if missing := [k for k in kinds if k not in data]:
-            raise ValueError(f'{path} has no {missing[0]!r}, it is of an older pisa: '
-                             f'pisa.lab.study.collect({run!r}, spec) writes it anew')
-        arrays = {k: data[k] for k in kinds}
+    try:
+        with np.load(path, allow_pickle=False) as data: arrays = {k: data[k] for k in kinds if k in data}
+    except Exception as e:  # numpy's reader raises many kinds
+        raise ValueError(f'{path} is damaged ({one_line(e)}): pisa.lab.study.collect({run!r}, spec) '
+                         'writes it anew') from None
+    if missing := [k for k in kinds if k not in arrays]:
+        raise ValueError(f'{path} has no {missing[0]!r}, it is of an older pisa: '
+                         f'pisa.lab.study.collect({run!r}, spec) writes it anew')
     arrays = {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in arrays.items()}
     def table(names, prefix):
         corners = dict(zip(('x1', 'y1', 'x2', 'y2'), arrays[f'{prefix}box'].T))

@@ -59,7 +59,7 @@ def load_weights(
     "Load weights into a detector; a `ValueError` of one line if they are of another detector, or no weights"
     try: state = torch.load(file, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError: raise dangerous(file) from None
-    except (RuntimeError, EOFError) as e:
+    except Exception as e:  # torch's reader raises many kinds
         raise ValueError(f'the weights {file} cannot be read ({one_line(e)}): the file is damaged') from None
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
