@@ -254,7 +254,8 @@ def parse_overrides(
     text:str, # e.g. 'train_cfg.max_epochs=2 model.backbone.frozen_stages=-1'
 )->dict[str, Any]: # dotted key to value
     "Read `key=value` pairs separated by white space; a `ValueError` names what is no text, or the piece without `=`"
-    if not isinstance(text, str): raise ValueError(f'overrides={text!r}: give text, e.g. overrides="train_cfg.max_epochs=2"')
+    if not isinstance(text, str):
+        raise ValueError(f'overrides={text!r}: give text, as in overrides="train_cfg.max_epochs=2"')
     pairs = {}
     for piece in text.split():
         key, eq, value = piece.partition('=')
