@@ -1,10 +1,10 @@
-"Fixtures that several tests share, and the path to the small heads of the notebooks"
+"Fixtures that several tests share, and the path to the small heads and made-up runs of the notebooks"
 import sys
 from pathlib import Path
 import pytest
 from threads import one_thread as with_one_thread
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'nbs/mmdet'))  # small.py
+for folder in ('mmdet', 'lab'): sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'nbs'/folder))  # small.py, made_up.py
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,8 @@
 "Figures: what they compute, by loops; what they say, on samples whose answer is known; what they do without runs"
+import ast
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -10,9 +12,11 @@ pytest.importorskip('mmdet')
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-from pisa.lab import figures, runs
+from made_up import made_up_runs
+from pisa.lab import figures, runs, statistics
 from pisa.lab.samples import FALSE_POSITIVES, Study
 from notebooks import log, papermill
+from refusal import refused
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,8 +49,9 @@ def of_seed(name, score, images, seed):
     own = objects.loc[pos['gt']].reset_index(drop=True)  # a box cut off at the right to the share `iou`
     samples = pos.assign(iou=iou, iou_before=iou, score=p, object_score=p, loss=-np.log(p), x1=own.x1, y1=own.y1, x2=own.x1 + 30 * iou, y2=own.y2)
     found = samples.loc[samples.groupby('gt').score.idxmax()]
+    found = found.assign(sample=found.index)[['image', 'label', 'score', 'x1', 'y1', 'x2', 'y2', 'sample']]
     curve = np.linspace(1, 0, 101)
-    study = Study(name, samples.drop(columns=['rank', 'local_rank', 'image_rank']), objects, found.assign(sample=found.index), images, 0,
+    study = Study(name, samples.drop(columns=['rank', 'local_rank', 'image_rank']), objects, found, images, 0,
                   precision=np.stack([np.tile(curve ** k, (10, 1)) for k in (2, 0.5, 1)]), raised_by=np.array([0, 5., 0.5]), loss_sum=np.array([20., 18, 18]))
     return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=seed, recipe=0, precision='float32', data=dict(name='shapes', note='made up')), study, {0: 30., 1: 20.})
 
@@ -63,20 +68,20 @@ def close_figures():
 
 def test_three_of_each_by_loops():
     pos = positives(np.random.RandomState(1))
-    kinds = figures.three_of_each(pos, 3)
+    kinds = figures.three_of_each(pos)
     for image, own in pos.groupby('image'):
         rows = own.to_dict('index')
-        assert set(kinds['hard'].query('image == @image').index) == set(sorted(rows, key=lambda i: -rows[i]['loss'])[:3])
+        assert set(kinds.loc['hard'].query('image == @image').index) == set(sorted(rows, key=lambda i: -rows[i]['loss'])[:3])
         best = sorted(rows, key=lambda i: (rows[i]['local_rank'], -rows[i]['iou']))[:3]
-        assert set(kinds['prime'].query('image == @image').index) == set(best)
+        assert set(kinds.loc['prime'].query('image == @image').index) == set(best)
         assert len({rows[i]['gt'] for i in best}) == 3  # the best of three objects
-        assert kinds['random'].query('image == @image').index.isin(own.index).sum() == 3
+        assert kinds.loc['random'].query('image == @image').index.isin(own.index).sum() == 3
 
 
 def test_isr_weights_by_the_equations():
     pos = positives(np.random.RandomState(2), images=16)
-    prime = figures.selected(pos, budget=7, batch=8)['prime']
-    assert prime.groupby('image').size().eq(7).all()
+    prime = figures.selected(pos).loc['prime']
+    assert prime.groupby('image').size().eq(16).all()
     for first in (0, 8):
         own = prime[(prime.image >= first) & (prime.image < first + 8)]
         w = {}
@@ -90,9 +95,9 @@ def test_isr_weights_by_the_equations():
 
 def test_hard_ones_by_loops():
     pos = positives(np.random.RandomState(3))
-    hard = figures.selected(pos, budget=5)['hard']
+    hard = figures.selected(pos).loc['hard']
     for image, own in pos.groupby('image'):
-        assert set(hard[hard.image == image].index) == set(own.nlargest(5, 'loss').index)
+        assert set(hard[hard.image == image].index) == set(own.nlargest(16, 'loss').index)
 
 
 def test_group_means_and_their_intervals():
@@ -100,9 +105,9 @@ def test_group_means_and_their_intervals():
     image, place = rng.randint(0, 50, 4000), rng.randint(0, 3, 4000)
     value = rng.randn(50)[image] + 0.1 * rng.randn(4000)  # images differ, samples of one image hardly
     often = figures.resampled(50)
-    means = figures.group_means(image, np.c_[place[:, None] == np.arange(4), place < 2], value, often)
+    means = figures.group_means(image, place, value, 50, 4)
     np.testing.assert_allclose(means[0, :3], [value[place == b].mean() for b in range(3)])
-    assert np.isnan(means[:, 3]).all() and means[0, 4] == pytest.approx(value[place < 2].mean())  # an empty one, and one that overlaps others
+    assert np.isnan(means[:, 3]).all()  # an empty one
     again = np.concatenate([np.flatnonzero((image == i) & (place == 1)) for i in range(50) for _ in range(often[7, i])])
     assert means[7, 1] == pytest.approx(value[again].mean())
     by_image = pd.Series(value).groupby(image).mean().std() / 50 ** 0.5
@@ -111,7 +116,7 @@ def test_group_means_and_their_intervals():
 
 def test_changes_by_loops():
     "Of each seed, and their mean in the words"
-    change = figures.score_changes(FLAT, STEEP, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank > 0])
+    change = figures.score_changes(FLAT, STEEP, 'local_rank', [1])
     by_hand = [[b.positives.query(q).score.mean() - a.positives.query(q).score.mean() for q in ('local_rank == 0', 'local_rank > 0')] for a, b in zip(FLAT, STEEP)]
     np.testing.assert_allclose(change[:, 0], by_hand)
     assert f'of local rank 0 changes by {np.mean(by_hand, 0)[0]:+.3f} (' in figures.figure5(FLAT, STEEP).finding
@@ -119,8 +124,8 @@ def test_changes_by_loops():
 
 def test_recall_by_loops():
     run, iou = STEEP[0], 0.75
-    curves = figures.recalls(run, iou, draws=3)
-    often = figures.resampled(run.study.images, 3)
+    curves = figures.recalls(run)[:4]
+    often = figures.resampled(run.study.images)[:4]
     found = run.study.detections.sort_values('score', ascending=False)
     good = (found['sample'].map(run.study.samples.iou) >= iou).tolist()  # one detection of each object, and objects lie apart
     for curve, weight in zip(curves, often):
@@ -139,7 +144,7 @@ def test_recall_by_loops():
 def test_best_is_highest_by_loops():
     for run in (*FLAT, *STEEP):
         best = [own.score.idxmax() == own.iou.idxmax() for _, own in run.positives.groupby('gt')]
-        assert figures.best_is_highest(run)[0, 0] == pytest.approx(100 * np.mean(best))
+        assert figures.best_is_highest(run)[0] == pytest.approx(100 * np.mean(best))
 
 
 def test_seeds_that_differ_leave_it_open():
@@ -150,10 +155,12 @@ def test_seeds_that_differ_leave_it_open():
 
 def test_the_caption_says_which_seeds_and_how_they_compare():
     caption = figures.where(FLAT[:1], STEEP[:1])
-    assert 'seed 0 alone' in caption and caption.endswith('AP (%): `flat0` 30.0 (mean of all 2 seeds 25.0); `steep0` 30.0 (mean of all 2 seeds 25.0).')
-    assert 'seeds 0, 1' in figures.where(FLAT) and '`flat0` 30.0, `flat1` 20.0 (mean of all 2 seeds 25.0)' in figures.where(FLAT)
+    mean = '(mean of seeds 0, 1: 25.0; 720 positive samples)'
+    assert caption.endswith(f'Seeds: 0. AP (%): `flat0` 30.0 {mean}; `steep0` 30.0 {mean}.')
+    assert 'Seeds: 0, 1. AP (%): `flat0` 30.0, `flat1` 20.0 (mean of seeds 0, 1: 25.0; 1440 positive samples).' in figures.where(FLAT)
 
 
+WITH_RUNS = [number for number, figure in figures.FIGURES.items() if figure.rows]
 AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which is undecided'
 
 
@@ -162,7 +169,7 @@ AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which i
     (7, (STEEP,), AGREES), (5, (FLAT, STEEP), AGREES), (5, (STEEP, FLAT), NOT), (8, (FLAT, STEEP), AGREES), (8, (STEEP, FLAT), NOT),
     (8, (FLAT, FLAT), OPEN), (9, (FLAT, STEEP), AGREES), (9, (STEEP, FLAT), NOT)])
 def test_says_what_the_samples_say(number, of, words):
-    drawn = figures.FIGURES[number](*of)
+    drawn = figures.FIGURES[number].draw(*of)
     assert words in drawn.finding
     assert not any(w in drawn.finding for w in {AGREES, NOT, OPEN} - {words})
     assert drawn.runs == [t.id for runs in of for t in runs] and all(f'`{id}`' in drawn.caption for id in drawn.runs)
@@ -176,27 +183,53 @@ def test_figure_2_sees_the_other_order():
 def test_means_of_figure_4_are_in_its_words():
     drawn = figures.figure4(FLAT)
     kinds = [figures.three_of_each(t.positives) for t in FLAT]
-    for name in kinds[0]: assert '{} {:.2f} and {:.2f}'.format(name, *pd.concat([k[name] for k in kinds])[['iou', 'loss']].mean()) in drawn.finding
+    for name in figures.COLORS: assert '{} {:.2f} and {:.2f}'.format(name, *pd.concat([k.loc[name] for k in kinds])[['iou', 'loss']].mean()) in drawn.finding
     assert '240 prime' in drawn.caption
-    assert 'Prime samples have higher IoUs and lower losses' in figures.figure4(STEEP).finding
+    assert 'have higher IoUs? Yes, as the paper says. Do prime samples have lower losses? Yes, as' in figures.figure4(STEEP).finding
 
 
 def test_missing_runs_are_one_line(tmp_path, capsys):
-    for number, rows in figures.NEEDS.items():
-        if not rows: continue
-        assert figures.draw(number, tmp_path) is None
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    for number in WITH_RUNS:
+        assert figures.draw(number, folder) is None
         said = capsys.readouterr().out
-        assert said.count('\n') == 1 and said.startswith(f'Figure {number} needs ')
-        for row in rows: assert f'a run of {row} with seed 1' in said and f'-p experiment "{row}"' in said
-        assert f"figures.prepare(runs='{tmp_path}')" in said
+        what, commands = said.split(': ', 1)
+        assert said.count('\n') == 1 and what.startswith(f'Figure {number} needs ')
+        *trainings, prepare = [shlex.split(command) for command in commands.split(' && ')]  # as a shell reads them
+        for row, words in zip(figures.FIGURES[number].rows, trainings, strict=True):
+            assert f'a run of {row} with seed 1' in what and words[:3] == ['papermill', 'nbs/train.ipynb', 'runs/train.ipynb']
+            assert dict(zip(words[4::3], words[5::3])) == dict(experiment=row, scale='mini', seed='1', runs_dir=str(folder))
+        assert prepare[:2] == ['python', '-c']
+        called = ast.parse(prepare[2]).body[1].value
+        assert ast.unparse(called.func) == 'figures.prepare' and ast.literal_eval(called.args[0]) == str(folder)
+
+
+@pytest.mark.parametrize('number', [0, 10, 4., True, '4', None, [4]])
+def test_refuses_what_is_no_figure(number): refused(lambda: figures.draw(number), f'number={number!r} is no figure')
+
+
+@pytest.mark.parametrize('seed', [1., True, '1', ''])
+def test_refuses_what_is_no_seed(seed):
+    for number in (4, 6): refused(lambda: figures.draw(number, seed=seed), f'seed={seed!r}: give a whole number')
+
+
+def test_data_is_that_of_the_tables():
+    "The data set with the most runs, even if another one has more images"
+    many, one = (made_up_runs({'table3/R-R': (30., n), 'table3/H-H': (31., n)}) for n in (3, 1))
+    one = one.assign(data_fingerprint='other', data_n_train=10**6, id='other-' + one.id)
+    everything = pd.concat([one, many], ignore_index=True)
+    own = figures.runs_of_row('table3/R-R', everything)
+    cells = statistics.select(3, everything).cells
+    assert own.id.to_dict() == {s: f'table3/R-R-s{s}' for s in range(3)} and set(own.id) == set(cells.id[cells.row == 'table3/R-R'])
 
 
 def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
     "Baseline with seeds 1, 2 and 3, ISR with 1 and 2; of seed 2 of ISR there are no samples"
-    of = {'table3/R-R': {1: 'b1', 2: 'b2', 3: 'b3'}, 'table4/isr': {1: 'i1', 2: 'i2'}}
-    aps = {'b1': 30., 'b2': 20., 'b3': 10., 'i1': 40., 'i2': 50.}
+    baseline = pd.DataFrame({'id': ['b1', 'b2', 'b3'], 'AP': [30., 20., 10.]}, [1, 2, 3])
+    of = {'table3/R-R': baseline, 'table4/baseline': baseline, 'table4/isr': pd.DataFrame({'id': ['i1', 'i2'], 'AP': [40., 50.]}, [1, 2])}
+    monkeypatch.setattr(figures, 'read_runs', lambda runs, recipe: None)
     monkeypatch.setattr(figures, 'runs_of_row', lambda row, everything: of[row])
-    monkeypatch.setattr(figures.store, 'load', lambda runs: pd.DataFrame({'id': aps.keys(), 'AP': aps.values(), 'recipe': 5, 'scale': 'mini', 'precision': 'bfloat16'}))
     monkeypatch.setattr(figures.store, 'find', lambda id, runs: tmp_path / id)
     monkeypatch.setattr(figures.store, 'read_record', lambda path: FLAT[0].record | {'seed': int(path.name[1])})
     monkeypatch.setattr(figures, 'read', lambda id, runs: dataclasses.replace((FLAT if id[0] == 'b' else STEEP)[0].study, run=id))
@@ -204,7 +237,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
         (tmp_path / id).mkdir()
         (tmp_path / id / 'samples.npz').touch()
     drawn = figures.draw(8)
-    assert drawn.runs == ['b1', 'i1'] and '`b1` 30.0 (mean of all 3 seeds 20.0); `i1` 40.0 (mean of all 2 seeds 45.0)' in drawn.caption
+    assert drawn.runs == ['b1', 'i1'] and '`b1` 30.0 (mean of seeds 1, 2, 3: 20.0; ' in drawn.caption and '`i1` 40.0 (mean of seeds 1, 2: 45.0; ' in drawn.caption
     assert figures.draw(4).runs == ['b1', 'b2', 'b3'] and figures.draw(4, seed=2).runs == ['b2']
     assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
     assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')
@@ -213,7 +246,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
 def test_the_line_of_the_projects_own_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('PISA_ROOT', str(tmp_path))
     for none in ('', None): assert figures.draw(4, none) is None
-    assert capsys.readouterr().out.count('-p seed 1 && python -c "from pisa.lab import figures; figures.prepare()"\n') == 2
+    assert capsys.readouterr().out.count("-p seed 1 && python -c 'from pisa.lab import figures; figures.prepare()'\n") == 2
 
 
 def test_files(tmp_path):
@@ -223,7 +256,7 @@ def test_files(tmp_path):
     assert png.startswith(b'\x89PNG') and pdf.startswith(b'%PDF')
     assert b'/Type3' not in pdf and b'/FontFile2' in pdf  # TrueType: text stays text
     words = json.loads(words)
-    assert words['runs'] == ['flat0', 'flat1'] and words['parameters']['of_each_image'] == 3
+    assert words['runs'] == ['flat0', 'flat1'] and '240 prime' in words['caption'] and 'Mean IoU and loss' in words['finding']
     assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
 
 
@@ -231,15 +264,15 @@ def test_files(tmp_path):
 def test_notebook_without_runs(number, tmp_path):
     (tmp_path / 'runs').mkdir()
     said = log(papermill('paper/figure', tmp_path / 'x.ipynb', number=number, runs=tmp_path / 'runs', out=tmp_path / 'out'))
-    if figures.NEEDS[number]:
+    if number in WITH_RUNS:
         assert 'Figure 4 needs a run of table3/R-R with seed 1' in said and not (tmp_path / 'out').exists()
     else: assert {p.suffix for p in (tmp_path / 'out').iterdir()} == {'.png', '.pdf', '.json'}
 
 
-@pytest.mark.parametrize('number', [n for n, rows in figures.NEEDS.items() if rows])
+@pytest.mark.parametrize('number', WITH_RUNS)
 def test_from_the_projects_runs(number, tmp_path):
-    everything = runs.of_one_recipe(runs.load(ROOT / 'runs'))
-    ids = [figures.runs_of_row(row, everything) for row in figures.NEEDS[number]]
+    everything = statistics.read_runs(ROOT / 'runs')
+    ids = [figures.runs_of_row(row, everything).id for row in figures.FIGURES[number].rows]
     seeds = set.intersection(*({s for s, id in own.items() if (runs.find(id, ROOT / 'runs') / 'samples.npz').exists()} for own in ids))
     if not seeds: pytest.skip('runs/ has not all runs of this figure')
     drawn = figures.draw(number, ROOT / 'runs')

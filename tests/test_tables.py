@@ -277,13 +277,6 @@ def test_time_at_mini_scale_is_the_benchs(folder):
     assert 'train_time' not in tables.table(1, runs)['mini']
 
 
-def test_voc_average_precision_of_older_runs_is_in_their_draws(tmp_path):
-    row = 'table2/faster_rcnn-r50-baseline'
-    id = run(tmp_path, row, 0, 50., draws=np.zeros(10), AP_VOC=80.)
-    write_json(tmp_path/id/'metrics.json', dict(AP=50.))
-    assert tables.table(2, statistics.read_runs(tmp_path))['mini', 'AP_VOC'].iloc[0] == 80.
-
-
 @pytest.mark.parametrize('number', TABLES)
 def test_without_a_run(tmp_path, number):
     "Nothing of the paper's stands where our numbers would"

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from .experiments import SCALES, Experiment
-from .rows import ROWS, TABLES, known_table, row_experiment
+from .experiments import SCALES
+from .rows import ROWS, TABLES, Row, row_experiment
 from .statistics import LEVEL, Part, difference, needed, select, shared, time_ratio_interval, values
 
 # %% auto 0
-__all__ = ['MARGIN', 'CHEAP', 'CLAIMS', 'VERDICTS', 'Claim', 'claim', 'verdict', 'compares', 'judge', 'judge_table', 'no_markup',
-           'markdown_table', 'signed', 'table_name', 'claims_markdown', 'judge_all', 'counts_markdown', 'forest']
+__all__ = ['MARGIN', 'CHEAP', 'CLAIMS', 'VERDICTS', 'Claim', 'verdict', 'compares', 'judge', 'judge_table', 'no_markup',
+           'markdown_table', 'signed', 'known', 'table_name', 'claims_markdown', 'judge_all', 'counts_markdown',
+           'forest']
 
 # %% ../../nbs/lab/71_claims.ipynb
 MARGIN, CHEAP = 1., 1.1  # AP that counts as no difference; ratio of times up to which a cost is small
@@ -27,99 +27,100 @@ class Claim:
     "Something that the paper says of its table"
     table: int|str
     text: str  # in our words
-    pairs: tuple[tuple[str, str], ...]  # rows (row, base), each compared; empty: no row has it, so it is never run
+    rows: str  # 'table3/C-R > table3/R-R, table3/C-R > table3/H*-R': rows and their baselines; '': no row has it
     metric: str = 'AP'   # see `values`
     kind: str = 'above'  # 'above', 'below' (0), 'same', 'no gain' (see `MARGIN`), 'cheap' (see `CHEAP`), 'diverges'
     mean: bool = False   # about the mean difference of those pairs that were run, at least two
 
-def claim(
-    table:int|str,
-    text:str,
-    rows:str|Sequence[tuple[str, str]], # pairs of row and baseline, or 'C-R > R-R, C-R > H*-R'; without `table3/`
-    metric:str='AP',
-    kind:str='above',
-    mean:bool=False,
-)->Claim:
-    "A claim from the names of rows"
-    prefix = 'text/' if table == 'text' else f'table{table}/'
-    name = lambda n: n if '/' in n else prefix + n
-    if isinstance(rows, str): rows = [pair.split(' > ') for pair in rows.split(', ') if pair]
-    return Claim(table, text, tuple((name(row), name(base)) for row, base in rows), metric, kind, mean)
+    @property
+    def pairs(self)->list[tuple[str, str]]:
+        "Row and baseline of each difference"
+        return [tuple(pair.split(' > ')) for pair in self.rows.split(', ') if pair]
 
 # %% ../../nbs/lab/71_claims.ipynb
-def _detectors(table:int)->list[tuple[str, str]]: # row, baseline
-    "The rows of Table 1 or 2 with PISA and those without"
-    return [(r.name, r.base) for r in TABLES[table].rows if r.name != r.base]
+def _compared(rows:Sequence[Row])->str: # as `Claim.rows`
+    return ', '.join(f'{r.name} > {r.base}' for r in rows if r.name != r.base)
 
 def _on_average(table:int, text:str, metric:str='AP', kind:str='above')->Claim:
-    return claim(table, f'on average over the detectors, {text}', _detectors(table), metric, kind, mean=True)
+    rows = _compared(TABLES[table].rows)
+    return Claim(table, f'on average over the detectors, {text}', rows, metric, kind, mean=True)
 
 def _gains(table:int, measure:str='')->list[Claim]:
     "PISA raises AP: for each detector, and on average"
     text = f'PISA raises AP{measure}'
-    each = [claim(table, '{detector}, {backbone}: '.format(**ROWS[row].labels) + text, [(row, base)])
-            for row, base in _detectors(table)]
+    each = [Claim(table, '{detector}, {backbone}: '.format(**r.labels) + text, _compared([r]))
+            for r in TABLES[table].rows if r.name != r.base]
     return [*each, _on_average(table, f'{text} †')]
 
 # %% ../../nbs/lab/71_claims.ipynb
-_OF4, _BEST, _LOST = 'table4/baseline', 'table5/gamma2-beta0', 'table5/k2-b0'
-_ISR, _CARL = ([r.name for r in TABLES[5].rows if part in r.name] for part in ('table5/gamma', 'table5/k'))
+_BEST, _LOST = 'table5/gamma2-beta0', 'table5/k2-b0'
+_ISR, _CARL = ([r for r in TABLES[5].rows if r.name.startswith(part)] for part in ('table5/gamma', 'table5/k'))
 CLAIMS = [
     *_gains(1),
     _on_average(1, 'the gain is larger at AP75 than at AP50 †', 'AP75-AP50'),
-    claim(1, 'the cost in training time is negligible (at most 10%)', _detectors(1), 'train_time', 'cheap'),
+    Claim(1, 'the cost in training time is negligible (at most 10%)', _compared(TABLES[1].rows), 'train_time', 'cheap'),
     *_gains(2, ", by COCO's measure"),
     _on_average(2, "the gain is very limited by VOC's measure", 'AP_VOC', 'same'),
     _on_average(2, "the gain is larger by COCO's measure than by VOC's", 'AP-AP_VOC'),
-    claim(3, 'negatives at random: prime positives (C/R) are better than random ones (R/R)', 'C-R > R-R'),
-    claim(3, 'negatives at random: prime positives (C/R) are better than hard ones (H*/R)', 'C-R > H*-R'),
-    claim(3, 'negatives mined: prime positives (C/H*) are better than random ones (R/H*)', 'C-H* > R-H*'),
-    claim(3, 'negatives mined: prime positives (C/H*) are better than hard ones (H*/H*)', 'C-H* > H*-H*'),
-    claim(3, 'PISA (C/R) is better than OHEM (H/H)', 'C-R > H-H'),
-    claim(3, 'mining positives does harm, negatives at random (H*/R below R/R)', 'H*-R > R-R', kind='below'),
-    claim(3, 'mining positives does harm, negatives mined (H*/H* below R/H*)', 'H*-H* > R-H*', kind='below'),
-    claim(3, 'mining negatives helps (R/H* above R/R)', 'R-H* > R-R'),
-    claim(3, 'the gain is larger at AP75 than at AP50, negatives at random (C/R over R/R)', 'C-R > R-R', 'AP75-AP50'),
-    claim(3, 'the gain is larger at AP75 than at AP50, negatives mined (C/H* over R/H*)', 'C-H* > R-H*', 'AP75-AP50'),
-    claim(3, 'AP50 is slightly lower, negatives at random (C/R below R/R)', 'C-R > R-R', 'AP50', 'below'),
-    claim(3, 'AP50 is slightly lower, negatives mined (C/H* below R/H*)', 'C-H* > R-H*', 'AP50', 'below'),
-    claim(3, 'training on the top samples alone lowers AP much (Section 4; no table has it)', ''),
-    claim(4, 'ISR alone raises AP', 'isr > baseline'),
-    claim(4, 'CARL alone raises AP', 'carl > baseline'),
-    claim(4, 'both together raise AP', 'isr-carl > baseline'),
-    claim(4, 'both together are better than either alone †', 'isr-carl > isr, isr-carl > carl'),
-    claim('text', 'CARL is better with the gradient into the scores than without', 'carl-gradient > carl-detach'),
-    claim('text', 'without it there is still a minor gain', 'carl-detach > table4/baseline'),
-    claim(5, 'ISR raises AP with every γ and β that was tried †', [(r, _OF4) for r in _ISR]),
-    claim(5, 'γ = 2, β = 0 is the best of them', [(_BEST, r) for r in _ISR if r != _BEST]),
-    claim(5, 'CARL raises AP with every k and b that could be trained †', [(r, _OF4) for r in _CARL if r != _LOST]),
-    claim(5, 'CARL hardly depends on b (k = 1; b = 0, 0.1, 0.2, 0.3)',
-          [(f'k1-b{high}', f'k1-b{low}') for low, high in itertools.combinations((0, .1, .2, .3), 2)], kind='same'),
-    claim(5, 'CARL with k = 2, b = 0 diverges', [(_LOST, _OF4)], kind='diverges'),
-    claim(6, 'PISA raises AP where each image is ranked apart †', 'images1 > baseline'),
-    claim(6, 'ranking eight images together is a little better than each apart', 'images8 > images1'),
-    claim(7, 'IoU-HLR is better than the IoU alone', 'IoU-HLR > IoU'),
-    claim(7, 'the IoU after regression is better than the one before (IoU*)', 'IoU > IoU*'),
-    claim(7, 'ranking by the loss brings no gain', f'loss > {_OF4}', kind='no gain'),
-    claim(7, 'any IoU is better than the loss', 'IoU* > loss, IoU > loss, IoU-HLR > loss'),
+    Claim(3, 'negatives at random: prime positives (C/R) are better than random ones (R/R)', 'table3/C-R > table3/R-R'),
+    Claim(3, 'negatives at random: prime positives (C/R) are better than hard ones (H*/R)', 'table3/C-R > table3/H*-R'),
+    Claim(3, 'negatives mined: prime positives (C/H*) are better than random ones (R/H*)',
+          'table3/C-H* > table3/R-H*'),
+    Claim(3, 'negatives mined: prime positives (C/H*) are better than hard ones (H*/H*)', 'table3/C-H* > table3/H*-H*'),
+    Claim(3, 'PISA (C/R) is better than OHEM (H/H)', 'table3/C-R > table3/H-H'),
+    Claim(3, 'mining positives does harm, negatives at random (H*/R below R/R)',
+          'table3/H*-R > table3/R-R', kind='below'),
+    Claim(3, 'mining positives does harm, negatives mined (H*/H* below R/H*)',
+          'table3/H*-H* > table3/R-H*', kind='below'),
+    Claim(3, 'mining negatives helps (R/H* above R/R)', 'table3/R-H* > table3/R-R'),
+    Claim(3, 'the gain is larger at AP75 than at AP50, negatives at random (C/R over R/R)',
+          'table3/C-R > table3/R-R', 'AP75-AP50'),
+    Claim(3, 'the gain is larger at AP75 than at AP50, negatives mined (C/H* over R/H*)',
+          'table3/C-H* > table3/R-H*', 'AP75-AP50'),
+    Claim(3, 'AP50 is slightly lower, negatives at random (C/R below R/R)', 'table3/C-R > table3/R-R', 'AP50', 'below'),
+    Claim(3, 'AP50 is slightly lower, negatives mined (C/H* below R/H*)', 'table3/C-H* > table3/R-H*', 'AP50', 'below'),
+    Claim(3, 'training on the top samples alone lowers AP much (Section 4; no table has it)', ''),
+    Claim(4, 'ISR alone raises AP', 'table4/isr > table4/baseline'),
+    Claim(4, 'CARL alone raises AP', 'table4/carl > table4/baseline'),
+    Claim(4, 'both together raise AP', 'table4/isr-carl > table4/baseline'),
+    Claim(4, 'both together are better than either alone †',
+          'table4/isr-carl > table4/isr, table4/isr-carl > table4/carl'),
+    Claim('text', 'CARL is better with the gradient into the scores than without',
+          'text/carl-gradient > text/carl-detach'),
+    Claim('text', 'without it there is still a minor gain', 'text/carl-detach > table4/baseline'),
+    Claim(5, 'ISR raises AP with every γ and β that was tried †', _compared(_ISR)),
+    Claim(5, 'γ = 2, β = 0 is the best of them', ', '.join(f'{_BEST} > {r.name}' for r in _ISR if r.name != _BEST)),
+    Claim(5, 'CARL raises AP with every k and b that could be trained †',
+          _compared([r for r in _CARL if r.name != _LOST])),
+    Claim(5, 'CARL hardly depends on b (k = 1; b = 0, 0.1, 0.2, 0.3)',
+          ', '.join(f'table5/k1-b{high} > table5/k1-b{low}'
+                    for low, high in itertools.combinations((0, .1, .2, .3), 2)), kind='same'),
+    Claim(5, 'CARL with k = 2, b = 0 diverges', f'{_LOST} > table4/baseline', kind='diverges'),
+    Claim(6, 'PISA raises AP where each image is ranked apart †', 'table6/images1 > table6/baseline'),
+    Claim(6, 'ranking eight images together is a little better than each apart', 'table6/images8 > table6/images1'),
+    Claim(7, 'IoU-HLR is better than the IoU alone', 'table7/IoU-HLR > table7/IoU'),
+    Claim(7, 'the IoU after regression is better than the one before (IoU*)', 'table7/IoU > table7/IoU*'),
+    Claim(7, 'ranking by the loss brings no gain', 'table7/loss > table4/baseline', kind='no gain'),
+    Claim(7, 'any IoU is better than the loss',
+          'table7/IoU* > table7/loss, table7/IoU > table7/loss, table7/IoU-HLR > table7/loss'),
 ]
 
 # %% ../../nbs/lab/71_claims.ipynb
 def verdict(
-    found:Sequence[tuple[float, float]|None], # interval of each difference; None: not run; nan: the noise is not known
+    found:Sequence[dict|None], # each difference, with `low` and `high`; nan: the noise is not known; None: not run
     low:float=0., # the claimed side is above this
     high:float=np.inf, # and below this
 )->str: # 'reproduced', 'not reproduced', 'undecided' or 'not run'
     "The verdict on differences that are claimed to lie between two bounds"
-    there = [f for f in found if f is not None]
-    if any(b < low or a > high for a, b in there): return 'not reproduced'
-    if len(there) < len(found) or not found: return 'not run'
-    return 'reproduced' if all(low < a and b < high for a, b in there) else 'undecided'
+    if any(f and (f['high'] < low or f['low'] > high) for f in found): return 'not reproduced'
+    if not found or None in found: return 'not run'
+    return 'reproduced' if all(low < f['low'] and f['high'] < high for f in found) else 'undecided'
 
 # %% ../../nbs/lab/71_claims.ipynb
-_BOUNDS = {'above': (0, np.inf), 'below': (-np.inf, 0), 'same': (-MARGIN, MARGIN), 'no gain': (-np.inf, MARGIN),
-           'cheap': (-np.inf, CHEAP), 'diverges': (np.nan, np.nan)}
-_LEAST = dict.fromkeys(_BOUNDS, np.argmax) | {'above': np.argmin, 'same': lambda d: np.argmax(np.abs(d))}
+_KINDS = {  # the claimed side is above the first and below the second; the least favourable of several differences
+    'above': (0, np.inf, np.argmin), 'below': (-np.inf, 0, np.argmax),
+    'same': (-MARGIN, MARGIN, lambda d: np.argmax(np.abs(d))), 'no gain': (-np.inf, MARGIN, np.argmax),
+    'cheap': (-np.inf, CHEAP, np.argmax), 'diverges': (np.nan, np.nan, np.argmax)}
 
 def _published(claim:Claim, pairs:Sequence[tuple[str, str]])->float: # nan: a cell is lost
     "The paper's own difference (for a cost: ratio), on average over pairs"
@@ -136,11 +137,12 @@ def compares(
     return f'{claim.metric} {claim.kind}: {", ".join(names) or claim.text}'
 
 # %% ../../nbs/lab/71_claims.ipynb
-def _diverges(claim:Claim, part:Part, found:dict|None, lost:Sequence[Experiment], scale:str)->str: # as of `verdict`
-    "Whether the loss of a row is no number in the end, or its AP is below half of the baseline's"
-    row, base = claim.pairs[0]
+def _diverged(claim:Claim, part:Part, found:dict|None, runs:pd.DataFrame, scale:str)->str: # as of `verdict`
+    "The verdict on a loss that is no number in the end, or an AP below half of the baseline's"
+    (row, base), = claim.pairs
     if found and found['difference'] > -part.cells.AP[part.cells.row == base].mean()/2: return 'not reproduced'
-    return 'reproduced' if found or row_experiment(row, scale=scale, seed=0) in lost else 'not run'
+    lost = row_experiment(row, scale=scale, seed=0) in runs.attrs.get('diverged', [])
+    return 'reproduced' if found or lost else 'not run'
 
 def judge(
     claim:Claim,
@@ -148,20 +150,20 @@ def judge(
     scale:str, # 'mini' or 'paper'
 )->dict: # the columns of `judge_table`
     "One claim by the runs of one scale"
-    part, kind, groups = select(claim.table, runs, scale), claim.kind, [[p] for p in claim.pairs]
+    part, kind, (low, high, least) = select(claim.table, runs, scale), claim.kind, _KINDS[claim.kind]
+    groups = [[p] for p in claim.pairs]
     if claim.mean:
         run = [p for p in claim.pairs if shared(part.cells, *p)]
         groups = [run if len(run) > 1 else claim.pairs]
-    if kind == 'cheap': found = [time_ratio_interval(part.cells, claim.pairs)]
-    else: found = [difference(part, g, claim.metric) for g in groups]
-    least, paper = _LEAST[kind], [_published(claim, g) for g in groups] or [np.nan]
-    many = [needed(f, abs(p) if kind in ('above', 'below') else MARGIN) for f, p in zip(found, paper)]
+    paper = [_published(claim, g) for g in groups] or [np.nan]
+    if kind == 'cheap': found, many = [time_ratio_interval(part.cells, claim.pairs)], []
+    else:
+        found = [difference(part, g, claim.metric) for g in groups]
+        many = [needed(f, abs(p) if kind in ('above', 'below') else MARGIN) for f, p in zip(found, paper)]
     done = [f for f in found if f] or [dict(difference=np.nan, low=np.nan, high=np.nan, pairs=0)]
-    if kind == 'diverges': said = _diverges(claim, part, found[0], runs.attrs.get('diverged', []), scale)
-    else: said = verdict([f and (f['low'], f['high']) for f in found], *_BOUNDS[kind])
+    said = _diverged(claim, part, found[0], runs, scale) if kind == 'diverges' else verdict(found, low, high)
     if said.endswith('reproduced') and any(f['pairs'] == 1 for f in done): said += ' (one seed)'
-    elif said == 'undecided' and kind != 'cheap':
-        if not all(n <= f['pairs'] for n, f in zip(many, found)): said = 'out of reach'
+    if said == 'undecided' and not all(n <= f['pairs'] for n, f in zip(many, found)): said = 'out of reach'
     worst = done[least([f['difference'] for f in done])]
     return dict(claim=claim.text, compares=compares(claim), scale=scale, metric=claim.metric, kind=kind,
                 of=len(groups), run=sum(map(bool, found)), published=paper[least(paper)],
@@ -177,7 +179,6 @@ def judge_table(
     Columns: claim, compares, scale, metric, kind; of (how many differences), run (how many of them);
     of the least favourable: published, difference, low, high (percent), pairs of runs;
     needed: pairs, see `needed`; verdict"""
-    known_table(number)
     scales = [s for s in SCALES if s == 'mini' or len(select(number, runs, s).cells)]
     own = [c for c in CLAIMS if c.table == number]
     return pd.DataFrame([judge(c, runs, s) for s in scales for c in own if (s, c.kind) != ('mini', 'cheap')])
@@ -195,26 +196,29 @@ def markdown_table(
 
 def signed(v:float)->str: return f'{round(v, 1) + 0.:+.1f}'  # no -0.0
 
+def known(form:str, v:float)->str: return form.format(v) if v == v else ''  # nan: nothing
+
 def table_name(number:int|str)->str: return 'Section 5.3' if number == 'text' else f'Table {number}'
 
 # %% ../../nbs/lab/71_claims.ipynb
-_DECIDED = 'reproduced', 'reproduced (one seed)', 'not reproduced', 'not reproduced (one seed)'
-VERDICTS = *_DECIDED, 'undecided', 'out of reach', 'not run'
+VERDICTS = ('reproduced', 'reproduced (one seed)', 'not reproduced', 'not reproduced (one seed)',
+            'undecided', 'out of reach', 'not run')
 
 def _tally(verdicts:pd.Series)->pd.Series: return verdicts.value_counts().reindex(VERDICTS, fill_value=0)
 
 def _words(c:pd.Series)->list[str]: # a row of `judge_table`
     "The cells of a claim: claim, measure, published, ours, pairs of runs, pairs needed, verdict"
     cheap, diverges = c.kind == 'cheap', c.kind == 'diverges'
-    number = lambda v: '–' if v != v else f'×{v:.3f}' if cheap else signed(v)
-    half = f' ± {(c.high - c.low)/2:.{3 if cheap else 1}f}' if c.low == c.low else ''
+    number, half = '×{:.3f}'.format if cheap else signed, (c.high - c.low)/2
     some = f'{c.run} of {c.of} run' if 0 < c.run < c.of else f'least of {c.of}'
     text = no_markup(c.claim) + (f' ({some})' if c.of > 1 and not cheap else '')
     what = 'time' if cheap else ' − '.join(f'Δ{n}' for n in c.metric.replace('_VOC', ' (VOC)').split('-'))
-    published = 'diverges' if diverges else number(c.published)
-    ours, pairs = (number(c.difference) + half, f'{c.pairs}') if c.pairs else ('', '')
-    many = '' if c.needed != c.needed or diverges else '> 99' if c.needed > 99 else f'{c.needed:.0f}'
-    return [text, what, published, ours, pairs, many, f'**{c.verdict}**' if c.verdict in _DECIDED else c.verdict]
+    published = 'diverges' if diverges else '–' if c.published != c.published else number(c.published)
+    ours = number(c.difference) + known(' ± {:.3f}' if cheap else ' ± {:.1f}', half) if c.pairs else ''
+    many = '' if diverges else '> 99' if c.needed > 99 else known('{:.0f}', c.needed)
+    said = f'**{c.verdict}**' if 'reproduced' in c.verdict else c.verdict
+    words = what, published, ours, str(c.pairs or ''), many, said
+    return [text, *(w.replace(' ', '\N{NO-BREAK SPACE}') for w in words)]
 
 def claims_markdown(
     number:int|str, # a key of `TABLES`
@@ -225,10 +229,8 @@ def claims_markdown(
     out, head = [], ['claim', 'measure', 'published', 'ours', 'pairs', 'needed', 'verdict']
     for scale, part in judge_table(number, runs).groupby('scale', sort=False):
         counts = ', '.join(f'{n} {v}' for v, n in _tally(part.verdict).items() if n)
-        lines = [_words(c) for _, c in part.iterrows()]
-        unbroken = [[text, *(w.replace(' ', '\N{NO-BREAK SPACE}') for w in words)] for text, *words in lines]
         out += [f'**Claims of Section {section} (v1), at {scale} scale**: of {len(part)}, {counts}.',
-                markdown_table(head, unbroken, left=2)]
+                markdown_table(head, [_words(c) for _, c in part.iterrows()], left=2)]
     return '\n\n'.join(out)
 
 # %% ../../nbs/lab/71_claims.ipynb
@@ -245,39 +247,31 @@ def counts_markdown(
     out = []
     for scale, part in judged.groupby('scale', sort=False):
         once = part.drop_duplicates('compares')
-        counts = {name: _tally(verdicts) for name, verdicts in part.groupby('table', sort=False).verdict}
-        counts |= {'**all**': _tally(part.verdict), '**counted once**': _tally(once.verdict)}
-        n = int((once.low.notna() & once.kind.isin(['above', 'below'])).sum())
+        groups = [*part.groupby('table', sort=False), ('**all**', part), ('**counted once**', once)]
+        rows = [[name, *map(str, _tally(group.verdict))] for name, group in groups]
+        n = (once.low.notna() & once.kind.isin(['above', 'below'])).sum()
         chance = 'No interval is known yet.'
         if n: chance = (f'Were there nothing in any of the {n} that have an interval and claim a direction, '
                         f'about {n*(1 - LEVEL)/2:.1f} would be reproduced by chance, and as many not reproduced.')
-        out += [markdown_table([f'{scale} scale', *VERDICTS], [[k, *map(str, v)] for k, v in counts.items()], left=1),
+        out += [markdown_table([f'{scale} scale', *VERDICTS], rows, left=1),
                 f'{len(part)} claims make {len(once)} different comparisons. {chance}']
     return '\n\n'.join(out)
 
 # %% ../../nbs/lab/71_claims.ipynb
-_blue, _red = (sns.color_palette('colorblind')[i] for i in (0, 3))
-_COLORS = {'reproduced': _blue, 'not reproduced': _red, 'undecided': '.25', 'out of reach': '.65'}
+_COLORS = {'reproduced': '#0173b2', 'not reproduced': '#d55e00', 'undecided': '.25', 'out of reach': '.65'}
 
-def _draw(
-    ax:plt.Axes,
-    part:pd.DataFrame, # of `judge_all`, of one scale
-    at:np.ndarray, # height of each comparison, from the top
-    scale:str,
-)->None:
-    "Our differences with their intervals, and the paper's, with the claimed side to the right"
-    sign, said = np.where(part.kind == 'below', -1, 1), part.verdict.str.removesuffix(' (one seed)').to_numpy()
-    d, paper, half = (v.to_numpy() for v in (sign*part.difference, sign*part.published, (part.high - part.low)/2))
-    far = np.abs([d, paper]).max()
-    right = 1.1*max(far, 1, min(np.nan_to_num(abs(d) + half).max(), 2*far))
+def _draw(ax:plt.Axes, part:pd.DataFrame)->None:
+    "The comparisons of one scale at the heights `y`: our differences with their intervals, and the paper's"
+    far = part[['difference', 'published']].abs().to_numpy().max()
+    right = 1.1*max(far, 1, min((part.difference.abs() + part.half).fillna(0).max(), 2*far))
     ax.axvline(0, color='.3', lw=1, zorder=0)
     for kind, left in (('same', -MARGIN), ('no gain', -right)):
-        ax.barh(at[part.kind.to_numpy() == kind], MARGIN - left, left=left, height=.9, color='.9', zorder=0)
+        ax.barh(part.y[part.kind == kind], MARGIN - left, left=left, height=.9, color='.9', zorder=0)
     for name, color in _COLORS.items():
-        i = said == name
-        ax.errorbar(d[i], at[i], xerr=half[i], fmt='o', ms=5, color=color, lw=1.8, label=f'ours: {name}')
-    ax.plot(paper, at - .3, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
-    ax.set(xlim=(-right, right), xlabel='difference in AP; right of 0: as claimed', title=f'{scale} scale')
+        own = part[part.said == name]
+        ax.errorbar('difference', 'y', xerr='half', data=own, fmt='o', ms=5, color=color, lw=1.8, label=f'ours: {name}')
+    ax.plot(part.published, part.y - .3, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
+    ax.set(xlim=(-right, right), xlabel='difference in AP; right of 0: as claimed', title=f'{part.scale.iloc[0]} scale')
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.tick_params(axis='y', length=0)
 
@@ -285,21 +279,26 @@ def forest(
     judged:pd.DataFrame, # see `judge_all`
 )->plt.Figure|None: # None: nothing was run
     "Our differences with their intervals, and the paper's, of all claims about APs that were run"
-    there = judged.verdict.ne('not run') & judged.kind.isin(['above', 'below', 'same', 'no gain'])
+    there = judged.verdict.ne('not run') & ~judged.kind.isin(['cheap', 'diverges'])
     some = judged[there].drop_duplicates(['scale', 'compares'])
     if not len(some): return None
-    rows, n, also = some.drop_duplicates('compares'), some.scale.nunique(), judged.groupby('compares').table.unique()
+    rows, n = some.drop_duplicates('compares'), some.scale.nunique()
     heads = ~rows.table.duplicated().to_numpy()
-    y = pd.Series(np.arange(len(rows)) + 1.3*heads.cumsum(), index=rows.compares)
-    size = 5.2 + 4.8*n, 1.1 + .24*y.iloc[-1]
-    fig, axes = plt.subplots(1, n, figsize=size, sharey=True, squeeze=False, layout='constrained')
-    for ax, (scale, part) in zip(axes[0], some.groupby('scale', sort=False)):
-        _draw(ax, part, y[part.compares].to_numpy(), scale)
-    numbers = [', '.join(t.removeprefix('Table ') for t in also[c][1:]) for c in rows.compares]
-    least = [f' (least of {k})' if k > 1 else '' for k in rows.of]
-    again = [f" (and Table{'s'*(',' in n)} {n})" if n else '' for n in numbers]
-    words = [t.removesuffix(' †') + k + a for t, k, a in zip(rows.claim, least, again)]
-    axes[0, 0].set(yticks=[*y, *(y[heads] - 1)], yticklabels=[*words, *rows.table[heads]], ylim=(y.iloc[-1] + .8, 0))
-    for label in axes[0, 0].get_yticklabels()[len(rows):]: label.set_fontweight('bold')
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=5, frameon=False)
+    y = pd.Series(np.arange(len(rows)) + 1.3*heads.cumsum(), rows.compares)
+    sign = np.where(some.kind == 'below', -1, 1)  # the claimed side is to the right
+    some = some.assign(y=some.compares.map(y), half=(some.high - some.low)/2,
+                       difference=sign*some.difference, published=sign*some.published,
+                       said=some.verdict.str.removesuffix(' (one seed)'))
+    fig, axes = plt.subplots(1, n, sharey=True, squeeze=False, layout='constrained',
+                             figsize=(5.2 + 4.8*n, 1.1 + .24*y.iloc[-1]))
+    for ax, (_, part) in zip(axes[0], some.groupby('scale', sort=False)): _draw(ax, part)
+    words = []
+    for r in rows.itertuples():
+        also = [t.removeprefix('Table ') for t in judged.table[judged.compares == r.compares].unique()[1:]]
+        words.append(r.claim.removesuffix(' †') + (f' (least of {r.of})' if r.of > 1 else '')
+                     + (f" (and Table{'s'*(len(also) > 1)} {', '.join(also)})" if also else ''))
+    left = axes[0, 0]
+    left.set(yticks=[*y, *(y[heads] - 1)], yticklabels=[*words, *rows.table[heads]], ylim=(y.iloc[-1] + .8, 0))
+    for label in left.get_yticklabels()[len(rows):]: label.set_fontweight('bold')
+    fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncols=5, frameon=False)
     return fig

@@ -6,15 +6,21 @@
 from __future__ import annotations
 import contextlib, hashlib, json, re, zipfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from ..prime import one_of
 from .data import COCO_AREA_LIMITS, DataSpec, coco_test_dev
 from .files import read_json, write_text
-from .show import load_samples
+from .show import load_samples, show_samples
 
 # %% auto 0
-__all__ = ['VOC_KINDS', 'IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'voc_curves', 'voc_average', 'voc_ap',
+__all__ = ['VOC_KINDS', 'IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'voc_curves', 'average_precision', 'voc_ap',
            'resamples', 'coco_matches', 'weighted_ap', 'write_results', 'load_test_dev', 'show_detections']
 
 # %% ../../nbs/lab/34_evaluate.ipynb
@@ -25,56 +31,56 @@ def _checked(
     gt_json:Path, # the annotation file, for messages
 )->list[dict]: # copies, with what `iou_type` needs
     "Refuse detections that do not fit this ground truth"
-    images, categories = {i['id'] for i in data['images']}, {c['id'] for c in data['categories']}
-    field, out = dict(bbox='bbox', segm='segmentation')[iou_type], []
+    known = dict(image_id={i['id'] for i in data['images']}, category_id={c['id'] for c in data['categories']})
+    field, out = 'bbox' if iou_type == 'bbox' else 'segmentation', []
     for d in detections:
-        image, category = d['image_id'], d['category_id']
-        if image not in images:
-            raise ValueError(f'a detection is of image_id {image!r}, which {gt_json} does not have')
-        if category not in categories:
-            raise ValueError(f'a detection is of category_id {category!r}, which {gt_json} does not have')
+        for key, ids in known.items():
+            if d[key] not in ids:
+                raise ValueError(f'a detection is of {key} {d[key]!r}, which {gt_json} does not have')
+        about = f"a detection in image {d['image_id']}"
         if not np.isfinite(d['score']):
-            raise ValueError(f'a detection in image {image} has the score {d["score"]}: has the training diverged?')
+            raise ValueError(f"{about} has the score {d['score']}: has the training diverged?")
         if field not in d:
-            raise ValueError(f'a detection in image {image} has no {field!r}, which iou_type {iou_type!r} needs')
-        out.append({k: d[k] for k in ('image_id', 'category_id', 'score', field)})
+            raise ValueError(f'{about} has no {field!r}, which iou_type {iou_type!r} needs')
+        out.append({k: d[k] for k in (*known, 'score', field)})
     return out
 
-def _truth(gt_json:Path)->dict: # what the file holds
-    "Read the annotations; refuse a file without any"
+def _read(
+    detections:Sequence[dict], # COCO results
+    gt_json:str|Path, # annotations in COCO's format
+    images:Sequence[int]|None, # ids of the images that were looked at; None: all of `gt_json`
+    iou_type:str='bbox', # 'bbox' or 'segm'
+)->tuple[list[dict], dict, np.ndarray]: # the checked detections, what the file holds, [I] sorted ids of images
     data = read_json(gt_json)
     if 'annotations' not in data:
         raise ValueError(f'{gt_json} has images and no annotations, so there is no AP here: '
                          '`write_results` writes what the server of test-dev asks for')
-    return data
+    ids = {i['id'] for i in data['images']} if images is None else set(images)
+    return _checked(detections, data, iou_type, gt_json), data, np.array(sorted(ids))
 
 def precisions(
     detections:Sequence[dict], # COCO results
     gt_json:str|Path, # annotations in COCO's format
     iou_type:str='bbox', # 'bbox' or 'segm'
     area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2: small ends at the first, large begins at the second
-    max_dets:int=100, # the highest-scored of an image and class that count
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->np.ndarray: # [10, 101, C, 4] IoU, recall, class, area (all/small/medium/large): from 0 to 1, -1: no ground truth
     """Interpolated precision of every class at every IoU threshold (0.5 to 0.95) and recall (0 to 1).
 
     Classes are in the order of their ids. A `ValueError` names what is wrong in a detection."""
-    from faster_coco_eval import COCO, COCOeval_faster
-    data = _truth(gt_json)
+    import faster_coco_eval as faster
     one_of('iou_type', iou_type, ('bbox', 'segm'))
-    detections = _checked(detections, data, iou_type, gt_json)
+    detections, data, ids = _read(detections, gt_json, images, iou_type)
     if iou_type == 'segm' and any('segmentation' not in a for a in data['annotations']):
         raise ValueError(f'{gt_json} has objects without a mask: evaluate boxes only')
-    gt = COCO(data)
-    ev = COCOeval_faster(gt, gt.loadRes(detections), iouType=iou_type)
+    truth = faster.COCO(data)
+    coco = faster.COCOeval_faster(truth, truth.loadRes(detections), iouType=iou_type)
     small, large = area_limits
-    ev.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
-    ev.params.areaRngLbl = ['all', 'small', 'medium', 'large']
-    ev.params.maxDets = [max_dets]
-    if images is not None: ev.params.imgIds = sorted(images)
-    ev.evaluate()
-    ev.accumulate()
-    return np.asarray(ev.eval['precision'], float).reshape(10, 101, len(data['categories']), 4)
+    coco.params.areaRng = [[0, 1e10], [0, small], [small, large], [large, 1e10]]
+    coco.params.maxDets, coco.params.imgIds = [100], ids.tolist()
+    coco.evaluate()
+    coco.accumulate()
+    return np.asarray(coco.eval['precision'], float).reshape(10, 101, -1, 4)
 
 # %% ../../nbs/lab/34_evaluate.ipynb
 def pr_curves(
@@ -92,15 +98,18 @@ def class_ap(
     return 100*np.where((precision > -1).all(1), precision.mean(1), np.nan)
 
 # %% ../../nbs/lab/34_evaluate.ipynb
-_ROWS = dict(AP=(slice(None), 0), AP50=(0, 0), AP75=(5, 0),  # IoU thresholds and range of area
-             AP_S=(slice(None), 1), AP_M=(slice(None), 2), AP_L=(slice(None), 3))
+def _mean(
+    ap:np.ndarray, # nan: no ground truth
+    axis:int, # of the classes
+)->np.ndarray: # nan where no class has ground truth
+    "The mean over the classes that have ground truth"
+    return np.ma.filled(np.ma.masked_invalid(ap).mean(axis), np.nan)
 
 def coco_ap(
     detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox [x, y, w, h], for masks segmentation
     gt_json:str|Path, # annotations in COCO's format
     iou_types:Sequence[str]=('bbox',), # of 'bbox' and 'segm'
     area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2: small ends at the first, large begins at the second
-    max_dets:int=100, # the highest-scored of an image and class that count
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->dict[str, float|None]: # percent: AP, AP50, AP75, AP_S, AP_M, AP_L of boxes; with mask_ before them, of masks
     """COCO's average precisions, unrounded; None where there is no ground truth.
@@ -108,107 +117,108 @@ def coco_ap(
     A `ValueError` names what is wrong in a detection."""
     out = {}
     for kind in iou_types:
-        ap = class_ap(precisions(detections, gt_json, kind, area_limits, max_dets, images))
-        for name, (iou, area) in _ROWS.items():
-            valid = (v := ap[iou][..., area])[~np.isnan(v)]
-            out[('mask_' if kind == 'segm' else '') + name] = float(valid.mean()) if valid.size else None
+        by_iou = _mean(class_ap(precisions(detections, gt_json, kind, area_limits, images)), 1)  # [10, 4]
+        whole, small, medium, large = by_iou.mean(0)
+        ap = dict(AP=whole, AP50=by_iou[0, 0], AP75=by_iou[5, 0], AP_S=small, AP_M=medium, AP_L=large)
+        prefix = 'mask_' if kind == 'segm' else ''
+        out |= {prefix + name: None if np.isnan(v) else float(v) for name, v in ap.items()}
     return out
 
 # %% ../../nbs/lab/34_evaluate.ipynb
-def _owners(
-    objects:Sequence[dict], # of one class: image_id, bbox [x, y, w, h]
-    found:Sequence[dict], # D detections of the class, likewise
-    iou:float, # the least overlap
-)->np.ndarray: # [D] the object that each detection overlaps most, -1: no overlap is enough
-    "The object that each detection belongs to"
-    from pycocotools import mask as rle
-    by_image, owner = {}, np.full(len(found), -1)
-    for i, rows in enumerate((objects, found)):
-        for k, r in enumerate(rows): by_image.setdefault(r['image_id'], ([], []))[i].append(k)
-    for theirs, mine in by_image.values():
-        if not (theirs and mine): continue
-        a, b = (np.array([rows[k]['bbox'] for k in ks], float) for rows, ks in ((found, mine), (objects, theirs)))
-        overlap = rle.iou(a, b, [0]*len(theirs))
-        owner[mine] = np.where(overlap.max(1) >= iou, np.array(theirs)[overlap.argmax(1)], -1)
-    return owner
-
 def _voc_matches(
-    detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
-    data:dict, # what the annotation file holds
-    iou:float, # overlap that makes a detection true
-    images:set[int], # ids of the images that were looked at
-)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # image id [D], true [D], image id [n]: see below
-    """Which detections of each class are true, by the rules of the VOC devkit.
+    detections:Sequence[dict], # D COCO results
+    data:dict, # what an annotation file holds; objects with `iscrowd` are difficult ones
+    iou:float=.5, # least overlap of a true detection
+)->np.ndarray: # [1, D] 1: true, 0: false, -1: does not count
+    "Which detections are true, by the rules of the VOC devkit"
+    objects, keys = data['annotations'], ['image_id', 'category_id']
+    theirs, mine = (pd.DataFrame(rows, columns=keys).groupby(keys).indices for rows in (objects, detections))
+    owner = np.full(len(detections), -1)  # the object that each detection overlaps most; -1: no overlap is enough
+    for key in mine.keys() & theirs.keys():
+        found, there = (np.array([rows[i]['bbox'] for i in of[key]], float)
+                        for rows, of in ((detections, mine), (objects, theirs)))
+        overlap = rle.iou(found, there, [0]*len(there))
+        owner[mine[key]] = np.where(overlap.max(1) >= iou, theirs[key][overlap.argmax(1)], -1)
+    order, first = _by_score(detections), np.zeros(len(owner), bool)
+    first[order[np.unique(owner[order], return_index=True)[1]]] = True  # detection of its object
+    difficult = np.array([a.get('iscrowd') for a in objects] + [None], bool)  # the last is for owner -1
+    return np.where(difficult[owner], -1, first & (owner >= 0))[None]
 
-    For each class: image ids of the detections that count, by score; whether they are true; image ids of the objects
-    to be found."""
-    per_class = {c['id']: ([], []) for c in data['categories']}
-    for i, rows in enumerate((data['annotations'], sorted(detections, key=lambda d: -d['score']))):
-        for r in rows:
-            if r['image_id'] in images: per_class[r['category_id']][i].append(r)
-    out, where = [], lambda rows: np.array([r['image_id'] for r in rows], int)
-    for objects, found in per_class.values():
-        hard = [bool(a.get('difficult') or a.get('iscrowd')) for a in objects]
-        hard = np.array(hard + [False])  # the last is for owner -1, no object
-        owner = _owners(objects, found, iou)
-        counts = ~hard[owner]
-        owner, first = owner[counts], np.zeros(counts.sum(), bool)
-        first[np.unique(owner, return_index=True)[1]] = True  # detection of its object
-        out.append((where(found)[counts], first & (owner >= 0), where(objects)[~hard[:-1]]))
-    return out
+def _by_score(detections:Sequence[dict])->np.ndarray: # [D]
+    return np.argsort([-d['score'] for d in detections], kind='stable')
 
 # %% ../../nbs/lab/34_evaluate.ipynb
+def _by_class(
+    detections:Sequence[dict],
+    data:dict, # see `_read`
+    ids:np.ndarray, # [I]
+    match:np.ndarray, # [T, all detections] at T thresholds, 1: true, 0: false, -1: does not count
+)->list[tuple]: # image [D], match [T, D], image [n] of the objects; images from 0 to I - 1
+    "For each class: its detections by score, which of them are true, and the objects to be found"
+    out, order, seen = [], _by_score(detections), set(ids.tolist())
+    where, kind = (np.array([d[k] for d in detections]) for k in ('image_id', 'category_id'))
+    order = order[(match[:, order] >= 0).any(0) & np.isin(where[order], ids)]
+    for c in data['categories']:
+        own = order[kind[order] == c['id']]
+        objects = [a['image_id'] for a in data['annotations']
+                   if a['category_id'] == c['id'] and a['image_id'] in seen and not a.get('iscrowd')]
+        out.append((ids.searchsorted(where[own]), match[:, own], ids.searchsorted(objects)))
+    return out
+
+def _curves(
+    match:np.ndarray, # [D] or [T, D], see `_by_class`
+    weight:int|np.ndarray, # [D] how often each detection counts
+    n:int, # number of objects
+)->tuple[np.ndarray, np.ndarray]: # like `match`: recall and precision, from 0 to 1
+    true, passed = ((weight*m).cumsum(-1) for m in (match == 1, match >= 0))
+    return true/n, true/np.maximum(passed, 1)
+
 def voc_curves(
     detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
-    gt_json:str|Path, # annotations in COCO's format; objects with `difficult` or `iscrowd` are difficult ones
+    gt_json:str|Path, # annotations in COCO's format; objects with `iscrowd` are difficult ones
     iou:float=.5, # least overlap of a true detection, above 0 and up to 1
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->list[tuple[np.ndarray, np.ndarray]|None]: # for each class (recall [D], precision [D]), 0 to 1; None: no ground truth
     "Recall and precision of every class along its detections, sorted by score, by the rules of the VOC devkit"
     if not 0 < iou <= 1: raise ValueError(f'iou={iou!r} is no overlap: give a number above 0 and up to 1')
-    data = _truth(gt_json)
-    seen = {i['id'] for i in data['images']} if images is None else set(images)
-    matches = _voc_matches(_checked(detections, data, 'bbox', gt_json), data, iou, seen)
-    curve = lambda true, n: (true.cumsum()/n, true.cumsum()/np.arange(1, len(true) + 1))
-    return [curve(true, len(objects)) if len(objects) else None for _, true, objects in matches]
+    detections, data, ids = _read(detections, gt_json, images)
+    classes = _by_class(detections, data, ids, _voc_matches(detections, data, iou))
+    return [_curves(match[0], 1, len(objects)) if len(objects) else None for _, match, objects in classes]
 
 # %% ../../nbs/lab/34_evaluate.ipynb
-VOC_KINDS = ('11-point', 'area')  # up to 2009; since 2010
+VOC_KINDS = {'11-point': 11, 'area': None}  # up to 2009; since 2010
 
-def voc_average(
-    recall:np.ndarray, # [D] from 0 to 1, rising, see `voc_curves`
+def average_precision(
+    recall:np.ndarray, # [D] from 0 to 1, rising
     precision:np.ndarray, # [D] from 0 to 1
-    kind:str='11-point', # one of `VOC_KINDS`
+    points:int|None, # recalls from 0 to 1 at which precision is read; None: the area
 )->float: # percent
-    "The average precision under one curve, by one of VOC's two definitions"
+    "The average precision under one curve"
     best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
-    if one_of('kind', kind, VOC_KINDS) == 'area': return 100*float(np.diff(recall, prepend=0)@best)
-    return 100*float(np.append(best, 0.)[recall.searchsorted(np.linspace(0, 1, 11))].mean())
+    if not points: return 100*(np.diff(recall, prepend=0)@best)
+    return 100*np.append(best, 0.)[recall.searchsorted(np.linspace(0, 1, points))].mean()
 
 def voc_ap(
     detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox
-    gt_json:str|Path, # annotations in COCO's format; objects with `difficult` or `iscrowd` are difficult ones
+    gt_json:str|Path, # annotations in COCO's format; objects with `iscrowd` are difficult ones
     kind:str='11-point', # one of `VOC_KINDS`: VOC2007 is evaluated with the first
-    iou:float=.5, # overlap that makes a detection true, above 0 and up to 1
     images:Sequence[int]|None=None, # ids of the images that were looked at; all of `gt_json` if not given
 )->dict[str, float|np.ndarray|None]: # percent: AP_VOC (None without ground truth), class_ap [C] (nan likewise)
     """PASCAL VOC's average precision of each class, and AP_VOC, their mean.
 
     A `ValueError` names what is wrong in a detection."""
-    one_of('kind', kind, VOC_KINDS)
-    curves = voc_curves(detections, gt_json, iou, images)
-    ap = np.array([np.nan if curve is None else voc_average(*curve, kind) for curve in curves])
-    return dict(AP_VOC=None if np.isnan(ap).all() else float(np.nanmean(ap)), class_ap=ap)
+    points, curves = VOC_KINDS[one_of('kind', kind, VOC_KINDS)], voc_curves(detections, gt_json, images=images)
+    ap = np.array([average_precision(*curve, points) if curve else np.nan for curve in curves])
+    return dict(AP_VOC=None if np.isnan(ap).all() else float(_mean(ap, 0)), class_ap=ap)
 
 # %% ../../nbs/lab/34_evaluate.ipynb
 def resamples(
     images:int, # I
     draws:int=1000,
-    seed:int=0,
 )->np.ndarray: # [1 + draws, I] how often each image is drawn; row 0: each once
     "Draws of images with replacement, the same for all detectors"
-    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1/images), draws)
-    return np.concatenate([np.ones((1, images), int), drawn])
+    drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1/images), draws)
+    return np.vstack([np.ones(images, int), drawn])
 
 # %% ../../nbs/lab/34_evaluate.ipynb
 IOUS = np.linspace(.5, .95, 10)
@@ -217,67 +227,35 @@ def coco_matches(
     detections:Sequence[dict], # D COCO results
     data:dict, # what an annotation file holds: images, categories, annotations
     images:Sequence[int], # ids of the images that were looked at
-    max_dets:int=100, # the highest-scored of an image and class that count
 )->np.ndarray: # [10, D] at each of `IOUS`, 1: true, 0: false, -1: does not count
     "Which detections are true, by COCO's rule for boxes"
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
     out, truth = np.full((10, len(detections)), -1, np.int8), COCO()
-    if not len(detections): return out
-    own = [dict({k: a[k] for k in ('image_id', 'category_id', 'bbox')}, id=i, area=a['bbox'][2]*a['bbox'][3],
-                iscrowd=int(bool(a.get('iscrowd')))) for i, a in enumerate(data['annotations'], 1)]
-    truth.dataset = dict(images=data['images'], categories=data['categories'], annotations=own)
+    if not detections: return out
+    objects = [dict(a, id=i, area=0, iscrowd=a.get('iscrowd', 0)) for i, a in enumerate(data['annotations'], 1)]
+    truth.dataset = dict(data, annotations=objects)
     with contextlib.redirect_stdout(None):  # it prints its progress
         truth.createIndex()
-        found = truth.loadRes([{k: d[k] for k in ('image_id', 'category_id', 'bbox', 'score')} for d in detections])
-        coco = COCOeval(truth, found, 'bbox')
-        coco.params.imgIds, coco.params.maxDets = list(images), [max_dets]
-        coco.params.areaRng, coco.params.areaRngLbl = [[0, 1e10]], ['all']
+        coco = COCOeval(truth, truth.loadRes([dict(d) for d in detections]), 'bbox')
+        coco.params.imgIds, coco.params.maxDets, coco.params.areaRng = list(images), [100], [[0, 1e10]]
         coco.evaluate()
     for image in filter(None, coco.evalImgs):
         at = np.array(image['dtIds'], int) - 1  # numbered in their order
         out[:, at] = np.where(image['dtIgnore'], -1, image['dtMatches'] > 0)
     return out
 
-def _by_class(
-    detections:Sequence[dict], # see `coco_matches`
-    data:dict,
-    images:Sequence[int],
-    max_dets:int,
-)->list[tuple[np.ndarray, np.ndarray, np.ndarray]]: # image id [D], match [10, D], image id [n] of the objects
-    "For each class: its detections by score, which of them are true, and the objects to be found"
-    match = coco_matches(detections, data, images, max_dets)
-    kind, where, score = (np.array([d[k] for d in detections]) for k in ('category_id', 'image_id', 'score'))
-    order, out, seen = np.argsort(-score, kind='stable'), [], set(images)
-    order = order[(match[:, order] >= 0).any(0)]
-    for c in data['categories']:
-        own = order[kind[order] == c['id']]
-        objects = [a['image_id'] for a in data['annotations']
-                   if a['category_id'] == c['id'] and not a.get('iscrowd') and a['image_id'] in seen]
-        out.append((where[own].astype(int), match[:, own], np.array(objects, int)))
-    return out
-
 # %% ../../nbs/lab/34_evaluate.ipynb
 def _weighted_average(
     image:np.ndarray, # [D] place of each detection's image among the I, by score
-    match:np.ndarray, # [10, D] at each threshold, 1: true, 0: false, -1: does not count
+    match:np.ndarray, # [T, D] at each threshold, 1: true, 0: false, -1: does not count
+    objects:np.ndarray, # [n] likewise, of the objects to be found
     weights:np.ndarray, # [W, I]
-    n:np.ndarray, # [W] weighted number of objects to be found
-    levels:np.ndarray, # recalls at which precision is read
-)->np.ndarray: # [10, W] percent; nan where no object is to be found
+    points:int, # recalls at which precision is read, from 0 to 1
+)->np.ndarray: # [T, W] percent; nan where no object is to be found
     "The average precision of one class at each threshold, on weighted images"
-    out = np.full((len(match), len(weights)), np.nan)
-    step = max(1, 4*10**6//max(len(image), 1))  # draws at a time, for memory
-    for s in range(0, len(weights), step):
-        w, total = weights[s:s + step, image], n[s:s + step]
-        all_passed = np.cumsum(w, 1)
-        for t, kind in enumerate(match):
-            at = np.flatnonzero(kind == 1)
-            passed = (all_passed if (kind >= 0).all() else np.cumsum(w*(kind >= 0), 1))[:, at]
-            true = np.cumsum(w[:, at], 1)
-            best = np.maximum.accumulate((true/np.maximum(passed, 1))[:, ::-1], 1)[:, ::-1]
-            best = np.concatenate([best, np.zeros((len(w), 1))], 1)  # above the highest recall
-            for k in np.flatnonzero(total): out[t, s + k] = 100*best[k, (true[k]/total[k]).searchsorted(levels)].mean()
+    n, out = weights[:, objects].sum(1), np.full((len(match), len(weights)), np.nan)
+    for k in np.flatnonzero(n):
+        curves = _curves(match, weights[k, image], n[k])
+        out[:, k] = [average_precision(recall, precision, points) for recall, precision in zip(*curves)]
     return out
 
 def weighted_ap(
@@ -285,27 +263,18 @@ def weighted_ap(
     gt_json:str|Path, # annotations in COCO's format
     weights:np.ndarray, # [W, I] how often each image counts, whole numbers, images by id; see `resamples`
     voc:bool=False, # also AP_VOC, over eleven points
-    max_dets:int=100, # the highest-scored of an image and class that count
     images:Sequence[int]|None=None, # ids of the I images that were looked at; all of `gt_json` if not given
 )->dict[str, np.ndarray]: # [W] percent each: AP, AP50, AP75, and AP_VOC where asked; nan where there is no ground truth
     "`coco_ap` of boxes on data that holds each image as often as its weight; a `ValueError` names what is wrong"
-    data = _truth(gt_json)
-    detections = _checked(detections, data, 'bbox', gt_json)
-    ids = np.array(sorted({i['id'] for i in data['images']} if images is None else set(images)))
+    detections, data, ids = _read(detections, gt_json, images)
     if weights.shape[1:] != ids.shape:
         raise ValueError(f'weights are of {weights.shape[-1]} images, but there are {len(ids)}')
-    def mean(matches, levels): # [thresholds, W], over the classes that have ground truth
-        n = lambda objects: weights[:, ids.searchsorted(objects)].sum(1)
-        places = [(ids.searchsorted(where), match, n(objects)) for where, match, objects in matches]
-        ap = np.array([_weighted_average(image, match, weights, n, levels) for image, match, n in places])
-        some = ~np.isnan(ap)
-        return np.where(some.any(0), np.where(some, ap, 0).sum(0)/np.maximum(some.sum(0), 1), np.nan)
-    ap = mean(_by_class(detections, data, ids.tolist(), max_dets), np.linspace(0, 1, 101))
+    def mean(match, points): # [T, W]
+        classes = _by_class(detections, data, ids, match)
+        return _mean([_weighted_average(*c, weights, points) for c in classes], 0)
+    ap = mean(coco_matches(detections, data, ids), 101)
     out = dict(AP=ap.mean(0), AP50=ap[0], AP75=ap[5])
-    if voc:
-        matches = _voc_matches(detections, data, .5, set(ids.tolist()))
-        matches = [(where, true[None].astype(np.int8), objects) for where, true, objects in matches]
-        out['AP_VOC'] = mean(matches, np.linspace(0, 1, 11))[0]
+    if voc: out['AP_VOC'] = mean(_voc_matches(detections, data), 11)[0]
     return out
 
 # %% ../../nbs/lab/34_evaluate.ipynb
@@ -315,18 +284,16 @@ def write_results(
     folder:str|Path, # where to write; made if it is not there
     name:str, # of the method, for the file's name: letters, digits, '.', '-' and '_'
     iou_type:str='bbox', # 'bbox' or 'segm': the server has a leaderboard for each
-    split:str='test-dev2017', # likewise
 )->Path: # the zip to upload; the JSON file is beside it
-    "Write `detections_{split}_{name}_results` for the server of COCO: pixels to two decimals, scores to five"
-    for key, word in dict(name=name, split=split).items():
-        if not re.fullmatch(r'[\w.-]+', word):
-            raise ValueError(f'{key}={word!r} becomes part of a file name: letters, digits, ".", "-" and "_" only')
+    "Write `detections_test-dev2017_{name}_results` for the server of COCO: pixels to two decimals, scores to five"
+    if not re.fullmatch(r'[\w.-]+', name):
+        raise ValueError(f'name={name!r} becomes part of a file name: letters, digits, ".", "-" and "_" only')
     one_of('iou_type', iou_type, ('bbox', 'segm'))
     out = _checked(detections, read_json(gt_json), iou_type, gt_json)
     for d in out:
         d['score'] = round(float(d['score']), 5)
         if iou_type == 'bbox': d['bbox'] = [round(float(v), 2) for v in d['bbox']]
-    file = write_text(Path(folder)/f'detections_{split}_{name}_results.json', json.dumps(out))
+    file = write_text(Path(folder)/f'detections_test-dev2017_{name}_results.json', json.dumps(out))
     with zipfile.ZipFile(file.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as z: z.write(file, file.name)
     return file.with_suffix('.zip')
 
@@ -336,76 +303,25 @@ def load_test_dev(
 )->DataSpec: # its `val` is test-dev; its `train` has no images
     "COCO test-dev as a data set to evaluate on; errors as `pisa.lab.data.coco_test_dev`"
     file, images = coco_test_dev(data_root)
-    content = file.read_bytes()
-    data = json.loads(content)
+    data, fingerprint = read_json(file), hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     classes, n = tuple(c['name'] for c in data['categories']), len(data['images'])
-    return DataSpec(
-        'test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n,
-        hashlib.sha256(content).hexdigest()[:16], f'COCO test-dev: {n} images, whose annotations COCO\'s server keeps')
+    return DataSpec('test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n, fingerprint,
+                    f"COCO test-dev: {n} images, whose annotations COCO's server keeps")
 
 # %% ../../nbs/lab/34_evaluate.ipynb
-def _draw(
-    ax, # of matplotlib, the image in it
-    classes:Sequence[str],
-    found:Iterable[tuple], # (x1, y1, x2, y2), label, text, mask [H, W] or None
-)->None:
-    "Boxes with a text, and masks as a tint, one colour per class"
-    import seaborn as sns
-    from matplotlib.patches import Rectangle
-    palette, height = sns.color_palette('colorblind', len(classes)), ax.get_ylim()[0]
-    for box, label, text, mask in found:
-        (x1, y1, x2, y2), colour = np.asarray(box) - .5, palette[label]
-        if mask is not None: ax.imshow(np.where(mask[..., None], (*colour, .35), 0.))
-        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.4))
-        above = y1 > .09*height
-        ax.text(x1, y1 if above else y2, text, va='bottom' if above else 'top', fontsize=7, color='white', clip_on=True,
-                bbox=dict(fc=colour, ec='none', pad=.6))
-
-# %% ../../nbs/lab/34_evaluate.ipynb
-def _found(
-    detections:Sequence[dict], # COCO results
-    categories:Sequence[dict], # of the annotation file
-    classes:Sequence[str],
-    threshold:float, # scores below are left out
-)->dict[int, list[tuple]]: # image id to what `_draw` takes
-    "Boxes, labels, texts and masks of detections by image, the highest score last"
-    from pycocotools import mask as rle
-    label, out = {c['id']: i for i, c in enumerate(categories)}, {}
-    for d in sorted(detections, key=lambda d: d['score']):
-        if d['score'] < threshold: continue
-        (x, y, w, h), l = d['bbox'], label[d['category_id']]
-        mask = rle.decode(d['segmentation']).astype(bool) if 'segmentation' in d else None
-        text = f"{classes[l]} {d['score']:.2f}"
-        out.setdefault(d['image_id'], []).append(((x, y, x + w, y + h), l, text, mask))
-    return out
-
 def show_detections(
     spec:DataSpec, # the detections are of its `val`
     detections:Sequence[dict], # COCO results; those with `segmentation` are shown with their masks
     indices:Iterable[int]=range(5), # of the images, see `load_samples`
-    threshold:float=.3, # scores below are left out
-): # a matplotlib figure
-    """Ground truth above, detections with their scores below, one column per image.
+)->plt.Figure:
+    """Ground truth above, detections with a score of 0.3 or more below, one column per image.
 
     Without annotations (test-dev) there are only detections."""
-    import matplotlib.pyplot as plt
-    from PIL import Image
-    data, indices = read_json(spec.val_json), list(indices)
-    found, annotated = _found(detections, data['categories'], spec.classes, threshold), 'annotations' in data
-    rows, columns = 1 + annotated, len(indices)
-    fig, axes = plt.subplots(rows, columns, figsize=(2.6*columns, 2.7*rows), layout='constrained', squeeze=False)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[])
-    for column, index in zip(axes.T, indices):
-        about = data['images'][index]
-        with Image.open(spec.val_images/about['file_name']) as image:
-            for ax in column: ax.imshow(image.convert('RGB'))
-        _draw(column[-1], spec.classes, found.get(about['id'], []))
-    if annotated:
-        with_masks = any('segmentation' in d for d in detections)
-        for ax, s in zip(axes[0], load_samples(spec, 'val', indices)):
-            texts = [spec.classes[l] for l in s.labels]
-            masks = s.masks if with_masks and s.masks is not None else [None]*len(texts)
-            _draw(ax, spec.classes, zip(s.boxes, s.labels, texts, masks))
-        axes[0, 0].set_ylabel('ground truth')
-    axes[-1, 0].set_ylabel('detections')
+    indices, shown = list(indices), [d for d in detections if d['score'] >= .3]
+    shown.sort(key=lambda d: d['score'])  # the highest is drawn last
+    spec = replace(spec, has_masks=any('segmentation' in d for d in detections))
+    truth = load_samples(spec, 'val', indices) if 'annotations' in read_json(spec.val_json) else []
+    fig = show_samples([*truth, *load_samples(spec, 'val', indices, shown)], spec, len(indices))
+    fig.axes[0].set_ylabel('ground truth')
+    fig.axes[-len(indices)].set_ylabel('detections')  # the first row, if there is no ground truth
     return fig

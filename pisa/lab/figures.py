@@ -4,8 +4,8 @@
 
 # %% ../../nbs/lab/73_figures.ipynb 3
 from __future__ import annotations
-import contextlib, dataclasses, functools, io, shlex, warnings
-from collections.abc import Callable, Iterator
+import contextlib, functools, io, shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import matplotlib as mpl, matplotlib.pyplot as plt
@@ -21,23 +21,23 @@ from . import runs as store
 from .data import load
 from .evaluate import IOUS
 from .files import write_bytes, write_json
-from .rows import row_experiment
+from .rows import label, row_experiment
 from .samples import FALSE_POSITIVES, TOP, Study, hits, read, recall_curves, with_ranks
 from .shapes import render
+from .statistics import read_runs, select
 
 # %% auto 0
-__all__ = ['COLUMN', 'PAGE', 'COLORS', 'STYLES', 'LOOK', 'FIGURES', 'NEEDS', 'ABOUT', 'DETECTOR', 'LOCAL_RANKS', 'RANK_COLORS',
-           'ISR', 'look', 'Drawn', 'figure', 'save', 'Trained', 'where', 'drawn_from', 'n_positives', 'intervals',
-           'counted', 'agreement', 'resampled', 'group_means', 'said', 'recalls', 'figure1', 'figure2', 'figure3',
-           'by_chance', 'hardest', 'three_of_each', 'of_seeds', 'figure4', 'scores', 'score_changes', 'best_is_highest',
-           'by_local_rank', 'clear_images', 'figure5', 'figure6', 'selected', 'figure7', 'figure8', 'figure9',
-           'runs_of_row', 'draw', 'show', 'prepare']
+__all__ = ['COLUMN', 'PAGE', 'COLORS', 'LINES', 'LOOK', 'FIGURES', 'INTERVALS', 'RANK_EDGES', 'LOCAL_RANKS', 'RANK_COLORS',
+           'look', 'Trained', 'where', 'Drawn', 'Figure', 'figure', 'save', 'agreement', 'answer', 'resampled',
+           'group_means', 'said', 'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each',
+           'figure4', 'scores', 'score_changes', 'said_of_two', 'best_is_highest', 'clear_images', 'figure5', 'figure6',
+           'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
 
 # %% ../../nbs/lab/73_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
 _palette = sns.color_palette('colorblind')
 COLORS = {'random': (.4, .4, .4), 'hard': _palette[1], 'prime': _palette[0]}
-STYLES = {'random': ':', 'hard': '--', 'prime': '-'}
+LINES = {k: {'color': COLORS[k], 'ls': style} for k, style in (('random', ':'), ('hard', '--'), ('prime', '-'))}
 LOOK = {**sns.axes_style('whitegrid'),
         'font.size': 8, 'axes.labelsize': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
         'legend.fontsize': 7, 'legend.title_fontsize': 7, 'legend.handlelength': 1.6, 'legend.frameon': False,
@@ -53,28 +53,70 @@ def look()->Iterator[None]:
     finally: mpl.rcParams.update(before)
 
 # %% ../../nbs/lab/73_figures.ipynb
+@dataclass(frozen=True)
+class Trained:
+    "A run and its samples"
+    record: dict           # the content of `run.json`
+    study: Study
+    aps: dict[int, float]  # seed to AP in percent, for all seeds of this experiment
+
+    @property
+    def id(self)->str: return self.study.run
+
+    @functools.cached_property
+    def positives(self)->pd.DataFrame: return with_ranks(self.study.samples)
+
+# %% ../../nbs/lab/73_figures.ipynb
+def where(*rows:list[Trained])->str:
+    "Detector, data, seeds, APs and number of samples of the runs, for a caption"
+    r, study = rows[0][0].record, rows[0][0].study
+    def of(row):
+        aps = row[0].aps
+        drawn = ', '.join(f"`{t.id}` {aps[t.record['seed']]:.1f}" for t in row)
+        return (f"{drawn} (mean of seeds {', '.join(map(str, aps))}: {np.mean([*aps.values()]):.1f}; "
+                f"{sum(len(t.positives) for t in row)} positive samples)")
+    return (f"{label(r['detector'])} ({r['backbone']}) at {r['scale']} scale, recipe {r['recipe']}, {r['precision']}. "
+            f"Data: {r['data']['note'].split(';')[0]}. Samples: those of the first {study.images} validation images, "
+            f"with {len(study.objects)} objects. Seeds: {', '.join(str(t.record['seed']) for t in rows[0])}. "
+            f"AP (%): {'; '.join(map(of, rows))}.")
+
+# %% ../../nbs/lab/73_figures.ipynb
 @dataclass
 class Drawn:
     "A figure with its caption and its finding"
     figure: mpl.figure.Figure
-    caption: str      # what is drawn, of how many samples of which data
-    finding: str      # whether the figure shows what the paper says
-    runs: list[str]   # ids
-    parameters: dict  # of the drawing
+    caption: str  # what is drawn, of how many samples of which data
+    finding: str  # whether the figure shows what the paper says
+    runs: Sequence[str] = ()  # ids
 
-FIGURES, NEEDS = {}, {}  # number to function, and number to rows of the paper's tables, in the order of parameters
+@dataclass
+class Figure:
+    "A figure of the paper"
+    title: str
+    rows: Sequence[str]  # rows of one table of the paper, whose runs are drawn
+    about: str           # Markdown: the question of the figure, and what it compares
+    draw: Callable[..., Drawn]  # from a list of `Trained` for each row
+
+FIGURES = {}  # number in the paper to `Figure`
 
 def figure(
     number:int, # of the paper
-    *rows:str, # e.g. 'table3/R-R'
+    title:str,
+    rows:Sequence[str], # see `Figure`, e.g. ['table3/R-R']
+    about:str, # see `Figure`
+    one_seed:bool=False, # draw the first seed only
 )->Callable:
-    "A decorator: the function draws this figure, in our look"
-    def register(draw:Callable[..., Drawn])->Callable[..., Drawn]:
+    "A decorator that registers the function of a figure. It adds the runs to the caption"
+    def register(draw):
         @functools.wraps(draw)
-        def styled(*args, **options):
-            with look(): return draw(*args, **options)
-        FIGURES[number], NEEDS[number] = styled, rows
-        return styled
+        def of_runs(*runs):
+            if one_seed: runs = [row[:1] for row in runs]
+            with look(): drawn = draw(*runs)
+            if runs: drawn.caption += f' {where(*runs)}'
+            drawn.runs = [t.id for row in runs for t in row]
+            return drawn
+        FIGURES[number] = Figure(title, rows, about, of_runs)
+        return of_runs
     return register
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -83,124 +125,16 @@ def save(
     name:str, # of the files, e.g. 'fig4'
     out:str|Path, # folder, made if it is not there
 )->list[Path]: # NAME.png, NAME.pdf, NAME.json
-    "Write a figure as PNG and PDF, and the runs, parameters and words as JSON; an `OSError` names the file"
+    "Write a figure as PNG and PDF, and its runs, caption and finding as JSON; an `OSError` names the file"
     paths = []
     for kind, metadata in (('png', None), ('pdf', {'CreationDate': None})):
         buffer = io.BytesIO()
         with look(): drawn.figure.savefig(buffer, format=kind, metadata=metadata)
         paths.append(write_bytes(Path(out)/f'{name}.{kind}', buffer.getbuffer()))
-    words = {k: getattr(drawn, k) for k in ('runs', 'parameters', 'caption', 'finding')}
+    words = {'runs': drawn.runs, 'caption': drawn.caption, 'finding': drawn.finding}
     return [*paths, write_json(Path(out)/f'{name}.json', words)]
 
 # %% ../../nbs/lab/73_figures.ipynb
-ABOUT = {  # number of the figure to its title and, in Markdown, what it asks
-    1: ('Prime, hard and random samples', r"""The picture that opens the paper. Around one object lie many samples.
-The *prime* one is placed best, the *hard* one has the highest classification loss, and they need not be the same.
-Which of them should a detector attend to? Three trainings are compared: with RoIs drawn by chance (the paper's R/R),
-with the hardest ones (OHEM, H/H), and with PISA (C/R). Right, the first curve is taken off the others, so that small
-differences are seen.
-
-The paper calls its curves ROC and does not say of what. Here recall is drawn over false positives per image, as is
-usual where the negatives cannot be counted; each point is one score threshold, for all classes together."""),
-    2: ('Raising the scores of few or of many', r"""An experiment without training (Section 3, v1). A classifier whose
-loss falls by a tenth could spend that gain in many ways. If all of it goes to the scores of the first five samples of
-each image by IoU-HLR, what becomes of precision and recall? And if it is spread over the first 25? The budget is the
-same, so the difference says whether it pays to attend to few, well placed samples.
-
-The first five may have less than a tenth of the loss. Then the budget is what they have, for both, and the caption
-says so. How scores are raised is said in [61_study](../lab/61_study.ipynb)."""),
-    3: ('The two steps of IoU-HLR', r"""The rank that the method rests on. First the samples of each object are put in
-order of IoU. Then all the best ones of a class are put in order, then all the second best. So the samples of an
-object that is hard to place do not come last altogether: its best one comes before any second best. The ranks are
-those of [10_hlr](../10_hlr.ipynb), on what a trained baseline makes of its proposals."""),
-    4: ('Where random, hard and prime samples lie', r"""Are prime samples other ones than hard samples (Section 3,
-v1)? Hard mining picks what the classifier gets wrong, wherever it lies. Prime samples are well placed by definition;
-how well the classifier does on them is to be seen. The paper finds high IoUs and low losses, and hard samples
-scattered over a wider range of IoUs."""),
-    5: ('Detections of baseline and PISA', r"""What NMS leaves of an object is the sample that was scored highest.
-Each box below says which one that was: its local rank, 0 for the best placed sample of its object, and its score. A
-detector that attends to prime samples should leave better placed ones, and score them higher. A few images cannot
-tell. So the plot at the right, and the sentence below, are about all positive samples of the images that were looked
-at. To score everything higher would be no sign of attention: what counts is how the first local rank changes against
-the others."""),
-    6: ('The transformation functions', r"""The two curves in which ISR and CARL differ from a plain loss (Eq. 2 and
-4, v1). One parameter says how steep they are, the other keeps the least important samples in play. Nothing is
-measured here: they are drawn by the functions that train ([11_isr](../11_isr.ipynb), [12_carl](../12_carl.ipynb)). So
-`runs`, `seed` and `recipe` change nothing here."""),
-    7: ('What sampling strategies prefer', r"""Three ways to spend the classifier's attention, on the samples of one
-detector. Random sampling and hard mining choose samples, which then count alike. ISR chooses none and weighs them.
-What a way prefers is seen in the distributions of IoU and of loss, in which a sample counts as much as it weighs. How
-the choice is played through is said in [73_figures](../lab/73_figures.ipynb)."""),
-    8: ('Scores by rank', r"""ISR weighs samples in training. Does it change what the classifier does? If so, samples
-with a good rank should be scored higher than by the baseline, and those down the list lower. Each detector is looked
-at with its own proposals and its own boxes. The paper draws scores over IoU-HLR; here they are drawn over its coarse
-steps, the local ranks, for the reason said in [73_figures](../lab/73_figures.ipynb)."""),
-    9: ('Scores by IoU', r"""In CARL the regression loss of a box is weighed by its score, and the gradient of that
-weight reaches the classifier. A badly placed box has a large regression loss, which counts less when its score is
-lower. So boxes of low IoU should be scored lower than by the baseline, more than others. Each detector is looked at
-with its own proposals and its own boxes.""")}
-
-# %% ../../nbs/lab/73_figures.ipynb
-DETECTOR = {'faster_rcnn': 'Faster R-CNN', 'mask_rcnn': 'Mask R-CNN'}
-
-@dataclass(frozen=True)
-class Trained:
-    "A run and its samples"
-    record: dict  # what `run.json` holds
-    study: Study
-    aps: dict[int, float]  # seed to AP, percent: all seeds of this experiment, also those that are not drawn
-
-    @property
-    def id(self)->str: return self.study.run
-
-    def image(self,
-        i:int, # place in the validation split
-    )->np.ndarray: # [H, W, 3] uint8
-        "An image of the validation split, rendered anew; a `ValueError` if the data set is not `shapes`"
-        name = self.record['data']['name']
-        if name != 'shapes': raise ValueError(
-            f'run {self.id} was trained on {name}, whose images are not here: draw this figure from runs on shapes')
-        return render('val', i)[0]
-
-    @functools.cached_property
-    def positives(self)->pd.DataFrame: return with_ranks(self.study.samples)
-
-# %% ../../nbs/lab/73_figures.ipynb
-def where(*rows:list[Trained])->str:
-    "Detector, data, seeds and APs of the runs, for a caption"
-    r, s = rows[0][0].record, rows[0][0].study
-    seeds = ', '.join(str(t.record['seed']) for t in rows[0])
-    seeds = f'seeds {seeds}' if len(rows[0]) > 1 else f'seed {seeds} alone'
-    def of(row):
-        aps, drawn = row[0].aps, ', '.join(f"`{t.id}` {t.aps[t.record['seed']]:.1f}" for t in row)
-        return f'{drawn} (mean of all {len(aps)} seeds {np.mean([*aps.values()]):.1f})' if len(aps) > 1 else drawn
-    return (f"{DETECTOR[r['detector']]} ({r['backbone']}) at {r['scale']} scale, {seeds}; "
-            f"data: {r['data']['note'].split(';')[0]}; recipe {r['recipe']}, {r['precision']}. "
-            f"Looked at: the first {s.images} validation images, {len(s.objects)} objects. "
-            f"AP (%): {'; '.join(map(of, rows))}.")
-
-def drawn_from(
-    rows:tuple[list[Trained], ...],
-    fig:mpl.figure.Figure,
-    caption:str, # without the text of `where`, which is added
-    finding:str,
-    **parameters, # see `Drawn`
-)->Drawn:
-    "A figure of these runs"
-    return Drawn(fig, f'{caption} {where(*rows)}', finding, [t.id for row in rows for t in row], parameters)
-
-# %% ../../nbs/lab/73_figures.ipynb
-def n_positives(runs:list[Trained])->int: return sum(len(t.positives) for t in runs)
-
-def intervals(runs:list[Trained])->str: # one for each seed
-    "The meaning of the intervals, for a caption"
-    note = '; faint: each seed' if len(runs) > 1 else '; they do not say what another training would give'
-    return f'95% intervals over resampled images, the same ones for each detector{note}.'
-
-def counted(**runs:list[Trained])->str: # keyed by the name of the detector
-    "The number of positive samples of each detector, for a caption"
-    return ' and '.join(f'{n_positives(some)} samples of {name}' for name, some in runs.items()) + '.'
-
 def agreement(
     agrees:bool|None, # None: undecided
 )->str:
@@ -208,722 +142,637 @@ def agreement(
     if agrees is None: return 'which is undecided'
     return 'as the paper says' if agrees else 'which contradicts the paper'
 
+def answer(question:str, yes:bool)->str: # a claim of the paper as a question; whether it holds
+    "The answer to a question, and whether it agrees with the paper"
+    return f'{question}? {"Yes" if yes else "No"}, {agreement(yes)}.'
+
 # %% ../../nbs/lab/73_figures.ipynb
-def resampled(
-    images:int,
-    draws:int=1000,
-)->np.ndarray: # [1 + draws, images] how often each image counts; once in the first row
+INTERVALS = ('The 95% intervals are over resampled images, the same for each detector. They do not cover how trainings '
+             'differ by chance; the thin lines show each seed.')
+
+def resampled(images:int)->np.ndarray: # [1 + 1000, images] how often each image counts; once in the first row
     "Draws of images with replacement, the same for all detectors"
-    often = np.random.RandomState(0).multinomial(images, np.full(images, 1/images), draws)
+    often = np.random.RandomState(0).multinomial(images, np.full(images, 1/images), 1000)
     return np.concatenate([np.ones((1, images), int), often])
 
 def group_means(
     image:np.ndarray, # [n] place of the image, from 0
-    within:np.ndarray, # [n, k] bool: whether the sample belongs to a group; groups may overlap
+    group:np.ndarray|int, # [n] group of the sample, from 0
     value:np.ndarray, # [n]
-    often:np.ndarray, # see `resampled`
-)->np.ndarray: # [1 + draws, k] means; nan: an empty group
+    images:int,
+    groups:int,
+)->np.ndarray: # [1 + draws, groups] means; nan: an empty group
     "The mean of each group, on all images and on each draw"
-    sums, counts = np.zeros((2, often.shape[1], within.shape[1]))
-    np.add.at(sums, image, within*value[:, None])
-    np.add.at(counts, image, within)
-    with np.errstate(invalid='ignore', divide='ignore'): return (often @ sums)/(often @ counts)
+    sums, counts = np.zeros((2, images, groups))
+    np.add.at(sums, (image, group), value)
+    np.add.at(counts, (image, group), 1)
+    often = resampled(images)
+    with np.errstate(invalid='ignore'): return (often@sums)/(often@counts)
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _interval(change:np.ndarray)->np.ndarray: # [seeds, 1 + draws, ...] to [2, ...]
     "The 95% interval of the mean over seeds"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # all nan, which is not drawn
-        return np.nanpercentile(change.mean(0)[1:], [2.5, 97.5], 0)
+    return pd.DataFrame(change.mean(0)[1:]).quantile([.025, .975]).to_numpy().squeeze()  # nan is left out
 
 def said(
     change:np.ndarray, # [seeds, 1 + draws]
-    expected:int|None=None, # 1: the paper says above 0, -1: below 0; None: it says nothing
+    expected:int|None=None, # 1: the paper says above 0, -1: below 0; None: the paper says nothing
     digits:int=3,
 )->str:
     "A change, its interval, the seeds, and whether it agrees with the paper"
-    number = lambda v: f'{round(v, digits) + 0.:+.{digits}f}'  # no -0.0
+    number = lambda v: f'{v:+z.{digits}f}'
     whole, each, (low, high) = change.mean(0)[0], change[:, 0], _interval(change)
-    seeds = f"; by seed {', '.join(map(number, each))}" if len(each) > 1 else ''
-    words = f'{number(whole)} ({number(low)} to {number(high)}{seeds})'
+    words = f'{number(whole)} ({number(low)} to {number(high)}; by seed {", ".join(map(number, each))})'
     if expected is None: return words
-    clear, alike = low > 0 or high < 0, len(np.unique(np.sign(each))) == 1
-    if clear and not alike: return f'{words}, {agreement(None)}, since the seeds differ in sign'
-    return f'{words}, {agreement(bool(whole*expected > 0) if clear else None)}'
+    if not (low > 0 or high < 0): return f'{words}, {agreement(None)}'
+    if len(np.unique(np.sign(each))) > 1: return f'{words}, {agreement(None)}, since the seeds differ in sign'
+    return f'{words}, {agreement(whole*expected > 0)}'
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _draw_mean(
-    ax:plt.Axes,
+    ax,
     x:np.ndarray, # [k]
     values:np.ndarray, # [seeds, 1 + draws, k]
     kind:str, # one of `COLORS`
     **line, # for `plot`
 ):
     "The mean over seeds as a line, the interval as a band"
-    ax.plot(x, values[:, 0].mean(0), color=COLORS[kind], ls=STYLES[kind], **line)
+    ax.plot(x, values[:, 0].mean(0), **LINES[kind], **line)
     ax.fill_between(x, *_interval(values), color=COLORS[kind], alpha=.2, lw=0)
 
-def _draw_changes(ax:plt.Axes, x:np.ndarray, change:np.ndarray): # [k]; [seeds, 1 + draws, k]
-    "Changes with their intervals, and a faint line for each seed"
+def _draw_seeds(ax, x:np.ndarray, values:np.ndarray, kind:str='prime'): # as for `_draw_mean`
+    ax.plot(x, values[:, 0].T, **LINES[kind], lw=.7, alpha=.4)
+
+def _draw_changes(ax, x:np.ndarray, change:np.ndarray): # [k]; [seeds, 1 + draws, k]
+    "Changes with their intervals, and a thin line for each seed"
     mean = change[:, 0].mean(0)
     ax.axhline(0, color='.3', lw=.8)
-    if len(change) > 1: ax.plot(x, change[:, 0].T, color=COLORS['prime'], lw=.7, alpha=.4)
+    _draw_seeds(ax, x, change)
     ax.errorbar(x, mean, np.abs(_interval(change) - mean), fmt='o', ms=3, lw=1, color=COLORS['prime'])
 
 # %% ../../nbs/lab/73_figures.ipynb
 _corners = ['x1', 'y1', 'x2', 'y2']
 
-def _draw_image(ax:plt.Axes, run:Trained, image:int):
-    ax.imshow(run.image(image))
+def _draw_image(ax, image:int): # its place in the validation split
+    ax.imshow(render('val', image)[0])
     ax.set(xticks=[], yticks=[])
 
-def _outline(ax, row, color, lw=1.4, **more):
+def _outline(ax, row, color, lw, **more):
     "Draw the box of a row; pixel `i` spans `i - .5` to `i + .5` in the axes, `i` to `i + 1` in boxes"
     x1, y1, x2, y2 = (float(getattr(row, k)) - .5 for k in _corners)
     ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=lw, **more))
 
 def _overlaps(boxes:np.ndarray)->np.ndarray: # [G, 4] to [G, G] bool
     "Which boxes overlap"
-    a, b = boxes[:, None], boxes[None]
-    return (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).min(-1) > 0
-
-def _alone(objects:pd.DataFrame, gt:int)->bool: # of one image; a row of it
-    "Whether no other box overlaps the box of an object"
-    return _overlaps(objects[_corners].to_numpy())[objects.index.get_loc(gt)].sum() == 1
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return (low[:, None] < high).all(-1) & (high[:, None] > low).all(-1)
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _telling_object(
-    run:Trained,
-    side:int, # px, the least width and height
-    apart:float, # the least difference of the two IoUs; if no object reaches it, the largest difference
-)->tuple[int, pd.Series, pd.Series]: # row of the object, its prime and its hard sample
-    "The object whose prime and hard sample differ most in loss, among large enough ones that no other overlaps"
-    objects, pos = run.study.objects, run.positives
+def _telling_object(run:Trained)->tuple[pd.Series, pd.Series, pd.Series]: # object, prime sample, hard sample
+    "The object whose prime and hard sample differ most in loss, of those of 24 px or more that no other overlaps"
+    alone, pos = [], run.positives
+    for _, own in run.study.objects.groupby('image'):
+        boxes = own[_corners].to_numpy()
+        large = (boxes[:, 2:] - boxes[:, :2]).min(1) >= 24
+        alone += own.index[large & (_overlaps(boxes).sum(1) == 1)].tolist()
     prime, hard = (pos.loc[pos.groupby('gt')[k].idxmax()].set_index('gt') for k in ('iou', 'loss'))
-    large = objects[np.minimum(objects.x2 - objects.x1, objects.y2 - objects.y1) >= side].index
-    alone = [g for g in prime.index.intersection(large) if _alone(objects[objects.image == objects.image[g]], g)]
-    gap = (prime.iou - hard.iou).loc[alone]
-    gt = (hard.loss - prime.loss).loc[gap.index[gap >= min(apart, gap.max())]].idxmax()
-    return int(gt), prime.loc[gt], hard.loc[gt]
+    gt = (hard.loss - prime.loss).reindex(alone).idxmax()
+    return run.study.objects.loc[gt], prime.loc[gt], hard.loc[gt]
 
-def _draw_object(ax:plt.Axes, run:Trained, gt:int, prime:pd.Series, hard:pd.Series):
+def _draw_object(ax, truth:pd.Series, prime:pd.Series, hard:pd.Series):
     "An object, enlarged, with two of its samples; their IoUs and losses below"
-    truth = run.study.objects.loc[gt]
-    _draw_image(ax, run, int(truth.image))
+    _draw_image(ax, int(truth.image))
     _outline(ax, truth, 'w', 1, ls='--')
     for y, name, row in ((-.04, 'prime', prime), (-.14, 'hard', hard)):
         _outline(ax, row, COLORS[name], 2)
         ax.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {abs(row.loss):.1f}', color=COLORS[name],
                 ha='center', va='top', transform=ax.transAxes)
-    boxes = np.array([row[_corners].to_numpy(float) for row in (truth, prime, hard)])
+    boxes = pd.DataFrame([truth, prime, hard])[_corners].to_numpy(float)
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     (x, y), half = (low + high)/2, (high - low).max()/2*1.25
     ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _at(iou:float)->int: return int(np.abs(IOUS - iou).argmin())  # the place in `IOUS`
-
-def recalls(
-    run:Trained,
-    iou:float, # threshold of a true positive, one of `IOUS`
-    draws:int=200,
-)->np.ndarray: # [1 + draws, F] in percent at `FALSE_POSITIVES`
-    "The recall curve of a run, on all images and on each draw"
-    found = run.study.detections.reset_index(drop=True).sort_values('score', ascending=False, kind='stable')
-    true = hits(run.study)[found.index][:, [_at(iou)]]
-    objects = np.bincount(run.study.objects.image, minlength=run.study.images)
+def recalls(run:Trained)->np.ndarray: # [1 + 200, F] in percent at `FALSE_POSITIVES`
+    "The recall curve of a run at IoU 0.75, on all images and on each of the first 200 draws"
+    found, images = run.study.detections, run.study.images
+    true = hits(run.study)[:, [5]]  # the place of 0.75 in `IOUS`
+    objects = np.bincount(run.study.objects.image, minlength=images)
     def curve(often):
         again = np.arange(len(found)).repeat(often[found.image])
-        return 100*recall_curves(found.score.to_numpy()[again], true[again], often @ objects, run.study.images)[0]
-    return np.stack([curve(often) for often in resampled(run.study.images, draws)])
+        return 100*recall_curves(found.score.to_numpy()[again], true[again], often@objects, images)[0]
+    return np.stack([curve(often) for often in resampled(images)[:201]])
 
 def _draw_recalls(
-    ax:plt.Axes, above:plt.Axes,
+    ax, above,
     curves:dict[str, np.ndarray], # 'random', 'hard', 'prime' to [seeds, 1 + draws, F]
 ):
-    "The curves in one plot, and in another how far hard and prime are above random"
+    "The curves in one plot, and in another how far they are above random"
     for name, curve in curves.items():
-        ax.plot(FALSE_POSITIVES, curve[:, 0].mean(0), color=COLORS[name], label=name, ls=STYLES[name])
-    for name in ('hard', 'prime'):
-        gain = curves[name] - curves['random']
+        gain = curve - curves['random']
+        ax.plot(FALSE_POSITIVES, curve[:, 0].mean(0), **LINES[name], label=name)
         _draw_mean(above, FALSE_POSITIVES, gain, name)
-        if len(gain) > 1:
-            above.plot(FALSE_POSITIVES, gain[:, 0].T, color=COLORS[name], ls=STYLES[name], lw=.6, alpha=.5)
-    above.axhline(0, color=COLORS['random'], ls=STYLES['random'])
+        _draw_seeds(above, FALSE_POSITIVES, gain, name)
     for a in (ax, above): a.set(xscale='log', xlabel='false positives per image')
+    ax.set(ylabel='recall at IoU 0.75 (%)', ylim=(0, None))
+    above.set_ylabel('recall above random (points)')
     ax.legend(title='sampling', loc='lower right')
 
 # %% ../../nbs/lab/73_figures.ipynb
-@figure(1, 'table3/R-R', 'table3/H-H', 'table3/C-R')
+@figure(1, 'Prime, hard and random samples', ['table3/R-R', 'table3/H-H', 'table3/C-R'], r"""
+Many samples lie around one object. The *prime* sample has the highest IoU. The *hard* sample has the highest
+classification loss. They are often two different samples. The figure compares three trainings: with random RoIs (the
+paper's R/R), with the hardest RoIs (OHEM, H/H), and with PISA (C/R). The right plot shows small differences better:
+the recall minus that of random sampling.
+
+The paper calls its curves ROC and does not define them. Here recall is drawn over false positives per image, as is
+usual where the negatives cannot be counted. Each point is one score threshold, for all classes together.""")
 def figure1(
     random:list[Trained], hard:list[Trained], prime:list[Trained], # random samples, hard mining, PISA
-    iou:float=.75, # threshold of a true positive, one of `IOUS`
-    side:int=24, apart:float=.2, # choose the object, see `_telling_object`
 )->Drawn:
     "Two samples of one object; recall over false positives of three trainings; hard and prime minus random"
-    rows, run = (random, hard, prime), random[0]
-    gt, best, worst = _telling_object(run, side, apart)
-    curves = {k: np.stack([recalls(t, iou) for t in row]) for k, row in zip(COLORS, rows)}
+    truth, best, worst = _telling_object(random[0])
+    curves = {k: np.stack([recalls(t) for t in row]) for k, row in zip(COLORS, (random, hard, prime))}
     fig, (left, right, above) = plt.subplots(1, 3, figsize=(PAGE, 2.1), layout='constrained', width_ratios=[.8, 1, 1])
-    _draw_object(left, run, gt, best, worst)
+    _draw_object(left, truth, best, worst)
     _draw_recalls(right, above, curves)
-    right.set(ylabel=f'recall at IoU {iou:.2f} (%)', ylim=(0, None))
-    above.set_ylabel('recall above random (points)')
     r, h, p = (c.mean(-1) for c in curves.values())  # [seeds, 1 + draws]
-    names = ', '.join(row.removeprefix('table3/').replace('-', '/') for row in NEEDS[1])
-    return drawn_from(rows, fig,
-        'Left: samples of one object in a validation image, the one of the highest IoU after regression (prime) and '
-        'the one of the highest classification loss (hard), by the baseline with '
-        f'seed {run.record["seed"]}; of the objects of {side} px or more that no other overlaps, the one where their '
-        'losses differ most among those where their IoUs differ by '
-        f'{min(apart, best.iou - worst.iou):.2g} or more. Dashed: ground truth. '
-        "Middle: recall over false positives per image (FROC, the detector's kind of ROC), detections of all classes "
-        f'by score, at IoU {iou:.2f}; the runs differ in how RoIs are sampled (Table 3: {names}, the APs in this '
-        f'order). Right: recall less that of random sampling. {intervals(random)}',
-        f'Mean recall over the curve ({len(FALSE_POSITIVES)} points): random {r[:, 0].mean():.1f}%, '
-        f'hard {h[:, 0].mean():.1f}%, prime {p[:, 0].mean():.1f}%. In points, prime less hard: {said(p - h, 1, 1)}; '
-        f'prime less random: {said(p - r, 1, 1)}; hard less random: {said(h - r, digits=1)}.',
-        iou=iou, side=side, apart=apart, object=gt, image=int(run.study.objects.image[gt]))
+    means = ', '.join(f'{k} {c[:, 0].mean():.1f}%' for k, c in curves.items())
+    return Drawn(fig,
+        f'Left: an object in validation image {truth.image:.0f} and two samples of the baseline with seed '
+        f'{random[0].record["seed"]}: the one with the highest IoU after regression (prime) and the one with the '
+        'highest classification loss (hard). Of all objects of 24 px or more that no other overlaps, this is the one '
+        'where the two losses differ most. Dashed: ground truth. Middle: recall over false positives per image (FROC) '
+        'of the detections of all classes by score. The runs differ in how RoIs are sampled (Table 3: R/R, H/H, C/R; '
+        f'the APs below are in this order). Right: recall minus that of random sampling. {INTERVALS}',
+        f'Mean recall over the curve ({len(FALSE_POSITIVES)} points): {means}. In points, prime minus hard: '
+        f'{said(p - h, 1, 1)}; prime minus random: {said(p - r, 1, 1)}; hard minus random: {said(h - r, digits=1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _draw_precision(
-    precision:np.ndarray, # [V, T, R] with scores as they are, and raised for the first `TOP` samples
-    at:list[int], # places in T
-)->mpl.figure.Figure:
+_shown_ious = [0, 5, 8]  # places in `IOUS` of 0.5, 0.75 and 0.9
+
+def _draw_precision(precision:np.ndarray)->mpl.figure.Figure: # [V, T, R], with unchanged scores and raised for `TOP`
     "Precision over recall: a kind of line for each variant of the scores, a colour for each IoU threshold"
     fig, ax = plt.subplots(figsize=(COLUMN, 2.6), layout='constrained')
-    colors, styles = [_palette[i] for i in (2, 0, 3)], ('-', '--', ':')
-    for curves, style in zip(precision, styles):
-        for t, color in zip(at, colors): ax.plot(np.linspace(0, 1, 101), curves[t], color=color, ls=style)
+    colors = [_palette[i] for i in (2, 0, 3)]
+    ax.set_prop_cycle(color=colors)
+    names, handles = ['baseline', *(f'top-{n} raised' for n in TOP)], []
+    for curves, name, style in zip(precision, names, ('-', '--', ':')):
+        ax.plot(np.linspace(0, 1, 101), curves[_shown_ious].T, ls=style)
+        handles.append(Line2D([], [], color='.2', ls=style, label=name))
+    handles += [Line2D([], [], color=c, lw=3, label=f'IoU {IOUS[t]:.2f}') for c, t in zip(colors, _shown_ious)]
     ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
-    names = ('baseline', *(f'top-{n} raised' for n in TOP))
-    handles = [Line2D([], [], color='.2', ls=style, label=name) for name, style in zip(names, styles)]
-    handles += [Line2D([], [], color=color, lw=3, label=f'IoU {IOUS[t]:.2f}') for t, color in zip(at, colors)]
     fig.legend(handles=handles, loc='outside upper center', ncol=2, columnspacing=3)
     return fig
 
-@figure(2, 'table3/R-R')
-def figure2(
-    baseline:list[Trained],
-    ious:tuple[float, ...]=(.5, .75, .9), # of `IOUS`
-)->Drawn:
-    "Precision over recall at several IoU thresholds, with scores as they are and raised"
+@figure(2, 'Raising the scores of few or of many', ['table3/R-R'], r"""
+This experiment trains nothing (Section 3, v1). It lowers the summed classification loss of a trained detector by a
+tenth in two ways. The first way raises the scores of the first five samples of each image by IoU-HLR. The second way
+raises the scores of the first 25. Both lower the loss by the same amount, so the difference in precision and recall
+shows whether it pays to attend to few, well placed samples.
+
+If the first five samples have less than a tenth of the loss, both ways lower it by what these have; the caption says by
+how much. [61_study](../lab/61_study.ipynb) explains how scores are raised.""")
+def figure2(baseline:list[Trained])->Drawn:
+    "Precision over recall at three IoU thresholds, with unchanged and with raised scores"
     few, many = TOP
-    at, precision = [_at(iou) for iou in ious], np.mean([t.study.precision for t in baseline], 0)
+    precision, raised, loss = (np.mean([getattr(t.study, k) for t in baseline], 0)
+                               for k in ('precision', 'raised_by', 'loss_sum'))
     ap = 100*precision.mean(2)  # [V, T]
-    aps = '; '.join(f'AP{100*IOUS[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in at)
+    aps = '; '.join(f'AP{100*IOUS[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in _shown_ious)
     wins = int((ap[1] > ap[2]).sum())
-    fell = [100*(1 - t.study.loss_sum[1]/t.study.loss_sum[0]) for t in baseline]
-    falls = ', '.join(f'{f:.1f}' for f in fell)
-    short = f' (the paper says 10%; the first {few} have hardly more to lose than this)' if min(fell) <= 9.95 else ''
-    by_few, by_many = (', '.join(f'{t.study.raised_by[k]:.2f}' for t in baseline) for k in (1, 2))
-    share_few, share_many = (100*np.mean([(t.positives.image_rank < n).mean() for t in baseline]) for n in TOP)
-    return drawn_from((baseline,), _draw_precision(precision, at),
-        'Precision and recall (mean over classes) at three IoU thresholds: the baseline (solid), and the same '
-        f'detector with the logit of the own class raised for the first {few} (dashed, by {by_few}) or {many} '
-        f'(dotted, by {by_many}) samples of each image by IoU-HLR, so that the classification loss summed over all '
-        f'proposals falls by {falls}%{short}, for both alike. These are {share_few:.0f}% and {share_many:.0f}% of the '
-        f'{n_positives(baseline)} positive samples. The detections follow from the raised scores, by score threshold '
-        'and NMS. The samples are picked by their true IoU, as no detector can: an oracle.',
-        f'Baseline / top-{few} / top-{many}: {aps}. With the same budget, raising the top-{few} samples gives a higher '
-        f'AP than raising the top-{many} at {wins} of {len(IOUS)} IoU thresholds, {agreement(wins == len(IOUS))}.',
-        ious=[round(float(IOUS[t]), 2) for t in at], top=[*TOP], budget_percent=[round(float(f), 3) for f in fell])
+    return Drawn(_draw_precision(precision),
+        'Precision over recall (mean over classes) at three IoU thresholds, for the baseline (solid) and for the same '
+        f'detector with raised scores. The logit of the own class is raised for the first {few} samples of each image '
+        f'by IoU-HLR (dashed, by {raised[1]:.2f}) or for the first {many} (dotted, by {raised[2]:.2f}). Both lower the '
+        f'summed classification loss of all proposals by {100*(1 - loss[1]/loss[0]):.1f}% (the paper: 10%). All '
+        'numbers are means over seeds. Score threshold and NMS give the detections. The samples are chosen by their '
+        'true IoU, which no detector knows.',
+        f'Baseline / top-{few} / top-{many}: {aps}. Raising the top-{few} samples gives a higher AP than raising the '
+        f'top-{many} at {wins} of {len(IOUS)} IoU thresholds, {agreement(wins == len(IOUS))}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _telling_image(
-    run:Trained,
-    n:int, # samples of an object
-)->tuple[int, int]: # place in the validation split, class
-    """The image and class that are best by these conditions, an earlier one counting more than all later ones.
+def _telling_image(run:Trained)->tuple[int, int]: # place in the validation split, class
+    """The first image and class that are best by these conditions, an earlier one counting more than all later ones.
 
-    Three objects with `n` samples each; their order differs between local ranks; they do not overlap; their IoUs
-    differ in three digits; all samples are wider than 16 px; there are two objects. In a tie, the first image"""
+    Three objects with four samples each; their order differs between local ranks; they do not overlap."""
     def suits(own):
-        top = own[own.local_rank < n]
-        objects = top['gt'].unique()
-        orders = {tuple(g.sort_values('image_rank')['gt']) for _, g in top.groupby('local_rank')}
-        overlaps = _overlaps(run.study.objects.loc[objects, _corners].to_numpy()).sum() > len(objects)
-        return (len(objects) == 3 and len(top) == 3*n, len(orders) > 1, not overlaps, top.iou.round(3).is_unique,
-                (top.x2 - top.x1).min() > 16, len(objects) == 2)
+        top = own[own.local_rank < 4].sort_values('image_rank')
+        boxes = run.study.objects.loc[top['gt'].unique(), _corners].to_numpy()
+        orders = {tuple(g) for _, g in top.groupby('local_rank')['gt']}
+        return len(boxes) == 3 and len(top) == 12, len(orders) > 1, _overlaps(boxes).sum() == len(boxes)
     found = {at: suits(own) for at, own in run.positives.groupby(['image', 'label'])}
-    return max(found, key=lambda at: (found[at], -at[0]))
+    return max(found, key=found.get)
 
 # %% ../../nbs/lab/73_figures.ipynb
-_object_colors = [_palette[i] for i in (0, 1, 2, 4, 8, 9)]
-
 def _draw_samples(
-    ax:plt.Axes,
-    pos:pd.DataFrame, # with `object`, 0 to 5
+    ax,
+    pos:pd.DataFrame, # by IoU-HLR, with `letter` and `color` of the object
 ):
     "The boxes of samples in the colours of their objects, thinner for later local ranks; the best with a letter"
-    for s in pos.sort_values('local_rank', ascending=False).itertuples():
-        color = _object_colors[s.object]
-        _outline(ax, s, color, 1.6 - .35*s.local_rank)
+    for s in pos[::-1].itertuples():
+        _outline(ax, s, s.color, 1.6 - .35*s.local_rank)
         if s.local_rank > 0: continue
-        ax.text((s.x1 + s.x2)/2, (s.y1 + s.y2)/2, 'ABCDEF'[s.object], color='w', ha='center', va='center',
-                fontweight='bold', bbox=dict(boxstyle='round,pad=.15', fc=color, ec='none'))
+        ax.text((s.x1 + s.x2)/2, (s.y1 + s.y2)/2, s.letter, color='w', ha='center', va='center', fontweight='bold',
+                bbox=dict(boxstyle='round,pad=.15', fc=s.color, ec='none'))
 
 def _draw_tiles(
-    ax:plt.Axes,
-    pos:pd.DataFrame, # with `object`
-    n:int, # columns, one for each local rank
+    ax,
+    pos:pd.DataFrame, # see `_draw_samples`
     row:str, rank:str, # columns of `pos`: row of the tile, number in it
     names:list[str], # of the rows
+    title:str,
 ):
     "A tile for each sample, in the column of its local rank"
+    middle = dict(ha='center', va='center')
     for s in pos.itertuples():
         x, y = s.local_rank, getattr(s, row)
-        ax.add_patch(Rectangle((x - .46, y - .44), .92, .88, color=_object_colors[s.object], alpha=.25, lw=0))
-        middle = dict(ha='center', va='center')
+        ax.add_patch(Rectangle((x - .46, y - .44), .92, .88, color=s.color, alpha=.25, lw=0))
         ax.text(x - .02, y - .1, f'{getattr(s, rank)}', **middle, fontsize=11, fontweight='bold', color='.1')
-        ax.text(x, y + .29, f'{"ABCDEF"[s.object]} · {s.iou:.3f}', **middle, fontsize=7, color='.2')
-    ax.set(xlim=(-.55, n - .45), ylim=(len(names) - .5, -.55), xticks=range(n), xlabel='local rank')
+        ax.text(x, y + .29, f'{s.letter} · {s.iou:.3f}', **middle, fontsize=7, color='.2')
+    ax.set(xlim=(-.55, 3.55), ylim=(len(names) - .5, -.55), xticks=range(4), xlabel='local rank', title=title)
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)
     ax.spines[:].set_visible(False)
 
 # %% ../../nbs/lab/73_figures.ipynb
-@figure(3, 'table3/R-R')
-def figure3(
-    baseline:list[Trained], # only the first is used
-    n:int=4, # samples of each object
-)->Drawn:
+@figure(3, 'The two steps of IoU-HLR', ['table3/R-R'], one_seed=True, about=r"""
+IoU-HLR is the rank that PISA uses. Step 1 sorts the samples of each object by IoU. Step 2 takes the best sample of each
+object of a class and sorts these by IoU, then the second best samples, and so on. So the best sample of an object
+always comes before any second best one, even if its IoU is low. The figure shows the ranks of
+[10_hlr](../10_hlr.ipynb) for the samples of a trained baseline.""")
+def figure3(baseline:list[Trained])->Drawn: # of one run
     "The samples of an image, their local ranks, and their ranks by IoU-HLR"
     run = baseline[0]
-    image, label = _telling_image(run, n)
-    every = run.positives.query('image == @image and label == @label')
-    pos = every.assign(hlr=every.image_rank.rank().astype(int) - 1)[every.local_rank < n]
-    pos = pos.assign(object=pos['gt'].rank(method='dense').astype(int) - 1,
-                     place=pos.groupby('local_rank').hlr.rank().astype(int) - 1)
-    objects = pos.object.nunique()
+    image, label = _telling_image(run)
+    every = run.positives.query('image == @image and label == @label').sort_values('image_rank')
+    pos = every.assign(hlr=range(len(every)))[every.local_rank < 4]
+    objects, gts = pd.factorize(pos['gt'], sort=True)
+    pos = pos.assign(object=objects, letter=['ABCDEF'[i] for i in objects], color=[_palette[i] for i in objects],
+                     place=pos.groupby('local_rank').cumcount())
+    n = len(gts)
     fig, (left, first, second) = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout='constrained', width_ratios=[.8, 1, 1])
-    _draw_image(left, run, image)
+    left.set_title('4 best samples of each object')
+    _draw_image(left, image)
     _draw_samples(left, pos)
-    _draw_tiles(first, pos, n, 'object', 'local_rank', [f'object {x}' for x in 'ABCDEF'[:objects]])
-    _draw_tiles(second, pos, n, 'place', 'hlr', ['1st', '2nd', '3rd', '4th', '5th', '6th'][:objects])
-    for name, color in zip(first.get_yticklabels(), _object_colors): name.set_color(tuple(.8*c for c in color))
-    left.set_title(f'{n} best samples of each object')
-    first.set_title('step 1: rank around each object')
-    second.set_title('step 2: rank across objects (IoU-HLR)')
-    by_hlr, by_iou = (pos.sort_values(k, ascending=up, kind='stable') for k, up in (('hlr', True), ('iou', False)))
-    iou, pairs = by_hlr.iou.to_numpy(), len(pos)*(len(pos) - 1)//2
-    swapped = int(np.triu(iou[:, None] < iou, 1).sum())  # a later one has the higher IoU
-    met, met_by_iou = (t.object.head(objects).nunique() for t in (by_hlr, by_iou))
-    return drawn_from(([run],), fig,
-        f'Validation image {image} and its {objects} objects of one class. Of their {len(every)} positive samples the '
-        f'{len(pos)} with a local rank below {n}, as they stand after regression, by the baseline with seed '
-        f'{run.record["seed"]}. Samples are put in order of IoU around each object (step 1), then, all that share a '
-        'local rank, across objects (step 2); in a tile are its rank, 0 the best, its object and its IoU. Samples with '
-        'the same IoU would keep the order of the proposals.',
-        f'By IoU-HLR the first {objects} samples belong to {met} objects, as they must, by IoU alone to {met_by_iou}; '
-        f'in {swapped} of the {pairs} pairs of samples the one with the lower IoU has the better IoU-HLR.',
-        **{'image': int(image), 'class': int(label), 'samples_of_an_object': n})
+    _draw_tiles(first, pos, 'object', 'local_rank', [f'object {x}' for x in 'ABCDEF'[:n]],
+                'step 1: rank around each object')
+    _draw_tiles(second, pos, 'place', 'hlr', ['1st', '2nd', '3rd', '4th', '5th', '6th'][:n],
+                'step 2: rank across objects (IoU-HLR)')
+    for name, color in zip(first.get_yticklabels(), _palette): name.set_color(tuple(.8*c for c in color))
+    met, met_by_iou = (t['gt'].head(n).nunique() for t in (pos, pos.sort_values('iou', ascending=False)))
+    return Drawn(fig,
+        f'Validation image {image} and its {n} objects of one class. Of their {len(every)} positive samples the '
+        f'{len(pos)} with a local rank below 4 are drawn: their boxes after regression, by the baseline with seed '
+        f'{run.record["seed"]}. Step 1 sorts the samples of each object by IoU. Step 2 sorts all samples with the same '
+        'local rank by IoU. A tile has the rank (0 is the best), the object and the IoU of a sample.',
+        f'The first {n} samples by IoU-HLR are of {met} objects; the first {n} by IoU alone are of {met_by_iou}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
-def by_chance(samples:pd.DataFrame, n:int, seed:int)->pd.DataFrame: # n: of each image
-    return samples.sample(frac=1, random_state=seed).groupby('image').head(n)
+def by_chance(samples:pd.DataFrame, n:int)->pd.DataFrame: # n: of each image
+    return samples.sample(frac=1, random_state=0).groupby('image').head(n)
 
 def hardest(samples:pd.DataFrame, n:int)->pd.DataFrame: # n: of each image
     return samples.sort_values('loss', ascending=False, kind='stable').groupby('image').head(n)
 
 def three_of_each(
     pos:pd.DataFrame, # see `pisa.lab.samples.with_ranks`
-    n:int=3, # of each image
-    seed:int=0, # of the random ones
-)->dict[str, pd.DataFrame]: # 'random', 'hard', 'prime'
-    "Of each image `n` samples drawn by chance, `n` with the highest loss, and the first `n` by IoU-HLR"
-    return {'random': by_chance(pos, n, seed), 'hard': hardest(pos, n), 'prime': pos[pos.image_rank < n]}
-
-def of_seeds(
-    runs:list[Trained],
-    choose:Callable[[pd.DataFrame], dict[str, pd.DataFrame]], # from the positives of one run
-)->dict[str, pd.DataFrame]:
-    "The samples chosen from each run, joined"
-    parts = [choose(t.positives) for t in runs]
-    return {k: pd.concat([p[k] for p in parts]) for k in parts[0]}
+)->pd.DataFrame: # by 'random', 'hard', 'prime'
+    "Three samples of each image by chance, the three with the highest loss, and the first three by IoU-HLR"
+    kinds = {'random': by_chance(pos, 3), 'hard': hardest(pos, 3), 'prime': pos[pos.image_rank < 3]}
+    return pd.concat(kinds, names=['kind'])
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _draw_kinds(
-    points:pd.DataFrame, # with `kind`
-    low:float, # start of the IoU axis
-    most:float, # end of the loss axis
-    dots:int, # of each kind, by chance
-)->mpl.figure.Figure:
+def _draw_kinds(kinds:pd.DataFrame)->mpl.figure.Figure: # see `three_of_each`
     "Loss over IoU, a colour for each kind"
-    grid = sns.JointGrid(height=COLUMN, ratio=4, space=.1, marginal_ticks=False)
+    low = np.floor(10*kinds.iou.quantile(.002))/10
+    mixed = kinds.assign(loss=kinds.loss.clip(upper=8)).sample(frac=1, random_state=0)
+    by_kind = dict(x='iou', y='loss', hue='kind', hue_order=COLORS, palette=COLORS)
+    grid = sns.JointGrid(mixed, **by_kind, xlim=(low, 1), ylim=(-.1, 8.1), height=COLUMN, ratio=4, space=.1,
+                         marginal_ticks=False)
     grid.figure.set_size_inches(COLUMN, 3.1)
-    some = pd.concat(k.sample(min(dots, len(k)), random_state=0) for _, k in points.groupby('kind'))
-    some = some.sample(frac=1, random_state=0)  # so that no kind covers the others
-    ax, colors = grid.ax_joint, [COLORS[k] for k in some.kind]
-    ax.scatter(some.iou, some.loss.clip(upper=most), c=colors, s=3, alpha=.5, lw=0, rasterized=True)
-    for name, kind in points.groupby('kind', sort=False):
-        shade = dict(color=COLORS[name], fill=True, alpha=.2)
-        sns.kdeplot(x=kind.iou, ax=grid.ax_marg_x, clip=(0, 1), **shade)
-        sns.kdeplot(y=kind.loss.clip(upper=most), ax=grid.ax_marg_y, clip=(0, most), **shade)
-        ax.plot(kind.iou.mean(), kind.loss.mean(), 'o', ms=7, color=COLORS[name], mec='w', mew=1.2)
-    ax.set(xlim=(low, 1), ylim=(-.1, most + .1), xlabel='IoU after regression', ylabel='classification loss (nats)')
-    handles = [Line2D([], [], marker='o', ls='', color=COLORS[k], label=k) for k in points.kind.unique()]
-    ax.legend(handles=handles, loc='upper right', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
+    grid.plot_marginals(sns.kdeplot, common_norm=False, fill=True, alpha=.2, clip=(0, 8))
+    ax = sns.scatterplot(mixed.groupby('kind').head(1000), **by_kind, s=3, alpha=.5, linewidth=0, legend=False,
+                         rasterized=True, ax=grid.ax_joint)
+    sns.scatterplot(kinds.groupby('kind')[['iou', 'loss']].mean(), **by_kind, s=50, linewidth=1.2, ax=ax)
+    ax.set(xlabel='IoU after regression', ylabel='classification loss (nats)')
+    ax.legend(loc='upper right', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
     grid.figure.subplots_adjust(left=.12, right=.99, bottom=.13, top=.99)
     return grid.figure
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _primes_differ(points:pd.DataFrame)->str: # with `kind`
-    "How prime samples differ from the other kinds, and whether this agrees with the paper"
-    mean, spread = points.groupby('kind')[['iou', 'loss']].mean(), points.groupby('kind').iou.std()
-    holds = {'higher IoUs': mean.iou['prime'] > mean.iou.drop('prime').max(),
-             'lower losses': mean.loss['prime'] < mean.loss.drop('prime').min(),
-             'less scattered IoUs': spread['prime'] < spread.drop('prime').min()}
-    yes, no = ([k for k, v in holds.items() if v == wanted] for wanted in (True, False))
-    words = [f'{" and ".join(yes)} than the others, {agreement(True)}'] if yes else []
-    return '; '.join(words + ([f'not {" or ".join(no)}, {agreement(False)}'] if no else []))
-
-@figure(4, 'table3/R-R')
-def figure4(
-    baseline:list[Trained],
-    n:int=3, # samples of each image
-    most:float=8., # end of the loss axis
-    dots:int=1000, # samples of each kind that are drawn, by chance
-)->Drawn:
+@figure(4, 'Where random, hard and prime samples lie', ['table3/R-R'], r"""
+Hard mining chooses samples with a high loss, at any IoU. Prime samples are those with the best IoU-HLR. The paper finds
+that the two are different samples (Section 3, v1): prime samples have high IoUs and low losses, and the IoUs of hard
+samples are more scattered. The figure shows this for a trained baseline.""")
+def figure4(baseline:list[Trained])->Drawn:
     "IoU and classification loss of random, hard and prime samples, with the distributions of each"
-    kinds = of_seeds(baseline, lambda pos: three_of_each(pos, n))
-    points = pd.concat([k.assign(kind=name) for name, k in kinds.items()])
-    low = np.floor(10*points.iou.quantile(.002))/10
+    kinds = pd.concat([three_of_each(t.positives) for t in baseline])
+    by_kind = kinds.groupby('kind')
+    mean, spread, counts = by_kind[['iou', 'loss']].mean(), by_kind.iou.std(), by_kind.size()
+    claims = {'higher IoUs': mean.iou.idxmax(), 'lower losses': mean.loss.idxmin(),
+              'less scattered IoUs': spread.idxmin()}  # to the kind for which it holds
+    answers = ' '.join(answer(f'Do prime samples have {claim}', kind == 'prime') for claim, kind in claims.items())
     seen = baseline[0].study.negatives
-    top = pd.concat([hardest(s[s.image < seen], n) for s in (t.study.samples for t in baseline)])
-    counts = ', '.join(f'{len(k)} {name}' for name, k in kinds.items())
-    means = ', '.join(f'{name} {k.iou.mean():.2f} and {k.loss.mean():.2f}' for name, k in kinds.items())
-    return drawn_from((baseline,), _draw_kinds(points, low, most, dots),
-        f'IoU after regression and classification loss (losses above {most:g} are drawn there) of positive samples: '
-        f'{n} of each image by chance (random), the {n} of the highest loss (hard), the first {n} by IoU-HLR over all '
-        f'its classes (prime); {counts}, of which {dots} of each, or all, are drawn; those of an IoU below {low:.1f} '
-        'lie outside. Large dots are means.',
-        f'Mean IoU and loss: {means}. Prime samples have {_primes_differ(points)}. (Of the {n} highest losses of an '
-        f'image {100*(top["gt"] < 0).mean():.0f}% are negatives, in the first {seen} images, whose negatives are '
-        'kept.)',
-        of_each_image=n, loss_axis_to=most, dots_of_each=dots, seed_of_random=0)
+    top = pd.concat([hardest(s[s.image < seen], 3) for s in (t.study.samples for t in baseline)])
+    return Drawn(_draw_kinds(kinds),
+        'IoU after regression and classification loss of positive samples: three of each image by chance (random), the '
+        'three with the highest loss (hard), and the first three by IoU-HLR over all classes (prime), in all '
+        f'{", ".join(f"{counts[k]} {k}" for k in COLORS)}. Up to 1000 of each are drawn as small dots. Large dots are '
+        'means. Losses above 8 are drawn at 8. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
+        f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. {answers} '
+        f'Of the three highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are of negatives, in the first '
+        f'{seen} images, whose negatives are stored.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def scores(
-    run:Trained,
-    within:Callable[[pd.DataFrame], np.ndarray], # from positives to [n, k] bool, see `group_means`
-)->np.ndarray: # [1 + draws, k]
+    runs:list[Trained],
+    column:str, # of the positives
+    edges:Sequence[float], # of the groups: below the first, ..., from the last on
+)->np.ndarray: # [seeds, 1 + draws, groups], see `group_means`
     "Mean scores of groups of positives, on all images and on each draw"
-    pos = run.positives
-    return group_means(pos.image.to_numpy(int), within(pos), pos.score.to_numpy(), resampled(run.study.images))
+    return np.stack([group_means(t.positives.image, np.digitize(t.positives[column], edges), t.positives.score,
+                                 t.study.images, len(edges) + 1) for t in runs])
 
 def score_changes(
     baseline:list[Trained], other:list[Trained],
-    within:Callable[[pd.DataFrame], np.ndarray], # see `scores`
-)->np.ndarray: # [seeds, 1 + draws, k]
+    column:str, edges:Sequence[float], # see `scores`
+)->np.ndarray: # [seeds, 1 + draws, groups]
     "Changes of the mean scores of groups of positives from one detector to the other"
-    return np.stack([scores(b, within) - scores(a, within) for a, b in zip(baseline, other)])
+    return scores(other, column, edges) - scores(baseline, column, edges)
 
-def best_is_highest(
-    run:Trained,
-)->np.ndarray: # [1 + draws, 1] percent, see `group_means`
+def said_of_two(
+    change:np.ndarray, # see `score_changes`; the first and the last group are compared
+    first:str, last:str, # names of the groups
+    expected:int, expected_last:int|None, # see `said`
+)->str:
+    "How the mean scores of two groups change, and how much more that of the first"
+    a, b = change[..., 0], change[..., -1]
+    return (f'the mean score of {first} changes by {said(a, expected)}; that of {last} by {said(b, expected_last)}. '
+            f'The first change minus the second: {said(a - b, expected)}.')
+
+def best_is_highest(run:Trained)->np.ndarray: # [1 + draws] percent
     "The share of objects whose best placed sample has the highest score"
     top = run.positives.sort_values('score', ascending=False, kind='stable').drop_duplicates('gt')
-    best, every = 100*(top.local_rank == 0).to_numpy(), np.ones((len(top), 1), bool)
-    return group_means(top.image.to_numpy(int), every, best, resampled(run.study.images))
+    return group_means(top.image, 0, 100*(top.local_rank == 0), run.study.images, 1)[:, 0]
 
-LOCAL_RANKS = [*map(str, range(8)), '8+']  # those from 8 on are drawn together, since few objects have them
-
-def by_local_rank(pos:pd.DataFrame)->np.ndarray: # [n, 9] bool
-    return np.minimum(pos.local_rank, 8).to_numpy()[:, None] == np.arange(9)
+RANK_EDGES = range(1, 9)
+LOCAL_RANKS = [*'01234567', '8+']  # those from 8 on are drawn together, since few objects have them
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _detections(
-    run:Trained,
-    threshold:float, # of scores
-)->pd.DataFrame: # with `gt` and `local_rank`; -1: of no object, or of another class than its object's
-    "The detections, with the object and the local rank of their samples"
-    found = run.study.detections[run.study.detections.score >= threshold]
-    own = run.positives.reindex(found['sample'])
-    right = own.label.to_numpy() == found.label.to_numpy()
-    return found.assign(**{k: np.where(right, own[k], -1).astype(int) for k in ('gt', 'local_rank')})
+def _detections(run:Trained)->pd.DataFrame: # with `gt` and `local_rank`; nan: of no object or of another class
+    "The detections with a score of 0.3 or more. `best` are those with the highest score of their object"
+    own = run.positives.set_index('label', append=True)[['gt', 'local_rank']]
+    found = run.study.detections.query('score >= .3').join(own, on=['sample', 'label'])
+    found = found.sort_values('score', ascending=False, kind='stable')
+    return found.assign(best=found['gt'].notna() & ~found.duplicated('gt'))
 
 def _clear(boxes:np.ndarray)->bool: # [G, 4]
     "Whether there are two to four boxes, with sides of 14 px or more, far enough apart for their texts"
     x, top, right, bottom = boxes.T
-    over = np.where(top > 16, 9, 0)  # of the text, which is below the box where there is no room above
-    room = np.stack([x - 2, top - 2 - over, np.maximum(right, x + 34), bottom + 11 - over], 1)
+    room = np.stack([x - 2, top - 11, np.maximum(right, x + 34), bottom + 11], 1)  # a text is above or below its box
     return 2 <= len(boxes) <= 4 and (boxes[:, 2:] - boxes[:, :2]).min() >= 14 and _overlaps(room).sum() == len(boxes)
 
 def clear_images(
-    before:Trained, after:Trained,
-    threshold:float,
+    objects:pd.DataFrame, # see `pisa.lab.samples.Study`
+    before:pd.DataFrame, after:pd.DataFrame, # detections of two runs, see `_detections`
 )->pd.DataFrame: # `before`, `after` by place in the validation split, from the largest fall to the largest rise
     "Mean local rank of the objects' highest scored detections, in clear images whose objects both runs find"
-    found, out = [_detections(r, threshold) for r in (before, after)], {}
-    ranks = [f[f['gt'] >= 0].sort_values('score').groupby('gt').local_rank.last() for f in found]
-    for image, own in before.study.objects.groupby('image'):
-        if _clear(own[_corners].to_numpy()) and all(own.index.isin(r.index).all() for r in ranks):
-            out[int(image)] = [r[own.index].mean() for r in ranks]
-    out = pd.DataFrame.from_dict(out, orient='index', columns=['before', 'after'])
-    return out.loc[(out.after - out.before).sort_values(kind='stable').index]
+    before, after = (f[f.best].set_index('gt').local_rank for f in (before, after))
+    objects = objects.assign(before=before, after=after)
+    suits = lambda own: own.notna().all(axis=None) and _clear(own[_corners].to_numpy())
+    ranks = objects.groupby('image').filter(suits).groupby('image')[['before', 'after']].mean()
+    return ranks.loc[(ranks.after - ranks.before).sort_values(kind='stable').index]
 
 # %% ../../nbs/lab/73_figures.ipynb
 RANK_COLORS = sns.blend_palette([COLORS['prime'], COLORS['hard']], 9)  # of local ranks, the last of all from 8 on
 
 def _draw_detections(
-    ax:plt.Axes,
-    run:Trained,
+    ax,
     image:int,
-    threshold:float, # of scores
-)->int: # how many detections are not drawn
+    objects:pd.DataFrame, found:pd.DataFrame, # of all images; see `_detections`
+):
     "An image with its objects, and for each the detection of the highest score, with local rank and score"
-    found, objects = _detections(run, threshold), run.study.objects
-    here = found[found.image == image]
-    best = here[here['gt'] >= 0].sort_values('score').drop_duplicates('gt', keep='last')
-    _draw_image(ax, run, image)
+    _draw_image(ax, image)
     for o in objects[objects.image == image].itertuples(): _outline(ax, o, 'w', .8, ls='--')
-    for d in best.itertuples():
+    for d in found[found.best & (found.image == image)].itertuples():
         color = RANK_COLORS[min(int(d.local_rank), 8)]
         _outline(ax, d, color, 1.6)
         x, side = (126.5, 'right') if d.x1 > 85 else (max(d.x1 - .5, 0), 'left')
         y, edge = (d.y1 - 1.5, 'bottom') if d.y1 > 12 else (d.y2 + .5, 'top')
-        ax.text(x, y, f'{d.local_rank} | {d.score:.2f}', fontsize=6.5, color='w', ha=side, va=edge,
+        ax.text(x, y, f'{d.local_rank:.0f} | {d.score:.2f}', fontsize=6.5, color='w', ha=side, va=edge,
                 bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
-    return len(here) - len(best)
 
 def _draw_pairs(
-    runs:dict[str, Trained], # by the name of the detector, the baseline first
-    ranks:pd.DataFrame, # see `clear_images`: of the images to draw
-    threshold:float, # of scores
-)->tuple[mpl.figure.Figure, plt.Axes, list[int]]: # the empty axes; how many detections of each run are not drawn
+    objects:pd.DataFrame, # of all images
+    found:dict[str, pd.DataFrame], # name of the detector to its `_detections`, the baseline first
+    ranks:pd.DataFrame, # see `clear_images`: of the images to draw, three at most
+)->tuple[mpl.figure.Figure, plt.Axes]: # the axes are empty
     "A row of images for each detector, and room for one plot at the right"
-    columns, hidden = range(max(len(ranks), 1)), []
-    mosaic = [[f'{name} {i}' for i in columns] + ['plot'] for name in runs]
     fig = plt.figure(figsize=(PAGE, 3.75), layout='constrained')
-    axes = fig.subplot_mosaic(mosaic, width_ratios=[1 for _ in columns] + [1.15])
-    for name, run in runs.items():
-        axes[f'{name} 0'].set_ylabel(name, fontsize=9)
-        left_out = [_draw_detections(axes[f'{name} {i}'], run, image, threshold) for i, image in enumerate(ranks.index)]
-        hidden.append(sum(left_out))
-    for i, r in enumerate(ranks.itertuples()):
-        axes[f'baseline {i}'].set_title(f'mean rank {r.before:.1f} → {r.after:.1f}')
+    axes = fig.subplot_mosaic('012+;345+', width_ratios=[1, 1, 1, 1.15])
+    for (name, own), places in zip(found.items(), ('012', '345')):
+        axes[places[0]].set_ylabel(name, fontsize=9)
+        for place, image in zip(places, ranks.index): _draw_detections(axes[place], image, objects, own)
+    for place, r in zip('012', ranks.itertuples()): axes[place].set_title(f'mean rank {r.before:.1f} → {r.after:.1f}')
     labels = {0: 'local rank 0, the best placed sample', 2: '2', 4: '4', 6: '6', 8: '8 or more'}
-    handles = [Line2D([], [], color=RANK_COLORS[k], lw=3, label=label) for k, label in labels.items()]
-    handles += [Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)')]
+    handles = [Line2D([], [], color=RANK_COLORS[k], lw=3, label=text) for k, text in labels.items()]
+    handles.append(Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)'))
     fig.legend(handles=handles, loc='outside lower center', ncol=6)
-    return fig, axes['plot'], hidden
+    return fig, axes['+']
 
 # %% ../../nbs/lab/73_figures.ipynb
-@figure(5, 'table3/R-R', 'table3/C-R')
-def figure5(
-    baseline:list[Trained], pisa:list[Trained],
-    threshold:float=.3, # scores below are left out
-    n:int=3, # images
-)->Drawn:
+@figure(5, 'Detections of baseline and PISA', ['table3/R-R', 'table3/C-R'], r"""
+NMS keeps the sample of an object with the highest score. Each box below is such a sample, with its local rank (0 is the
+best placed sample of its object) and its score. A detector that attends to prime samples should score better placed
+samples highest. A few images cannot show this, so the plot at the right and the finding are about all positive samples.
+If all scores rise alike, that is no sign of attention. So the finding compares the change at local rank 0 with the
+change at the other ranks.""")
+def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
     "Detections of baseline and PISA, with local ranks and scores; how the scores of all samples change by local rank"
-    clear = clear_images(baseline[0], pisa[0], threshold)
-    shown = clear.iloc[np.unique(np.linspace(0, len(clear) - 1, n).round().astype(int))] if len(clear) else clear
-    fig, ax, hidden = _draw_pairs({'baseline': baseline[0], 'PISA': pisa[0]}, shown, threshold)
-    _draw_changes(ax, np.arange(9), score_changes(baseline, pisa, by_local_rank))
+    found = {'baseline': _detections(baseline[0]), 'PISA': _detections(pisa[0])}
+    first = baseline[0].study
+    clear = clear_images(first.objects, *found.values())
+    shown = clear.iloc[[0, len(clear)//2, -1][:len(clear)]]
+    others = [(f.image.isin(shown.index) & ~f.best).sum() for f in found.values()]
+    fig, ax = _draw_pairs(first.objects, found, shown)
+    _draw_changes(ax, np.arange(9), score_changes(baseline, pisa, 'local_rank', RANK_EDGES))
     ax.set(xlabel='local rank', title='mean score, PISA − baseline')
-    ax.set_xticks(np.arange(9), LOCAL_RANKS)
+    ax.set_xticks(range(9), LOCAL_RANKS)
     ax.grid(axis='x', visible=False)
-    groups = score_changes(baseline, pisa, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank > 0])
-    first, rest = groups[..., 0], groups[..., 1]
-    a, b = (np.stack([best_is_highest(t)[:, 0] for t in row]) for row in (baseline, pisa))
-    return drawn_from((baseline, pisa), fig,
-        f'Left: detections with a score of {threshold:g} or more, of each object the one of the highest score: local '
-        'rank of the sample (0 is the best placed of its object) | score. Not drawn are '
-        f'{hidden[0]} by baseline and {hidden[1]} by PISA, of no object, of another class, or of an object that is '
-        'drawn. Of the images of two to four objects that lie well apart, are 14 px or larger and are all found by '
-        f'both ({len(clear)}, seed {baseline[0].record["seed"]}) the mean local rank falls most in the first that is '
-        'shown and rises most in the last; between them is the middle one of all '
-        f'(images {", ".join(map(str, shown.index))}). Right: change of the mean score of all positive samples from '
-        'the baseline to PISA, by local rank. '
-        f'{intervals(baseline)} {counted(baseline=baseline, PISA=pisa)}',
-        f'The images are too few to tell. Over all {baseline[0].study.images}, the mean score of samples of local rank '
-        f'0 changes by {said(first, 1)}; that of all others by {said(rest)}. The first change less the second: '
-        f'{said(first - rest, 1)}. The best placed sample is scored highest in {a[:, 0].mean():.1f}% of the objects by '
-        f'the baseline and in {b[:, 0].mean():.1f}% by PISA; in points, {said(b - a, 1, 1)}.',
-        threshold=threshold, images=[*shown.index])
+    two = said_of_two(score_changes(baseline, pisa, 'local_rank', [1]), 'local rank 0', 'all other ranks', 1, None)
+    a, b = (np.stack([best_is_highest(t) for t in row]) for row in (baseline, pisa))
+    return Drawn(fig,
+        'Left: for each object the detection with the highest score, of those with a score of 0.3 or more: local rank '
+        f'of its sample | score. Not drawn are {others[0]} detections of the baseline and {others[1]} of PISA: they '
+        'are of no object, of another class, or of an object whose detection is drawn. The images are chosen from the '
+        f'{len(clear)} whose two to four objects are 14 px or larger, lie apart and are found by both (seed '
+        f'{baseline[0].record["seed"]}): the one where the mean local rank falls most, the median, and the one where '
+        f'it rises most (images {", ".join(map(str, shown.index))}). Right: change of the mean score of all positive '
+        f'samples from the baseline to PISA, by local rank. {INTERVALS}',
+        f'Over all {first.images} images, {two} The best placed sample has the highest score in '
+        f'{a[:, 0].mean():.1f}% of the objects by the baseline and in {b[:, 0].mean():.1f}% by PISA; in points, '
+        f'{said(b - a, 1, 1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 _dashes = ['-', (0, (2.5, 1)), (0, (1, 1)), (0, (2.5, 1, 1, 1))]  # short enough for the legend
+_x = torch.linspace(0, 1, 201)
 
 def _draw_family(
-    axes:np.ndarray, # two
-    curves:dict[tuple[float, float], np.ndarray], # (degree, bias) to [X] values over 0 to 1
-    names:tuple[str, str], # of degree and bias, in TeX
-    main:int, # the degree where the bias varies
-    loc:str, # of the legend there
+    ax,
+    curves:dict[float, torch.Tensor], # parameter to [201] values
+    name:str, title:str, # the parameter; the other parameter and its value, in TeX
+    loc:str, # of the legend
 ):
-    "Left: several degrees without bias. Right: several biases with the degree `main`"
-    for ax, varied, at, corner in zip(axes, (0, 1), (0, main), ('upper left', loc)):
-        some = [(k[varied], y) for k, y in curves.items() if k[1 - varied] == at]
-        for (value, y), color, style in zip(some, _palette, _dashes):
-            ax.plot(torch.linspace(0, 1, len(y)), y, color=color, ls=style, label=f'${names[varied]} = {value:g}$')
-        ax.set(title=f'${names[1 - varied]} = {at}$', xlim=(0, 1), ylim=(0, 1.02), xticks=(0, .5, 1), yticks=(0, .5, 1))
-        ax.legend(loc=corner, borderpad=0, labelspacing=.15, handlelength=1.4, handletextpad=.4)
+    "A curve for each value of a parameter"
+    for (value, y), color, style in zip(curves.items(), _palette, _dashes):
+        ax.plot(_x, y, color=color, ls=style, label=f'${name} = {value:g}$')
+    ax.set(title=f'${title}$', xlim=(0, 1), ylim=(0, 1.02), xticks=(0, .5, 1), yticks=(0, .5, 1))
+    ax.legend(loc=loc, borderpad=0, labelspacing=.15, handlelength=1.4, handletextpad=.4)
 
-@figure(6)
+@figure(6, 'The transformation functions', [], r"""
+ISR and CARL each have one function with two parameters (Eq. 2 and 4, v1). The degree sets how steep the function is.
+The bias sets the least weight. The curves come from the functions that train ([11_isr](../11_isr.ipynb),
+[12_carl](../12_carl.ipynb)), not from runs, so `runs`, `seed` and `recipe` change nothing here.""")
 def figure6()->Drawn:
     "Weight over importance (Eq. 2), and over probability (Eq. 4)"
-    x = torch.linspace(0, 1, 201)
-    def family(f, main): # the settings of Table 5
-        settings = [(.5, 0.), (1., 0.), (2., 0.), *((float(main), b) for b in (.1, .2, .3))]
-        return {k: f(x, *k).numpy() for k in settings}
-    isr, carl = family(importance_weight, 2), {k: c/c[-1] for k, c in family(carl_weights, 1).items()}
-    fig, (top, bottom) = plt.subplots(2, 2, figsize=(COLUMN, 3.3), layout='constrained', sharex='row', sharey=True)
-    _draw_family(top, isr, (r'\gamma', r'\beta'), 2, 'upper left')
-    _draw_family(bottom, carl, ('k', 'b'), 1, 'lower right')
-    for pair, xlabel, ylabel in ((top, 'importance $u$', 'weight $w$'), (bottom, 'probability $p$', 'awareness $v$')):
-        for ax in pair: ax.set_xlabel(xlabel)
-        pair[0].set_ylabel(ylabel)
-    half, half_carl = ([curves[d, 0.][100] for d in (.5, 1., 2.)] for curves in (isr, carl))
-    steeper = all(a > b > c for a, b, c in (half, half_carl))
-    least = all(np.isclose(y[0], b**d, atol=2e-3) for curves in (isr, carl) for (d, b), y in curves.items())
+    def awareness(p, k, b):
+        c = carl_weights(p, k, b)
+        return c/c[-1]
+    fig, axes = plt.subplots(2, 2, figsize=(COLUMN, 3.3), layout='constrained', sharex='row', sharey=True)
+    rows = ((importance_weight, 'importance $u$', 'weight $w$', r'\gamma', 2., r'\beta', 'upper left'),
+            (awareness, 'probability $p$', 'awareness $v$', 'k', 1., 'b', 'lower right'))
+    for (left, right), (f, xlabel, ylabel, degree, usual, bias, loc) in zip(axes, rows):
+        _draw_family(left, {d: f(_x, d, 0.) for d in (.5, 1., 2.)}, degree, f'{bias} = 0', 'upper left')
+        _draw_family(right, {b: f(_x, usual, b) for b in (0., .1, .2, .3)}, bias, f'{degree} = {usual:g}', loc)
+        plt.setp((left, right), xlabel=xlabel)
+        left.set_ylabel(ylabel)
+    half = ', '.join(f'{importance_weight(torch.tensor(.5), d):.2f}' for d in (.5, 1., 2.))
     return Drawn(fig,
-        'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance; bottom: the awareness '
-        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the own class, for the settings of Table 5 (v1). '
-        'Left the degree varies, right the bias. Computed from the functions that train, no samples.',
-        f'At half the importance ISR weighs a sample with {", ".join(f"{w:.2f}" for w in half)} for a degree of 0.5, '
-        f'1, 2: the degree {"sets" if steeper else "does not set"} the steepness, and the bias '
-        f'{"sets" if least else "does not set"} the smallest value (here bias to the power of the degree), '
-        f'{agreement(steeper and least)}.',
-        [], {'isr': [*isr], 'carl': [*carl]})
+        'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance. Bottom: the awareness '
+        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the own class. The settings are those of Table 5 '
+        '(v1). Left the degree varies, right the bias.',
+        f'No samples are used. At half the importance the weight is {half} for a degree γ of 0.5, 1, 2.')
 
 # %% ../../nbs/lab/73_figures.ipynb
-ISR = {'gamma': 2., 'beta': 0.}  # the paper's default (Section 5.3, v1)
-
 def selected(
     pos:pd.DataFrame, # see `pisa.lab.samples.with_ranks`
-    budget:int=16, # positives of an image, at most
-    batch:int=8, # images of a mini-batch
-    seed:int=0,
-)->dict[str, pd.DataFrame]: # 'random', 'hard', 'prime', each with `weight`
+)->pd.DataFrame: # by 'random', 'hard', 'prime', with `weight`
     "The samples that random sampling, hard mining and ISR would train on, with their weights"
-    chance = by_chance(pos, budget, seed).sort_index()
+    chance = by_chance(pos, 16).sort_index()
     def isr(own):
-        iou, gt, label, loss = (torch.tensor(own[k].to_numpy()) for k in ('iou', 'gt', 'label', 'loss'))
-        return own.assign(weight=isr_weights(iou.float(), gt.long(), label.long(), loss.float(), **ISR).numpy())
-    prime = pd.concat([isr(own) for _, own in chance.groupby(chance.image//batch)])
-    return {'random': chance.assign(weight=1.), 'hard': hardest(pos, budget).assign(weight=1.), 'prime': prime}
+        columns = (torch.tensor(own[k].to_numpy()) for k in ('iou', 'gt', 'label', 'loss'))
+        return own.assign(weight=isr_weights(*columns).numpy())
+    prime = pd.concat([isr(own) for _, own in chance.groupby(chance.image//8)])
+    kinds = {'random': chance, 'hard': hardest(pos, 16), 'prime': prime}
+    return pd.concat(kinds, names=['kind']).fillna({'weight': 1.})
 
 # %% ../../nbs/lab/73_figures.ipynb
+_strategies = {'random': 'random', 'hard': 'hard mining', 'prime': 'ISR'}
+
 def _draw_shares(
-    ax:plt.Axes,
-    kinds:dict[str, pd.DataFrame], # see `selected`
+    ax,
+    kinds:pd.DataFrame, # see `selected`
     column:str,
     edges:np.ndarray, # of the bins; samples beyond count in the first and the last
-    labels:dict[str, str], # of the kinds
 ):
     "The share of the summed weights in each bin"
-    for name, k in kinds.items():
-        share = np.histogram(k[column].clip(edges[0], edges[-1]), edges, weights=k.weight)[0]/k.weight.sum()
-        ax.stairs(100*share, edges, color=COLORS[name], lw=1.4, ls=STYLES[name], label=labels[name])
-        if name == 'prime': ax.stairs(100*share, edges, color=COLORS[name], fill=True, alpha=.15)
+    for name, text in _strategies.items():
+        k = kinds.loc[name]
+        share = 100*np.histogram(k[column].clip(edges[0], edges[-1]), edges, weights=k.weight)[0]/k.weight.sum()
+        ax.stairs(share, edges, **LINES[name], lw=1.4, label=text)
+    ax.stairs(share, edges, color=COLORS['prime'], fill=True, alpha=.15)
     ax.set_xlim(edges[[0, -1]])
 
-@figure(7, 'table3/R-R')
-def figure7(
-    baseline:list[Trained],
-    budget:int=16, batch:int=8, # positives of an image, images of a mini-batch
-    least:float=1e-3, most:float=10., # ends of the loss axis; samples beyond count in the first and the last bin
-)->Drawn:
+@figure(7, 'What sampling strategies prefer', ['table3/R-R'], r"""
+Random sampling and hard mining choose samples, and each chosen sample has the same weight. ISR chooses at random and
+weighs the samples. The figure compares the three on the samples of one detector. It shows the distributions of IoU and
+of loss, in which each sample counts with its weight. [73_figures](../lab/73_figures.ipynb) explains how the choice is
+simulated.""")
+def figure7(baseline:list[Trained])->Drawn:
     "Distributions of IoU and loss under random sampling, hard mining and ISR"
-    kinds = of_seeds(baseline, lambda pos: selected(pos, budget, batch))
-    names = {'random': 'random', 'hard': 'hard mining', 'prime': 'ISR'}
+    kinds = pd.concat([selected(t.positives) for t in baseline])
     fig, (left, right) = plt.subplots(1, 2, figsize=(COLUMN, 2.1), layout='constrained', sharey=True)
-    _draw_shares(left, kinds, 'iou', np.linspace(.5, 1, 11), names)
-    _draw_shares(right, kinds, 'loss', np.geomspace(least, most, 13), names)
+    _draw_shares(left, kinds, 'iou', np.linspace(.5, 1, 11))
+    _draw_shares(right, kinds, 'loss', np.geomspace(1e-3, 10, 13))
     left.set(xlabel='IoU after regression', ylabel='share of weight (%)')
     right.set(xlabel='classification loss (nats)', xscale='log')
     fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncol=3)
     fig.align_xlabels()
-    iou, loss = ({k: float(np.average(t[c], weights=t.weight)) for k, t in kinds.items()} for c in ('iou', 'loss'))
-    hard = iou['hard'] < iou['random'] and loss['hard'] > loss['random']
-    easy = iou['prime'] > iou['random'] and loss['prime'] < loss['random']
-    counts = ', '.join(f'{len(t)} {names[k]}' for k, t in kinds.items())
-    means = ', '.join(f'{names[k]} {iou[k]:.3f} and {loss[k]:.2f}' for k in kinds)
-    return drawn_from((baseline,), fig,
-        f'Positive samples that each strategy would train on, with at most {budget} of an image: by chance, by the '
-        f'highest loss (H*), and by chance with the weights of ISR (gamma {ISR["gamma"]:g}, beta {ISR["beta"]:g}; '
-        f'mini-batches of {batch} images). Share of the summed weights in each bin, losses on a logarithmic axis; the '
-        f'first and the last bin hold what lies beyond. {counts}, of one detector, the baseline.',
-        f'Weighted means of IoU and loss: {means}. Hard mining {"prefers" if hard else "does not prefer"} low IoUs and '
-        f'high losses, {agreement(hard)}; ISR {"prefers" if easy else "does not prefer"} high IoUs and low losses, '
-        f'{agreement(easy)}.',
-        budget=budget, batch=batch, **ISR, loss_axis=[least, most], seed_of_random=0)
+    mean = {k: np.average(own[['iou', 'loss']], 0, own.weight) for k, own in kinds.groupby('kind')}
+    hard, prime = mean['hard'] - mean['random'], mean['prime'] - mean['random']
+    means = ', '.join(f'{name} {mean[k][0]:.3f} and {mean[k][1]:.2f}' for k, name in _strategies.items())
+    return Drawn(fig,
+        'Positive samples that each strategy would train on, at most 16 of an image: by chance (random), those with '
+        'the highest loss (hard mining, H*), and by chance with the weights of ISR (gamma 2, beta 0; mini-batches of 8 '
+        'images). A bin shows its share of the summed weights; the first and the last bin hold the samples beyond too. '
+        'Losses are on a logarithmic axis.',
+        f'Weighted means of IoU and loss: {means}. '
+        f'{answer("Does hard mining prefer low IoUs and high losses", hard[0] < 0 < hard[1])} '
+        f'{answer("Does ISR prefer high IoUs and low losses", prime[1] < 0 < prime[0])}')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _compare(
-    runs:dict[str, list[Trained]], # by the name of the detector, the baseline first
-    bins:Callable[[pd.DataFrame], np.ndarray], # from positives to [n, k] bool
+    baseline:list[Trained], other:list[Trained],
+    name:str, # of the other detector
+    column:str, edges:Sequence[float], # of the bins, see `scores`
     x:np.ndarray, # [k] where a bin is drawn
-    xlabel:str,
-    by:str, # name of the bins, for the caption
+    by:str, # what the bins are, for the caption
 )->tuple[mpl.figure.Figure, str]: # with its caption
     "Mean scores of two detectors in bins, and the second minus the first"
     fig, (ax, below) = plt.subplots(2, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[3, 2])
-    for (name, some), kind, marker in zip(runs.items(), ('random', 'prime'), 'so'):
-        _draw_mean(ax, x, np.stack([scores(t, bins) for t in some]), kind, marker=marker, ms=3, label=name)
-    (_, baseline), (name, other) = runs.items()
-    _draw_changes(below, x, score_changes(baseline, other, bins))
+    for text, runs, kind, marker in (('baseline', baseline, 'random', 's'), (name, other, 'prime', 'o')):
+        _draw_mean(ax, x, scores(runs, column, edges), kind, marker=marker, ms=3, label=text)
+    _draw_changes(below, x, score_changes(baseline, other, column, edges))
     ax.set_ylabel('mean score')
     ax.legend()
-    below.set(xlabel=xlabel, ylabel='change')
+    below.set_ylabel('change')
     fig.align_ylabels()
-    return fig, (f'Top: mean score (probability of the own class) of positive samples by their {by}. '
-                 f'Bottom: {name} minus baseline. {intervals(other)} {counted(**runs)}')
+    return fig, (f'Top: mean score (probability of the own class) of positive samples by {by}. '
+                 f'Bottom: {name} minus baseline. {INTERVALS}')
 
 # %% ../../nbs/lab/73_figures.ipynb
-@figure(8, 'table3/R-R', 'table4/isr')
-def figure8(
-    baseline:list[Trained], isr:list[Trained],
-    low:int=4, # local ranks from here on are the low ranks of the finding, about half of the samples
-)->Drawn:
+@figure(8, 'Scores by rank', ['table4/baseline', 'table4/isr'], r"""
+ISR weighs samples in training. The figure shows whether this changes the scores. If it does, the samples with a good
+rank should have higher scores than with the baseline, and those with a bad rank lower ones. Each detector has its own
+proposals and its own boxes. The paper draws scores over IoU-HLR. Here they are drawn over its coarse steps, the local
+ranks; [73_figures](../lab/73_figures.ipynb) says why.""")
+def figure8(baseline:list[Trained], isr:list[Trained])->Drawn:
     "Mean score by local rank, baseline against ISR"
-    fig, caption = _compare({'baseline': baseline, 'ISR': isr}, by_local_rank, np.arange(9),
-                            'IoU-HLR, by local rank (0 is the best)',
-                            'local rank, the coarse steps of IoU-HLR; 8+ are all from 8 on')
-    fig.axes[1].set_xticks(np.arange(9), LOCAL_RANKS)
-    change = score_changes(baseline, isr, lambda pos: np.c_[pos.local_rank == 0, pos.local_rank >= low])
-    top, rest = change[..., 0], change[..., 1]
-    return drawn_from((baseline, isr), fig, caption,
-        f'With ISR the mean score of local rank 0 changes by {said(top, 1)}; that of local ranks from {low} on by '
-        f'{said(rest, -1)}. (The paper sees the scores of the first ranks raised and those of the last lowered.) The '
-        f'first change less the second: {said(top - rest, 1)}.', low=low)
+    fig, caption = _compare(baseline, isr, 'ISR', 'local_rank', RANK_EDGES, np.arange(9),
+                            'local rank, the coarse steps of IoU-HLR (8+: all from 8 on)')
+    fig.axes[1].set(xlabel='IoU-HLR, by local rank (0 is the best)')
+    fig.axes[1].set_xticks(range(9), LOCAL_RANKS)
+    two = said_of_two(score_changes(baseline, isr, 'local_rank', [1, 4]), 'local rank 0', 'local ranks from 4 on',
+                      1, -1)
+    return Drawn(fig, caption, f'With ISR {two} In the paper the scores of the first ranks rise and those of the last '
+                               'ranks fall.')
 
 # %% ../../nbs/lab/73_figures.ipynb
-@figure(9, 'table3/R-R', 'table4/carl')
-def figure9(
-    baseline:list[Trained], carl:list[Trained],
-    lowest:float=.5, # samples below are in the first bin
-    bins:int=10,
-    low:float=.7, high:float=.8, # IoUs below `low` and above `high` are compared in the finding
-)->Drawn:
+@figure(9, 'Scores by IoU', ['table4/baseline', 'table4/carl'], r"""
+CARL multiplies the regression loss of a box by a weight that grows with its score, and the gradient of that weight
+reaches the classifier. A badly placed box has a large regression loss, and a lower score makes that loss count less. So
+boxes of low IoU should have lower scores than with the baseline, and the scores should fall more there than elsewhere.
+Each detector has its own proposals and its own boxes.""")
+def figure9(baseline:list[Trained], carl:list[Trained])->Drawn:
     "Mean score by IoU, baseline against CARL"
-    edges = np.linspace(lowest, 1, bins + 1)
-    place = lambda pos: np.clip(np.digitize(pos.iou, edges) - 1, 0, bins - 1)[:, None] == np.arange(bins)
-    fig, caption = _compare({'baseline': baseline, 'CARL': carl}, place, (edges[1:] + edges[:-1])/2,
-                            'IoU after regression',
-                            f'IoU after regression; those below {lowest:g} are in the first bin')
-    fig.axes[0].set_xlim(lowest, 1)
-    change = score_changes(baseline, carl, lambda pos: np.c_[pos.iou < low, pos.iou > high])
-    below, above = change[..., 0], change[..., 1]
-    return drawn_from((baseline, carl), fig, caption,
-        f'With CARL the mean score of samples with an IoU below {low:g} changes by {said(below, -1)}; that of those '
-        f'above {high:g} by {said(above)}. The first change less the second: {said(below - above, -1)}. (The paper '
-        'sees the scores of low IoUs suppressed, and more than others.)', bins=bins, lowest=lowest, low=low, high=high)
+    edges = np.linspace(.5, 1, 11)
+    fig, caption = _compare(baseline, carl, 'CARL', 'iou', edges[1:-1], (edges[1:] + edges[:-1])/2,
+                            'IoU after regression (those below 0.5 are in the first bin)')
+    fig.axes[1].set(xlabel='IoU after regression', xlim=(.5, 1))
+    two = said_of_two(score_changes(baseline, carl, 'iou', [.7, .8]), 'samples with an IoU below 0.7',
+                      'those above 0.8', -1, None)
+    return Drawn(fig, caption, f'With CARL {two} In the paper the scores of low IoUs fall, and more than others.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def runs_of_row(
     row:str, # e.g. 'table3/R-R'
-    everything:pd.DataFrame, # see `pisa.lab.runs.comparable`
-)->dict[int, str]: # seed to id
-    "The runs of a row at mini scale; if they are on several data sets, those with the most training images"
-    asked = dataclasses.asdict(row_experiment(row, scale='mini'))
-    del asked['seed'], asked['precision']  # `comparable` keeps one precision
-    if not len(everything): return {}
-    same = everything[(everything[[*asked]] == pd.Series(asked)).all(axis=1)].sort_values('data_n_train')
-    same = same[same.data_fingerprint == same.data_fingerprint.iloc[-1]] if len(same) else same
-    return dict(sorted(zip(same.seed.tolist(), same.id)))
+    everything:pd.DataFrame, # see `pisa.lab.statistics.read_runs`
+)->pd.DataFrame: # by seed
+    "The runs of a row at mini scale, on the same data as in its table"
+    table = row.split('/')[0].removeprefix('table')
+    cells = select(int(table), everything).cells
+    return cells[cells.row == row].set_index('seed')
 
 def _samples(id:str, runs:str|Path|None)->Path: # where `pisa.lab.study.collect` keeps them
     return store.find(id, runs)/'samples.npz'
@@ -931,39 +780,44 @@ def _samples(id:str, runs:str|Path|None)->Path: # where `pisa.lab.study.collect`
 # %% ../../nbs/lab/73_figures.ipynb
 def _needs(
     number:int, # of the figure
-    ids:dict[str, dict[int, str]], # row to seed to id
+    of_row:dict[str, pd.DataFrame], # see `runs_of_row`
     seed:int,
     runs:str|Path|None,
 )->str:
     "The runs and samples that a figure lacks of a seed, and the commands that make them"
-    untrained = [row for row, own in ids.items() if seed not in own]
-    unseen = [own[seed] for own in ids.values() if seed in own and not _samples(own[seed], runs).exists()]
-    what = [f'a run of {row} with seed {seed}' for row in untrained] + [f'samples.npz of {id}' for id in unseen]
-    folder, argument = (f' -p runs_dir {shlex.quote(str(runs))}', f'runs={str(runs)!r}') if runs else ('', '')
-    commands = [f'papermill nbs/train.ipynb runs/train.ipynb -p experiment "{row}" -p scale mini -p seed {seed}{folder}'
-                for row in untrained]
-    commands += [f'python -c "from pisa.lab import figures; figures.prepare({argument})"']
+    folder = f' -p runs_dir {shlex.quote(str(runs))}' if runs else ''
+    what, commands = [], []
+    for row, own in of_row.items():
+        if seed not in own.index:
+            what.append(f'a run of {row} with seed {seed}')
+            commands.append('papermill nbs/train.ipynb runs/train.ipynb '
+                            f'-p experiment {row} -p scale mini -p seed {seed}{folder}')
+        elif not _samples(own.id[seed], runs).exists(): what.append(f'samples.npz of {own.id[seed]}')
+    code = f'from pisa.lab import figures; figures.prepare({repr(str(runs)) if runs else ""})'
+    commands.append(f'python -c {shlex.quote(code)}')
     return f'Figure {number} needs {", ".join(what)}: {" && ".join(commands)}'
 
+# %% ../../nbs/lab/73_figures.ipynb
 def draw(
     number:int, # of the figure, 1 to 9
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     seed:int|None=None, # of the runs; all seeds that are there if not given
     recipe:int|None=None, # see `pisa.lab.runs.comparable`
 )->Drawn|None: # None: runs are missing, which is printed in one line
-    "Draw a figure of the paper from the runs at mini scale; a `ValueError` for an unknown number"
-    if number not in FIGURES: raise ValueError(f'number={number!r} is no figure of the paper: give 1 to {max(FIGURES)}')
-    if not NEEDS[number]: return FIGURES[number]()
-    everything = store.comparable(store.load(runs), recipe)
-    ids = {row: runs_of_row(row, everything) for row in NEEDS[number]}
-    there = [{s for s, id in own.items() if _samples(id, runs).exists()} for own in ids.values()]
+    "Draw a figure of the paper from the runs at mini scale; a `ValueError` of one line for a wrong number or seed"
+    if type(number) is not int or number not in FIGURES:
+        raise ValueError(f'number={number!r} is no figure of the paper: give 1 to {max(FIGURES)}')
+    if seed is not None and type(seed) is not int:
+        raise ValueError(f'seed={seed!r}: give a whole number, or None for all seeds')
+    fig = FIGURES[number]
+    if not fig.rows: return fig.draw()
+    everything = read_runs(runs, recipe)
+    of_row = {row: runs_of_row(row, everything) for row in fig.rows}
+    there = [{s for s, id in own.id.items() if _samples(id, runs).exists()} for own in of_row.values()]
     seeds = sorted(s for s in set.intersection(*there) if seed in (None, s))
-    if not seeds: return print(_needs(number, ids, 1 if seed is None else seed, runs))
-    ap = everything.set_index('id').AP
-    def trained(id, own):
-        aps = {s: float(ap[i]) for s, i in own.items()}
-        return Trained(store.read_record(store.find(id, runs)), read(id, runs), aps)
-    return FIGURES[number](*([trained(own[s], own) for s in seeds] for own in ids.values()))
+    if not seeds: return print(_needs(number, of_row, 1 if seed is None else seed, runs))
+    def trained(own, id): return Trained(store.read_record(store.find(id, runs)), read(id, runs), own.AP.to_dict())
+    return fig.draw(*([trained(own, own.id[s]) for s in seeds] for own in of_row.values()))
 
 # %% ../../nbs/lab/73_figures.ipynb
 def show(
@@ -973,9 +827,9 @@ def show(
     "Display the question of a figure, the figure, its caption and its finding"
     from IPython.display import Markdown, display
     if drawn is None: return
-    title, question = ABOUT[number]
-    words = f'**Figure {number} (v1). {title}.** {drawn.caption}\n\n{drawn.finding}'
-    display(Markdown(question), drawn.figure, Markdown(words))
+    fig = FIGURES[number]
+    words = f'**Figure {number} (v1). {fig.title}.** {drawn.caption}\n\n{drawn.finding}'
+    display(Markdown(fig.about), drawn.figure, Markdown(words))
     plt.close(drawn.figure)
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -985,10 +839,11 @@ def prepare(
 )->None:
     "Collect the samples of all trained runs that figures need (half a minute each), and print which are not trained"
     from pisa.lab.study import collect  # needs mmdet
-    everything = store.comparable(store.load(runs), recipe)
-    for row in dict.fromkeys(row for rows in NEEDS.values() for row in rows):
-        ids = runs_of_row(row, everything)
-        if not ids: print(f'{row}: not trained')
-        for id in ids.values():
-            if (path := _samples(id, runs)).exists(): print(f'{row}: {path} is there')
-            else: print(f'{row}: {collect(id, load(row_experiment(row, scale="mini").dataset), runs)} is written')
+    everything = read_runs(runs, recipe)
+    for row in dict.fromkeys(row for fig in FIGURES.values() for row in fig.rows):
+        ids = runs_of_row(row, everything).id
+        if not len(ids): print(f'{row}: not trained')
+        for id in ids:
+            path = _samples(id, runs)
+            if not path.exists(): collect(id, load(row_experiment(row, scale='mini').dataset), runs)
+            print(f'{row}: {path} is there')

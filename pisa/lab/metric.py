@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
+import torch
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as rle
+from torchvision.ops import box_convert
 from ..prime import one_of
 from .data import COCO_AREA_LIMITS
 from .evaluate import VOC_KINDS, coco_ap, voc_ap
@@ -26,16 +28,13 @@ def to_coco(
     masks:bool=False, # encode the masks too
 )->list[dict]: # COCO results
     "The predictions of one image as COCO results"
-    arrays = {k: np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v) for k, v in instances.items()
-              if k in ('bboxes', 'scores', 'labels') + ('masks',)*masks}
-    boxes = arrays['bboxes'].astype(float).reshape(-1, 4)
-    boxes[:, 2:] -= boxes[:, :2]
-    out = [dict(image_id=int(image_id), category_id=category_ids[l], bbox=b, score=s)
-           for b, s, l in zip(boxes.tolist(), arrays['scores'].tolist(), arrays['labels'].tolist())]
+    boxes = box_convert(torch.as_tensor(instances['bboxes']).double().reshape(-1, 4), 'xyxy', 'xywh')
+    each = zip(boxes.tolist(), instances['scores'].tolist(), instances['labels'].tolist())
+    out = [dict(image_id=int(image_id), category_id=category_ids[l], bbox=b, score=s) for b, s, l in each]
     if masks and out:
-        codes = rle.encode(np.asfortranarray(arrays['masks'].transpose(1, 2, 0).astype(np.uint8)))
-        for d, code in zip(out, codes):
-            d['segmentation'] = dict(size=[int(n) for n in code['size']], counts=code['counts'].decode())
+        pixels = torch.as_tensor(instances['masks']).cpu().byte().permute(1, 2, 0)
+        for d, code in zip(out, rle.encode(np.asfortranarray(pixels))):
+            d['segmentation'] = code | {'counts': code['counts'].decode()}
     return out
 
 # %% ../../nbs/lab/47_metric.ipynb
@@ -51,17 +50,15 @@ class COCOAP(BaseMetric):
         iou_types:Sequence[str]=('bbox',), # of 'bbox' and 'segm'
         area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2, see `coco_ap`
         voc:str|None=None, # one of `VOC_KINDS` adds AP_VOC
-        collect_device:str='cpu', # where the results of several processes meet
-        prefix:str|None=None, # put before each name, followed by a slash
+        **more, # parameters of mmengine's `BaseMetric`
     ):
-        super().__init__(collect_device=collect_device, prefix=prefix)
-        self.ann_file, self.iou_types, self.area_limits = str(ann_file), tuple(iou_types), tuple(area_limits)
-        for kind in self.iou_types: one_of('iou_types', kind, ('bbox', 'segm'))
-        self.voc = None if voc is None else one_of('voc', voc, VOC_KINDS)
+        super().__init__(**more)
+        self.ann_file, self.iou_types, self.area_limits, self.voc = ann_file, iou_types, area_limits, voc
+        for kind in iou_types: one_of('iou_types', kind, ('bbox', 'segm'))
+        if voc is not None: one_of('voc', voc, VOC_KINDS)
         data = read_json(ann_file)
         self.category_ids, self.annotated = [c['id'] for c in data['categories']], 'annotations' in data
-        self.detections:list[dict] = []
-        self.images:list[int] = []
+        self.detections, self.images = [], []
 
     def process(self, data_batch, data_samples:Sequence[dict])->None: # samples with img_id and pred_instances
         "Keep the detections of a batch, one list an image with its id"
@@ -76,7 +73,7 @@ class COCOAP(BaseMetric):
         self.detections = [d for _, found in results for d in found]
         self.images = [image for image, _ in results]
         if not self.annotated: return {}
-        out = coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, images=self.images)
+        out = coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, self.images)
         if self.voc:
-            out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, images=self.images)['AP_VOC']
+            out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, self.images)['AP_VOC']
         return out

@@ -4,7 +4,8 @@
 
 # %% ../../nbs/lab/56_predict.ipynb 2
 from __future__ import annotations
-import contextlib, dataclasses, shlex, tempfile
+import contextlib, shlex, tempfile
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 import torch
 from . import runs as store
@@ -26,12 +27,12 @@ def train_line(
     data_root:str|Path='FOLDER', # folder of the data, if it is not `shapes`
 )->str: # a line for a shell
     "The command that trains an experiment through `nbs/train.ipynb`"
-    named = exp.overrides.replace("optim_wrapper.type='OptimWrapper'", '')
-    if named != exp.overrides:  # in recipe 4 this override chose the precision
-        exp = dataclasses.replace(exp, overrides=' '.join(named.split()), precision='float32')
-    usual = dataclasses.asdict(experiment(exp.detector, dataset=exp.dataset))
-    usual |= {'dataset': 'shapes', 'detector': '', 'method': ''}
-    given = {k: v for k, v in dataclasses.asdict(exp).items() if v not in (usual[k], '') and k != 'pretrained_sha256'}
+    old = "optim_wrapper.type='OptimWrapper'"
+    if old in exp.overrides:  # in recipe 4 this override chose the precision
+        exp = replace(exp, overrides=' '.join(exp.overrides.replace(old, '').split()), precision='float32')
+    usual = asdict(experiment(exp.detector, dataset=exp.dataset))
+    usual |= {'dataset': 'shapes', 'detector': '', 'method': '', 'pretrained_sha256': exp.pretrained_sha256}
+    given = {k: v for k, v in asdict(exp).items() if v not in (usual[k], '')}
     if exp.dataset != 'shapes': given['data_root'] = data_root
     if runs: given['runs_dir'] = runs
     parameters = ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
@@ -44,24 +45,18 @@ def trained(
 )->tuple[dict, Experiment, Path]: # `run.json`, the experiment, the file of the weights
     "A run that can be evaluated; if weights are missing, a `FileNotFoundError` of one line says how to get them"
     path = store.find(run or 'none', runs)
-    if not run or not store.is_complete(path):
-        here = sorted(f.parent.name for f in path.parent.glob('*/weights.pth') if store.is_complete(f.parent))
-        others = f' and {len(here) - 5} others' if here[5:] else ''
-        known = f'With weights there are: {", ".join(here[:5])}{others}' if here else 'None there has weights'
-        raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}. {known}')
+    if not store.is_complete(path):
+        raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}: pisa.lab.runs.load() lists them')
     record, file = store.read_record(path), Path(weights).expanduser() if weights else path/'weights.pth'
-    exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment) if f.name in record})
+    exp = Experiment(**{f.name: record[f.name] for f in fields(Experiment)})
     if file.is_file(): return record, exp, file
     if weights: raise FileNotFoundError(f'{file} is not there: give a file of weights')
-    is_record = path.parent == records_dir(runs)
-    why = 'a record has none' if is_record else 'they are not in the folder of the run'
+    why, then = 'a record has none', ', or train it'
+    if path.parent != records_dir(runs):
+        why, then = 'they are not in the folder of the run', f'{then}, after pisa.lab.runs.delete({run!r})'
     if record['recipe'] != RECIPE:
-        raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=). '
-                                'The recipe has changed since, so a training gives a new run, '
-                                f'with another id: {train_line(exp, runs)}')
-    first = '' if is_record else f', after pisa.lab.runs.delete({run!r})'
-    raise FileNotFoundError(f'run {run} has no weights: {why}. '
-                            f'Give the file (weights=), or train it{first}: {train_line(exp, runs)}')
+        then = '. The recipe has changed since, so a training gives a new run, with another id'
+    raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=){then}: {train_line(exp, runs)}')
 
 # %% ../../nbs/lab/56_predict.ipynb
 def same_classes(
@@ -93,15 +88,14 @@ def evaluate(
     if gpus == 1 and not found: raise ValueError('gpus=1, but torch sees no GPU here: gpus=0 evaluates on the CPU')
     if spec.fingerprint != record['data']['fingerprint']:
         kept = [pair for pair in exp.overrides.split() if not pair.startswith('val_dataloader.dataset.')]
-        exp = dataclasses.replace(exp, overrides=' '.join(kept))
+        exp = replace(exp, overrides=' '.join(kept))
     # the detector keeps the run's mask head and number of training images, whatever the data has
-    cfg = config(exp, dataclasses.replace(spec, has_masks=True, n_train=record['data']['n_train']))
+    cfg = config(exp, replace(spec, has_masks=True, n_train=record['data']['n_train']))
     if not spec.has_masks: cfg.val_evaluator.iou_types = ('bbox',)
-    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'): cfg.pop(key)
     with quiet(), no_pickles(), tempfile.TemporaryDirectory() as tmp:
         runner = OwnRunner(cfg, 'cuda' if found and gpus else 'cpu', Path(tmp), run, hooks=[Progress()])
         load_weights(runner.model, file)
         with contextlib.redirect_stdout(None): runner.val_loop  # pycocotools prints that it reads
         metrics = runner.val()
-    metric = runner.val_evaluator.metrics[0]
+    metric, = runner.val_evaluator.metrics
     return metrics, metric.detections, metric.images

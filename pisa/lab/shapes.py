@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 import numpy as np
+from numpy.random import RandomState
 from ..prime import one_of
 
 # %% auto 0
@@ -20,54 +21,49 @@ UNIT = 16                   # vertices are whole numbers of 1/16 px
 AREA_LIMITS = (16**2, 32**2)       # px^2 of a mask: small, medium and large in `shapes`
 
 # %% ../../nbs/lab/31_shapes.ipynb
-_turn = 4096*np.sin(2*np.pi*np.arange(256)/256)
-SIN = np.rint(_turn).astype(np.int64)  # [256] sine of i/256 of a turn, times 4096
-COS = np.roll(SIN, -64)                # [256] cosine likewise
+SIN = np.rint(4096*np.sin(2*np.pi*np.arange(256)/256)).astype(np.int64)  # [256] of i/256 of a turn, times 4096
+COS = np.roll(SIN, -64)
 
 # %% ../../nbs/lab/31_shapes.ipynb
-CLASSES = ('disk', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow')
+def _polar(radius:int|np.ndarray, angle:np.ndarray)->np.ndarray: # [V, 2]; the angle in 1/256 of a turn
+    return np.stack([radius*COS[angle % 256]//4096, radius*SIN[angle % 256]//4096], 1)
 
-def _arc(radius:int, start:int, stop:int, step:int, cx:int=0)->list:
-    "Points of a circle, from `start` to `stop` in 1/256 of a turn"
-    return [(cx + radius*COS[i % 256]//4096, radius*SIN[i % 256]//4096) for i in range(start, stop, step)]
+_OUTLINES = dict(
+    disk=[_polar(1024, np.arange(0, 256, 4))],
+    square=[[(-1024, -1024), (1024, -1024), (1024, 1024), (-1024, 1024)]],
+    triangle=[[(0, -1024), (1024, 1024), (-1024, 1024)]],
+    star=[_polar(np.array([1024, 440]*5), 192 + (np.arange(10)*256 + 5)//10)],
+    cross=[[(-340, -1024), (340, -1024), (340, -340), (1024, -340), (1024, 340), (340, 340),
+            (340, 1024), (-340, 1024), (-340, 340), (-1024, 340), (-1024, -340), (-340, -340)]],
+    ring=[_polar(1024, np.arange(0, 256, 4)), _polar(540, np.arange(256, 0, -8))],
+    crescent=[np.concatenate([_polar(1024, np.arange(39, 218, 4)), _polar(865, np.arange(192, 63, -4)) + [520, 0]])
+              + [190, 0]],
+    arrow=[[(-1024, -330), (60, -330), (60, -1024), (1024, 0), (60, 1024), (60, 330), (-1024, 330)]])
+CLASSES = tuple(_OUTLINES)
 
 def outline(
     name:str, # one of `CLASSES`
 )->list[np.ndarray]: # closed polygons, each [V, 2] integers from -1024 to 1024, x to the right and y downwards
     "The outline of a class"
-    one_of('name', name, CLASSES)
-    polygons = dict(
-        disk=[_arc(1024, 0, 256, 4)],
-        square=[[(-1024, -1024), (1024, -1024), (1024, 1024), (-1024, 1024)]],
-        triangle=[[(0, -1024), (1024, 1024), (-1024, 1024)]],
-        star=[[((1024, 440)[i % 2]*COS[(192 + a) % 256]//4096, (1024, 440)[i % 2]*SIN[(192 + a) % 256]//4096)
-               for i, a in enumerate((0, 26, 51, 77, 102, 128, 154, 179, 205, 230))]],
-        cross=[[(-340, -1024), (340, -1024), (340, -340), (1024, -340), (1024, 340), (340, 340),
-                (340, 1024), (-340, 1024), (-340, 340), (-1024, 340), (-1024, -340), (-340, -340)]],
-        ring=[_arc(1024, 0, 256, 4), _arc(540, 0, 256, 8)],
-        crescent=[[(x + 190, y) for x, y in _arc(1024, 39, 218, 4) + _arc(865, 192, 63, -4, 520)]],
-        arrow=[[(-1024, -330), (60, -330), (60, -1024), (1024, 0), (60, 1024), (60, 330), (-1024, 330)]])
-    return [np.array(p, np.int64) for p in polygons[name]]
+    return [np.array(p, np.int64) for p in _OUTLINES[one_of('name', name, CLASSES)]]
 
 # %% ../../nbs/lab/31_shapes.ipynb
+def _edges(polygons:Sequence[np.ndarray])->np.ndarray: # [E, 4] x and y of the start, then of the end
+    return np.concatenate([np.concatenate([p, np.roll(p, -1, 0)], 1) for p in polygons])
+
 def coverage(
     polygons:Sequence[np.ndarray], # closed polygons, each [V, 2] in 1/16 px
-    height:int=SIZE, width:int=SIZE, # of the window, from (0, 0), in pixels
+    height:int, width:int, # of the window, from (0, 0), in pixels
 )->np.ndarray: # [height, width] integers: how many of the 16 points of each pixel are inside
     "Fill `polygons` by the even-odd rule, in exact integer arithmetic"
-    edges = np.concatenate([np.concatenate([p, np.roll(p, -1, 0)], 1) for p in polygons])
-    edges = edges[edges[:, 1] != edges[:, 3]]
-    edges = np.where((edges[:, 1] > edges[:, 3])[:, None], edges[:, [2, 3, 0, 1]], edges)  # downwards
-    y = np.arange(4*height)*4 + 2
-    edge, row = ((edges[:, 1:2] <= y) & (y < edges[:, 3:])).nonzero()
+    edges, y = _edges(polygons), np.arange(4*height)*4 + 2
+    edge, row = ((edges[:, 1:2] <= y) != (edges[:, 3:] <= y)).nonzero()
     (x1, y1, x2, y2), y = edges[edge].T, y[row]
-    at = -((2*(y2 - y1) - x1*(y2 - y1) - (y - y1)*(x2 - x1))//(4*(y2 - y1)))  # the first point right of the edge
+    at = -(((2 - x1)*(y2 - y1) - (y - y1)*(x2 - x1))//(4*(y2 - y1)))  # the first point right of the edge
     n = 4*width + 1
-    row, at = np.divmod(np.sort(row*n + at.clip(0, 4*width)), n)  # by row, from left to right: in, out, in, out
-    sign = np.where(np.arange(len(at)) % 2, -1, 1)
-    pixel = row//4*(width + 2) + at//4
-    turns = np.bincount(np.append(pixel, pixel + 1), np.append(sign*(4 - at % 4), sign*(at % 4)), height*(width + 2))
-    return turns.reshape(height, -1)[:, :width].cumsum(1).astype(np.int32)
+    crossings = np.bincount(row*n + at.clip(0, 4*width), minlength=4*height*n).reshape(-1, n)
+    inside = crossings.cumsum(1, np.uint8)[:, :-1] & 1
+    return inside.reshape(height, 4, width, 4).sum((1, 3), int)
 
 # %% ../../nbs/lab/31_shapes.ipynb
 def place(
@@ -77,30 +73,24 @@ def place(
     mirror:bool=False, # left to right
 )->list[np.ndarray]: # the polygons in 1/16 px around (0, 0)
     "Scale, mirror and turn an outline"
-    c, s = int(COS[angle % 256]), int(SIN[angle % 256])
-    out = []
-    for p in polygons:
-        x, y = p[:, 0]*(-half_width if mirror else half_width), p[:, 1]*half_height
-        out.append(np.stack([x*c - y*s, x*s + y*c], 1) + 2**21 >> 22)  # 22 bits: 1024 * 4096
-    return out
+    c, s = COS[angle % 256], SIN[angle % 256]
+    size = np.array([-half_width if mirror else half_width, half_height])
+    turn = size[:, None]*[[c, s], [-s, c]]
+    return [p@turn + 2**21 >> 22 for p in polygons]  # 22 bits: 1024 * 4096
 
 # %% ../../nbs/lab/31_shapes.ipynb
 def _blend(cells:int)->np.ndarray: # [SIZE, cells + 1] integers, each row sums to SIZE // cells
     "Linear weights of the grid points for each pixel"
     step = SIZE//cells
-    i, d = np.arange(SIZE)//step, np.arange(SIZE) % step
-    w = np.zeros((SIZE, cells + 1), np.int64)
-    w[np.arange(SIZE), i], w[np.arange(SIZE), i + 1] = step - d, d
-    return w
+    return np.maximum(step - abs(np.arange(SIZE)[:, None] - step*np.arange(cells + 1)), 0)
 
 _COARSE, _FINE = _blend(4), _blend(16)
-_Y, _X = np.mgrid[:SIZE, :SIZE].astype(np.int32)
 
-def _draw(rng:np.random.RandomState, low:int, high:int, size=None): # integers from `low` to `high`, both included
+def _draw(rng:RandomState, low:int, high:int, size=None): # integers from `low` to `high`, both included
     return rng.randint(low, high + 1, size=size, dtype=np.int64)
 
 def background(
-    rng:np.random.RandomState, # its state changes
+    rng:RandomState, # its state changes
 )->np.ndarray: # [SIZE, SIZE, 3] integers, about 0 to 255
     "A random texture"
     base, tint = _draw(rng, 50, 200), _draw(rng, -35, 35, 3)
@@ -108,54 +98,54 @@ def background(
     grain = _FINE@fine@_FINE.T >> 6
     if _draw(rng, 0, 2) == 0:
         dx, dy, period, depth = _draw(rng, -4, 4), _draw(rng, 1, 4), _draw(rng, 24, 64), _draw(rng, 6, 14)
-        grain = grain + np.where((_X*dx + _Y*dy) % period*2 < period, depth, -depth)
+        y, x = np.indices(grain.shape)
+        grain = grain + np.where((x*dx + y*dy) % period*2 < period, depth, -depth)
     image = base + tint[:, None, None] + (_COARSE@coarse@_COARSE.T >> 10) + grain
-    return np.ascontiguousarray(image.transpose(1, 2, 0), np.int32)
+    return image.transpose(1, 2, 0).copy()
 
 # %% ../../nbs/lab/31_shapes.ipynb
 def _fill(name:str)->int: # 1024 / sqrt(area of the outline in half-widths squared)
-    area = 0
-    for sign, p in zip((1, -1), outline(name)):
-        q = np.roll(p, -1, 0)
-        area += sign*abs(int((p[:, 0]*q[:, 1] - q[:, 0]*p[:, 1]).sum()))
-    return math.isqrt(2*1024**4//area)
+    x1, y1, x2, y2 = _edges(outline(name)).T
+    return math.isqrt(2*1024**4//abs(int((x1*y2 - x2*y1).sum())))
 
-_OUTLINES = {name: outline(name) for name in CLASSES}
 _FILLS = {name: _fill(name) for name in CLASSES}
 _ROOTS = ((8*UNIT, 16*UNIT), (16*UNIT, 31*UNIT), (33*UNIT, 48*UNIT))  # root of the area of small, medium, large objects
 
-def _object(rng:np.random.RandomState)->tuple[int, list]: # its label and polygons around (0, 0)
+def _object(rng:RandomState)->tuple[int, list]: # its label and polygons around (0, 0)
     label = _draw(rng, 0, len(CLASSES) - 1)
     name = CLASSES[label]
     half = min(_draw(rng, *_ROOTS[min(_draw(rng, 0, 9)//3, 2)])*_FILLS[name] >> 10, 30*UNIT)
     aspect = _draw(rng, 870, 1205)  # 1024 is 1: from 0.85 to 1.18 a side
     half_width, half_height = half*aspect >> 10, (half << 10)//aspect
-    return label, place(_OUTLINES[name], half_width, half_height, _draw(rng, -18, 18), _draw(rng, 0, 1) == 1)
+    return label, place(outline(name), half_width, half_height, _draw(rng, -18, 18), _draw(rng, 0, 1) == 1)
 
 # %% ../../nbs/lab/31_shapes.ipynb
+def _bounds(polygons:Sequence[np.ndarray])->tuple[np.ndarray, np.ndarray]: # lowest x and y, highest x and y
+    points = np.concatenate(polygons)
+    return points.min(0), points.max(0)
+
 def _window(polygons:Sequence[np.ndarray])->tuple[tuple, np.ndarray]: # slices of the image, and their `coverage`
     "The smallest part of the image that holds `polygons`, and how they cover it"
-    low, high = np.min([p.min(0) for p in polygons], 0), np.max([p.max(0) for p in polygons], 0)
+    low, high = _bounds(polygons)
     (left, top), (right, bottom) = (low//UNIT).clip(0, SIZE), (-(-high//UNIT)).clip(0, SIZE)
-    moved = [p - np.array([left, top])*UNIT for p in polygons]
+    moved = [p - [left*UNIT, top*UNIT] for p in polygons]
     return np.s_[top:bottom, left:right], coverage(moved, bottom - top, right - left)
 
 def _paint(image:np.ndarray, window:tuple, cover:np.ndarray, colour:np.ndarray)->None:
     "Blend `colour` into `image` in place, by `cover`/16"
     part = image[window]
-    part += (colour.astype(np.int32) - part)*cover[..., None] + 8 >> 4
+    part += (colour - part)*cover[..., None] + 8 >> 4
 
-def _contrast(rng:np.random.RandomState, below:np.ndarray)->np.ndarray: # [3]
+def _contrast(rng:RandomState, below:np.ndarray)->np.ndarray: # [3]
     "A random colour that differs from `below` [3] by 75 to 330 levels, summed over the channels"
     for _ in range(100):
         colour = _draw(rng, 15, 240, 3)
         if 75 <= abs(colour - below).sum() <= 330: break
     return colour
 
-def _line(rng:np.random.RandomState)->np.ndarray: # [4, 2] a thin bar across the image
-    x, y, half, length = *_draw(rng, 0, SIZE*UNIT, 2), _draw(rng, 7, 14), _draw(rng, 20*UNIT, 80*UNIT)
-    bar = np.array([[-1024, -1024], [1024, -1024], [1024, 1024], [-1024, 1024]], np.int64)
-    return place([bar], length, half, _draw(rng, 0, 255))[0] + np.array([x, y])
+def _line(rng:RandomState)->np.ndarray: # [4, 2] a thin bar across the image
+    at, half, length = _draw(rng, 0, SIZE*UNIT, 2), _draw(rng, 7, 14), _draw(rng, 20*UNIT, 80*UNIT)
+    return place(outline('square'), length, half, _draw(rng, 0, 255))[0] + at
 
 # %% ../../nbs/lab/31_shapes.ipynb
 def render(
@@ -163,28 +153,28 @@ def render(
     index:int, # of the image, from 0
 )->tuple[np.ndarray, np.ndarray, np.ndarray]: # image [SIZE, SIZE, 3] uint8 RGB, labels [G], masks [G, SIZE, SIZE] bool
     "Image `index` of `split` of `shapes`; it depends on these two and `VERSION` alone"
-    rng = np.random.RandomState([VERSION, one_of('split', split, ('train', 'val')) == 'val', index])
+    rng = RandomState([VERSION, one_of('split', split, ('train', 'val')) == 'val', index])
     image = background(rng)
     for _ in range(_draw(rng, 2, 5)): _paint(image, *_window([_line(rng)]), _draw(rng, 20, 235, 3))
-    owner, labels = np.full((SIZE, SIZE), -1, np.int32), []
+    owner, labels = np.full((SIZE, SIZE), -1), []
     full = seen = np.zeros(0, np.int64)  # pixels of each object, and those still visible
     for _ in range(_draw(rng, 1, 6)):
         label, polygons = _object(rng)
-        low, high = np.min([p.min(0) for p in polygons], 0), np.max([p.max(0) for p in polygons], 0)
+        low, high = _bounds(polygons)
         for _ in range(20):  # positions tried
-            at = np.array([_draw(rng, -low[i], SIZE*UNIT - high[i]) for i in (0, 1)])
+            at = [_draw(rng, -low[i], SIZE*UNIT - high[i]) for i in (0, 1)]
             window, cover = _window([p + at for p in polygons])
             mask, under = cover >= 8, owner[window]
             hidden = np.bincount(under[mask & (under >= 0)], minlength=len(full))
             if (5*(seen - hidden) >= 2*full).all(): break
         else: continue  # no room for this one
-        area = int(mask.sum())
-        shade = _draw(rng, -10, 10, 2)
-        ramp = ((_X[window] - _X[window][0, 0])*shade[0] + (_Y[window] - _Y[window][0, 0])*shade[1] >> 5)[..., None]
-        _paint(image, window, cover, _contrast(rng, image[window][mask].sum(0)//area) + ramp)
+        area = mask.sum()
+        shade, (y, x) = _draw(rng, -10, 10, 2), np.indices(mask.shape)
+        ramp = x*shade[0] + y*shade[1] >> 5
+        _paint(image, window, cover, _contrast(rng, image[window][mask].sum(0)//area) + ramp[..., None])
         under[mask] = len(full)
         full, seen = np.append(full, area), np.append(seen - hidden, area)
         labels.append(label)
-    image += _draw(rng, -6, 6, (SIZE, SIZE, 1)).astype(np.int32)
+    image += _draw(rng, -6, 6, (SIZE, SIZE, 1))
     masks = owner == np.arange(len(full))[:, None, None]
     return image.clip(0, 255).astype(np.uint8), np.array(labels, np.int64), masks

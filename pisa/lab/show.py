@@ -4,8 +4,7 @@
 
 # %% ../../nbs/lab/33_show.ipynb 3
 from __future__ import annotations
-import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -13,13 +12,13 @@ import numpy as np
 import seaborn as sns
 from matplotlib.patches import Rectangle
 from PIL import Image
-from pycocotools import mask as rle
+from pycocotools.coco import COCO
 from ..prime import one_of
 from .data import DataSpec
 from .files import read_json
 
 # %% auto 0
-__all__ = ['Sample', 'load_samples', 'show_grid']
+__all__ = ['Sample', 'load_samples', 'show_samples', 'show_grid']
 
 # %% ../../nbs/lab/33_show.ipynb
 @dataclass
@@ -28,73 +27,73 @@ class Sample:
     image:np.ndarray   # [H, W, 3] uint8, RGB
     boxes:np.ndarray   # [G, 4] float, (x1, y1, x2, y2) in pixels
     labels:np.ndarray  # [G] integers, 0 to C - 1
+    texts:list[str]    # [G] names of the classes; of detections, with the score
     masks:np.ndarray|None  # [G, H, W] bool, None if the data set has none
     file:Path          # where the image is
 
-@functools.lru_cache(2)
-def _index(file:Path, changed:int)->tuple[list, dict, dict]: # images, annotations by image id, label by category id
-    data, by_image = read_json(file), {}
-    for a in data['annotations']:
-        if not a.get('iscrowd'): by_image.setdefault(a['image_id'], []).append(a)
-    return data['images'], by_image, {c['id']: i for i, c in enumerate(data['categories'])}
-
-def _mask(annotation:dict, height:int, width:int)->np.ndarray: # [height, width] bool
-    code = annotation.get('segmentation') or []
-    if isinstance(code, list): code = rle.merge(rle.frPyObjects(code, height, width)) if code else None
-    elif isinstance(code['counts'], list): code = rle.frPyObjects(code, height, width)
-    return np.zeros((height, width), bool) if code is None else rle.decode(code).astype(bool)
+def _sample(spec:DataSpec, file:Path, data:dict, objects:Sequence[dict])->Sample:
+    "An image with annotations or COCO results; `data` is what the annotation file holds"
+    with Image.open(file) as image: pixels = np.asarray(image.convert('RGB'))
+    boxes = np.array([a['bbox'] for a in objects], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    ids, masks, coco = [c['id'] for c in data['categories']], None, COCO()
+    labels = [ids.index(a['category_id']) for a in objects]
+    texts = [spec.classes[l] + (f" {a['score']:.2f}" if 'score' in a else '') for l, a in zip(labels, objects)]
+    if spec.has_masks:
+        coco.imgs, masks = {i['id']: i for i in data['images']}, np.zeros((len(objects), *pixels.shape[:2]), bool)
+        for mask, a in zip(masks, objects):
+            if a.get('segmentation'): mask[:] = coco.annToMask(a)
+    return Sample(pixels, boxes, np.array(labels, int), texts, masks, file)
 
 # %% ../../nbs/lab/33_show.ipynb
 def load_samples(
     spec:DataSpec, # the data set
     split:str='train', # 'train' or 'val'
     indices:int|Iterable[int]=8, # which images, or how many from the first on
+    detections:Sequence[dict]|None=None, # COCO results in place of the objects
 )->list[Sample]: # one for each image
     "Read images and their objects; an `IndexError` if the split has fewer images"
-    train = one_of('split', split, ('train', 'val')) == 'train'
-    file, folder = (spec.train_json, spec.train_images) if train else (spec.val_json, spec.val_images)
-    images, by_image, label = _index(file, file.stat().st_mtime_ns)
-    indices = range(indices) if isinstance(indices, int) else list(indices)
+    one_of('split', split, ('train', 'val'))
+    data, folder = read_json(getattr(spec, f'{split}_json')), getattr(spec, f'{split}_images')
+    images, indices = data['images'], range(indices) if isinstance(indices, int) else list(indices)
     for i in indices:
         if not 0 <= i < len(images):
             raise IndexError(f'{split} of {spec.name} has images 0 to {len(images) - 1}, not {i}')
-    out = []
-    for i in indices:
-        about, objects = images[i], by_image.get(images[i]['id'], [])
-        boxes = np.array([a['bbox'] for a in objects], float).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = np.array([label[a['category_id']] for a in objects], int)
-        masks = [_mask(a, about['height'], about['width']) for a in objects]
-        with Image.open(folder/about['file_name']) as image: pixels = np.asarray(image.convert('RGB'))
-        masks = np.array(masks, bool).reshape(-1, *pixels.shape[:2]) if spec.has_masks else None
-        out.append(Sample(pixels, boxes, labels, masks, folder/about['file_name']))
-    return out
+    objects = {images[i]['id']: [] for i in indices}
+    for a in data['annotations'] if detections is None else detections:
+        if a['image_id'] in objects and not a.get('iscrowd'): objects[a['image_id']].append(a)
+    return [_sample(spec, folder/images[i]['file_name'], data, objects[images[i]['id']]) for i in indices]
 
 # %% ../../nbs/lab/33_show.ipynb
+def _draw(ax:plt.Axes, sample:Sample, palette:Sequence[tuple])->None:
+    "An image with its boxes and texts, and masks as a tint; `palette` has a colour for each class"
+    ax.imshow(sample.image)
+    for i, label in enumerate(sample.labels):
+        (x1, y1, x2, y2), colour = sample.boxes[i] - .5, palette[label]
+        if sample.masks is not None: ax.imshow(np.where(sample.masks[i][..., None], (*colour, .35), 0.))
+        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.4))
+        above = y1 > .09*len(sample.image)
+        ax.text(x1, y1 if above else y2, sample.texts[i], va='bottom' if above else 'top', fontsize=7, color='white',
+                bbox=dict(fc=colour, ec='none', pad=.6), clip_on=True)
+
+def show_samples(
+    samples:Sequence[Sample],
+    spec:DataSpec, # their data set
+    columns:int=4, # images in a row
+)->plt.Figure:
+    "Images with their boxes and texts, one colour per class"
+    rows, height = -(-len(samples)//columns), max(s.image.shape[0]/s.image.shape[1] for s in samples)
+    fig, axes = plt.subplots(rows, columns, squeeze=False, layout='constrained', figsize=(2.6*columns, 2.6*rows*height))
+    for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
+    palette = sns.color_palette('colorblind', len(spec.classes))
+    for ax, sample in zip(axes.flat, samples): _draw(ax, sample, palette)
+    return fig
+
 def show_grid(
     spec:DataSpec, # the data set
     split:str='train', # 'train' or 'val'
     indices:int|Iterable[int]=8, # which images, or how many from the first on
     columns:int=4, # images in a row
-    masks:bool=True, # tint the objects, if the data set has masks
-    width:float=2.6, # inches of an image
-): # a matplotlib figure
-    "Images with their boxes and class names, one colour per class"
-    samples = load_samples(spec, split, indices)
-    palette = sns.color_palette('colorblind', len(spec.classes))
-    rows, (h, w) = -(-len(samples)//columns), samples[0].image.shape[:2]
-    size = (columns*width, rows*width*h/w)
-    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout='constrained')
-    for ax in axes.flat: ax.set_axis_off()
-    for ax, s in zip(axes.flat, samples):
-        ax.imshow(s.image)
-        height = s.image.shape[0]
-        for i in np.argsort(-np.prod(s.boxes[:, 2:] - s.boxes[:, :2], 1)):
-            (x1, y1, x2, y2), colour = s.boxes[i] - .5, palette[s.labels[i]]
-            if masks and s.masks is not None:
-                ax.imshow(np.where(s.masks[i][..., None], (*colour, .35), 0.))
-            ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=colour, lw=1.4))
-            above = y1 > .09*height
-            ax.text(x1, y1 if above else y2, spec.classes[s.labels[i]], va='bottom' if above else 'top',
-                    fontsize=7, color='white', bbox=dict(fc=colour, ec='none', pad=.8), clip_on=True)
-    return fig
+)->plt.Figure:
+    "Images of a data set with their objects"
+    return show_samples(load_samples(spec, split, indices), spec, columns)

@@ -4,37 +4,37 @@
 
 # %% ../../nbs/lab/70_statistics.ipynb 3
 from __future__ import annotations
-import dataclasses, math
+import dataclasses, functools, math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
-from ..prime import one_of
 from . import runs as store
-from .experiments import SCALES, Experiment, experiment
+from .experiments import Experiment, experiment
 from .files import read_json, records_dir, runs_dir
 from .rows import ROWS, TABLES, known_table, row_experiment
 
 # %% auto 0
-__all__ = ['LEVEL', 'read_runs', 'Part', 'select', 'made_up_runs', 'values', 't_quantile', 'seed_noise', 'interval', 'shared',
-           'difference', 'needed', 'time_ratios', 'geometric_mean', 'time_ratio_interval']
+__all__ = ['LEVEL', 'read_runs', 'Part', 'select', 'values', 't_quantile', 'seed_noise', 'interval', 'shared', 'difference',
+           'needed', 'time_ratios', 'time_ratio_interval']
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def _step(file:Path)->dict[str, dict[str, float]]: # name of a row of Table 1 to time_ratio, low, high
     "Time of a training step with PISA over one without, median and quartiles, as measured by `tests/bench/step.py`"
-    found = read_json(file)['tables'] if file.exists() else []
-    ratio = {t['title'].split(':')[0]: dict(time_ratio=r['step_ratio'], low=r['low'], high=r['high'])
-             for t in found for r in t['rows'] if r['method'] == 'pisa'}
-    rows = [n for n in ROWS if n.startswith('table1/') and n.endswith('-pisa')]
-    first = {n.split('/')[1].split('-')[0]: n for n in reversed(rows)}  # detector to the row of its first backbone
-    return {first[detector]: r for detector, r in ratio.items() if detector in first}
+    if not file.exists(): return {}
+    pisa = [r for r in TABLES[1].rows if r.trains['method'] == 'pisa']
+    first = {r.trains['detector']: r.name for r in reversed(pisa)}  # detector to the row of its first backbone
+    return {first[detector]: dict(time_ratio=r['step_ratio'], low=r['low'], high=r['high'])
+            for t in read_json(file)['tables'] if (detector := t['title'].split(':')[0]) in first
+            for r in t['rows'] if r['method'] == 'pisa'}
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def _of_row(record:dict)->Experiment: # has the fields of `Experiment`, among others
     "The experiment of a run, with seed 0 and the usual precision of its scale"
-    words = {f.name: record.get(f.name, f.default) for f in dataclasses.fields(Experiment)}
+    words = {f.name: record[f.name] for f in dataclasses.fields(Experiment)}
     return Experiment(**words | {'seed': 0, 'precision': experiment(scale=record['scale']).precision})
 
 def _diverged(
@@ -67,8 +67,6 @@ def read_runs(
         table['experiment'] = [_of_row(r) for r in table.to_dict('records')]
         table['draws'] = [store.bootstrap(id, runs) for id in table.id]
         table['train_time'] = table.seconds/table.steps
-        of_draws = pd.Series([d['AP_VOC'][0] if 'AP_VOC' in d else np.nan for d in table.draws], dtype=float)
-        table['AP_VOC'] = table.get('AP_VOC', of_draws).fillna(of_draws)
     table.attrs |= {'diverged': _diverged(runs, table.attrs), 'step': _step(records_dir(runs)/'bench/step.json')}
     return table
 
@@ -79,13 +77,11 @@ class Part:
     cells: pd.DataFrame  # the runs, with `row`; all of one data set
     peers: pd.DataFrame  # the runs of all tables on this data, for the noise of seeds
     left: int            # runs of the table on other data
-    noises: dict = field(default_factory=dict)
 
+    @functools.lru_cache(100)
     def noise(self, metric:str, paired:bool)->tuple[float, int]:
         "`seed_noise` of `peers`, computed once"
-        key = metric, paired
-        if key not in self.noises: self.noises[key] = seed_noise(self.peers, metric, paired)
-        return self.noises[key]
+        return seed_noise(self.peers, metric, paired)
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def select(
@@ -94,38 +90,14 @@ def select(
     scale:str='mini', # 'mini' or 'paper'
 )->Part:
     "The runs of a table on the data that most of them were trained on"
-    one_of('scale', scale, SCALES)
-    experiments = lambda t: {row_experiment(r.name, scale=scale, seed=0): r.name for r in t.rows}
-    rows = experiments(known_table(table))
-    if not len(runs): return Part(pd.DataFrame(columns=['row', 'seed', 'id']), pd.DataFrame(), 0)
-    own = runs[runs.experiment.isin(list(rows))]
-    data = own.data_fingerprint.value_counts().index[:1]
-    on_data = runs[runs.data_fingerprint.isin(data)]
-    peers = on_data[on_data.experiment.isin([e for t in TABLES.values() for e in experiments(t)])]
-    cells = own[own.data_fingerprint.isin(data)]
-    cells = cells.assign(row=[rows[e] for e in cells.experiment]).sort_values(['row', 'seed'])
-    return Part(cells, peers, len(own) - len(cells))
-
-# %% ../../nbs/lab/70_statistics.ipynb
-def made_up_runs(
-    rows:dict[str, tuple[float, int]], # row to AP and number of seeds
-)->pd.DataFrame: # as `read_runs` gives it
-    "Made-up runs at mini scale, for examples and tests"
-    rng, out = np.random.default_rng(1), []
-    common, seed_effect = rng.normal(0, .8, 1001), rng.normal(0, 1, 3)
-    for row, (mean, seeds) in rows.items():
-        exp = row_experiment(row, scale='mini', seed=0)
-        for seed in range(seeds):
-            ap = mean + seed_effect[seed] + rng.normal(0, .5)
-            metrics = {'AP': ap, 'AP50': ap + 25, 'AP75': 1.2*ap}
-            draws = {k: v + common + rng.normal(0, .3, 1001) for k, v in metrics.items()}
-            out.append({**dataclasses.asdict(exp), **metrics, 'seed': seed, 'id': f'{row}-s{seed}',
-                        'row_name': row.partition('/')[2], 'experiment': exp, 'draws': draws})
-    table = pd.DataFrame(out).assign(
-        source='record', recipe=5, seconds=400., steps=1000, train_time=.4,
-        data_fingerprint='abc', data_name='nothing', data_note='made up', data_n_train=100, data_n_val=50,
-        machine_cpu='a CPU', machine_cores=2, machine_threads=1, machine_gpu=None)
-    return store.comparable(table)
+    own = {row_experiment(r.name, scale=scale, seed=0): r.name for r in known_table(table).rows}
+    if not len(runs): return Part(pd.DataFrame(columns=['row', 'seed', 'id', 'train_time']), pd.DataFrame(), 0)
+    cells = runs.assign(row=runs.experiment.map(own)).dropna(subset='row').sort_values(['row', 'seed'])
+    data = cells.data_fingerprint.value_counts().index[:1]
+    every = [row_experiment(n, scale=scale, seed=0) for n in ROWS]
+    peers = runs[runs.data_fingerprint.isin(data) & runs.experiment.isin(every)]
+    on_data = cells.data_fingerprint.isin(data)
+    return Part(cells[on_data], peers, int((~on_data).sum()))
 
 # %% ../../nbs/lab/70_statistics.ipynb
 LEVEL = .95
@@ -140,16 +112,15 @@ def values(
 
 def t_quantile(df:int)->float: # nan without a degree of freedom
     "Half-width of an interval in standard errors"
-    return float(student.ppf((1 + LEVEL)/2, df)) if df else np.nan
+    return student.ppf((1 + LEVEL)/2, df)
 
 # %% ../../nbs/lab/70_statistics.ipynb
-def _row_and_block(runs:pd.DataFrame)->tuple[np.ndarray, np.ndarray]: # [N] each, from 0
-    "The number of each run's row, and of its block: the runs with the same detector, backbone and seed"
-    block = runs.detector + runs.backbone + runs.seed.astype(str)
-    return pd.factorize(runs.experiment)[0], pd.factorize(block)[0]
+def _row_and_block(runs:pd.DataFrame)->pd.DataFrame: # `row`, `block`
+    "The row of each run, and its block: the runs with the same detector, backbone and seed"
+    return pd.DataFrame(dict(row=runs.experiment, block=runs.detector + runs.backbone + runs.seed.astype(str)))
 
-def _indicators(*codes:np.ndarray)->np.ndarray: # [N] each to [N, all numbers], 0 or 1
-    return np.concatenate([np.eye(k.max() + 1)[k] for k in codes], 1)
+def _indicators(labels:pd.DataFrame)->np.ndarray: # [N, all labels], 0 or 1
+    return np.concatenate([np.eye(k.nunique())[pd.factorize(k)[0]] for _, k in labels.items()], 1)
 
 def seed_noise(
     runs:pd.DataFrame, # of one data set, see `Part`
@@ -157,14 +128,13 @@ def seed_noise(
     paired:bool, # whether to subtract the shift of each seed, which the rows of a detector and backbone share
 )->tuple[float, int]: # standard deviation, in percent, and its degrees of freedom; (nan, 0): nothing was trained twice
     "How much trainings vary that differ only in the seed"
+    if len(runs): runs = runs[values(runs, metric).notna()]
     if not len(runs): return np.nan, 0
-    v = values(runs, metric)
-    some, v = runs[v.notna()], v.dropna().to_numpy()
-    if not len(v): return np.nan, 0
-    design = _indicators(*_row_and_block(some)[:1 + paired])
+    labels = _row_and_block(runs)
+    v, design = values(runs, metric).to_numpy(), _indicators(labels if paired else labels[['row']])
     fit, _, rank, _ = np.linalg.lstsq(design, v, rcond=None)
     df, residual = len(v) - int(rank), v - design@fit
-    return (float(np.sqrt(residual@residual/df)), df) if df else (np.nan, 0)
+    return (np.sqrt(residual@residual/df), df) if df else (np.nan, 0)
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def interval(
@@ -175,7 +145,7 @@ def interval(
     "A 95% interval over seeds and images"
     tails = np.zeros(2) if draws is None else np.quantile(draws - draws.mean(), [(1 - LEVEL)/2, (1 + LEVEL)/2])
     reach = np.hypot(half, tails)
-    return float(mean - reach[1]), float(mean + reach[0])
+    return mean - reach[1], mean + reach[0]
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def shared(cells:pd.DataFrame, row:str, base:str)->list[int]:
@@ -190,22 +160,21 @@ def difference(
 )->dict|None: # difference, low, high, pairs (of runs); over_seeds, over_images: the half-widths of each; None: not run
     "Rows minus their baselines, in pairs of runs of the same seed, with the 95% interval over seeds and images"
     seeds = [shared(part.cells, *pair) for pair in pairs]
-    if not seeds or not all(seeds): return None
-    weight = {}
+    if not all(seeds): return None
+    weight = defaultdict(float)
     for pair, both in zip(pairs, seeds):
         for row, sign in zip(pair, (1, -1)):
-            for s in both: weight[row, s] = weight.get((row, s), 0) + sign/len(both)/len(pairs)
+            for s in both: weight[row, s] += sign/len(both)/len(pairs)
     own, w = part.cells.set_index(['row', 'seed']).loc[list(weight)], np.array(list(weight.values()))
-    mean = float(w@values(own, metric))
+    mean = w@values(own, metric)
     if math.isnan(mean): return None
     sd, df = part.noise(metric, paired=True)
-    half, draws = float(t_quantile(df)*sd*np.sqrt(w@w)), None
+    half, draws = t_quantile(df)*sd*np.sqrt(w@w), None
     if all(m in d for d in own.draws for m in metric.split('-')):
         draws = w@np.stack([values(d, metric)[1:] for d in own.draws])
     low, high = interval(mean, half, draws)
-    of_images = interval(0, 0, draws)
     return dict(difference=mean, low=low, high=high, pairs=sum(map(len, seeds)),
-                over_seeds=half, over_images=(of_images[1] - of_images[0])/2)
+                over_seeds=half, over_images=np.ptp(interval(0, 0, draws))/2)
 
 # %% ../../nbs/lab/70_statistics.ipynb
 def needed(
@@ -218,20 +187,17 @@ def needed(
     return float(max(1, math.ceil(found['pairs']*square/size**2))) if size else np.inf
 
 # %% ../../nbs/lab/70_statistics.ipynb
-def time_ratios(cells:pd.DataFrame, row:str, base:str)->np.ndarray: # one number a pair
+def time_ratios(cells:pd.DataFrame, row:str, base:str)->pd.Series: # one number a pair
     "Time of a step over the baseline's, in pairs of runs with the same seed, machine and number of threads"
     same = ['seed', *(c for c in cells if c.startswith('machine_'))]
-    plain = cells.astype(dict.fromkeys(same, str))
-    pairs = plain[plain.row == row].merge(plain[plain.row == base], on=same)
-    return (pairs.train_time_x/pairs.train_time_y).to_numpy(float)
-
-def geometric_mean(ratio:np.ndarray)->float: return float(np.exp(np.log(ratio).mean())) if len(ratio) else np.nan
+    pairs = cells[cells.row == row].merge(cells[cells.row == base], on=same)
+    return pairs.train_time_x/pairs.train_time_y
 
 # %% ../../nbs/lab/70_statistics.ipynb
-def time_ratio_interval(cells:pd.DataFrame, pairs:Sequence[tuple[str, str]])->dict|None: # as `difference`, of ratios
+def time_ratio_interval(cells:pd.DataFrame, pairs:Sequence[tuple[str, str]])->dict|None: # as `difference`
     "Time of a step, PISA over baseline: the mean over all pairs of runs, with its t interval"
-    ratio = np.concatenate([time_ratios(cells, *pair) for pair in pairs]) if len(cells) else np.zeros(0)
-    if not (n := len(ratio)): return None
-    half = t_quantile(n - 1)*np.log(ratio).std(ddof=1)/n**.5 if n > 1 else np.nan
-    low, high = np.exp(interval(np.log(geometric_mean(ratio)), half, None)).tolist()
-    return dict(difference=geometric_mean(ratio), low=low, high=high, pairs=n, over_seeds=np.nan, over_images=np.nan)
+    log = np.log(pd.concat([time_ratios(cells, *pair) for pair in pairs]))
+    if not len(log): return None
+    half = t_quantile(len(log) - 1)*log.sem()
+    mean, low, high = np.exp([log.mean(), *interval(log.mean(), half, None)]).tolist()
+    return dict(difference=mean, low=low, high=high, pairs=len(log))

@@ -5,15 +5,19 @@
 # %% ../../nbs/lab/61_study.ipynb 3
 from __future__ import annotations
 import contextlib, io
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.models.layers import multiclass_nms
 from mmdet.registry import DATASETS, MODELS
-from mmdet.structures.bbox import bbox2roi, bbox_overlaps, get_box_tensor
+from mmdet.structures.bbox import bbox2roi, bbox_overlaps
 from mmdet.utils import register_all_modules
 from mmengine.structures import InstanceData
+from scipy.optimize import brentq
 from torch import Tensor, nn
 from ..prime import one_of
 from ..mmdet.samplers import class_loss, own_class, probabilities
@@ -22,9 +26,10 @@ from .config import config
 from .data import DataSpec
 from .evaluate import pr_curves, precisions
 from .files import write_bytes
+from .metric import to_coco
 from .predict import same_classes, trained
 from .samples import CURVES, FIELDS, FOUND, OBJECTS, TOP, image_rank
-from .show import load_samples
+from .show import Sample, load_samples
 from .weights import load_weights
 from .worker import quiet
 
@@ -35,46 +40,44 @@ __all__ = ['samples_of', 'detections_of', 'raised', 'amount_for', 'look_at', 'ta
 @torch.no_grad()
 def samples_of(
     model:nn.Module, # Faster or Mask R-CNN, in evaluation mode
-    batch:dict, # one image: `inputs` and `data_samples` of mmdet's test pipeline
-    gt_box:Tensor, # [G, 4] objects, in pixels of the image that the pipeline returns
-    gt_label:Tensor, # [G]
-)->dict[str, Tensor]: # [S] rows of `FIELDS`, `logit` [S, C + 1], `boxes` [S, 4*C] of each class; in the same pixels
-    "Assign the proposals of an image to its objects, and apply the box head to them"
+    item:dict, # of mmdet's data set: `inputs` and `data_samples` of an image
+    truth:Sample, # the image and its objects
+)->dict[str, Any]: # [S] rows of `FIELDS`; `logit` [S, C + 1], `boxes` [S, 4*C] by class; `gt_box`, `gt_label`, `id`
+    "Assign the proposals of an image to its objects, and apply the box head to them; boxes in pixels of the file"
     head, background = model.roi_head, model.roi_head.bbox_head.num_classes
-    data = model.data_preprocessor(batch, False)
-    x = model.extract_feat(data['inputs'])
+    gt_box, gt_label = torch.tensor(truth.boxes).float(), torch.tensor(truth.labels)
+    data = model.data_preprocessor({k: [item[k]] for k in ('inputs', 'data_samples')}, False)
+    x, meta = model.extract_feat(data['inputs']), data['data_samples'][0].metainfo
     priors = model.rpn_head.predict(x, data['data_samples'], rescale=False)[0].bboxes
+    rois = bbox2roi([priors])
+    out = head._bbox_forward(x, rois)
+    logit = out['cls_score'].float()
+    found, = head.bbox_head.predict_by_feat((rois,), (logit,), (out['bbox_pred'].float(),), [meta], rescale=True)
+    priors = priors/priors.new_tensor(meta['scale_factor']*2)
     assigned = head.bbox_assigner.assign(InstanceData(priors=priors), InstanceData(bboxes=gt_box, labels=gt_label))
-    out = head._bbox_forward(x, bbox2roi([priors]))
-    prob = probabilities(out['cls_score'], head.bbox_head.loss_cls)
-    label, gt = torch.where(assigned.gt_inds > 0, assigned.labels, background), assigned.gt_inds - 1
-    delta = out['bbox_pred'].float().view(len(priors), -1, 4)
-    repeated, size = priors.repeat_interleave(delta.shape[1], 0), data['data_samples'][0].img_shape
-    decoded = head.bbox_head.bbox_coder.decode(repeated, delta.flatten(0, 1), max_shape=size)
-    boxes = get_box_tensor(decoded).view(len(priors), -1)
-    box = own_class(boxes, torch.where(label < background, label, prob[:, :background].argmax(1)))
+    gt, prob = assigned.gt_inds - 1, probabilities(logit, head.bbox_head.loss_cls)
+    label, every = torch.where(gt >= 0, assigned.labels, background), torch.arange(len(gt))
+    box = own_class(found.bboxes, torch.where(gt >= 0, label, prob[:, :background].argmax(1)))
     def overlap(boxes): # with its object; of a negative, the highest
-        if not len(gt_box): return boxes.new_zeros(len(boxes))
-        iou = bbox_overlaps(boxes, gt_box)
-        return torch.where(gt >= 0, iou.gather(1, gt.clamp(min=0)[:, None])[:, 0], iou.max(1)[0])
+        iou = F.pad(bbox_overlaps(boxes, gt_box), (0, 1))  # the last is for no object
+        return torch.where(gt >= 0, iou[every, gt], iou.max(1)[0])
     return {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'box': box,
-            'score': prob.gather(1, label[:, None])[:, 0], 'object_score': prob[:, :background].max(1)[0],
-            'loss': class_loss(out['cls_score'], label, head.bbox_head.loss_cls),
-            'logit': out['cls_score'].float(), 'boxes': boxes}
+            'score': prob[every, label], 'object_score': prob[:, :background].max(1)[0],
+            'loss': class_loss(logit, label, head.bbox_head.loss_cls), 'logit': logit, 'boxes': found.bboxes,
+            'gt_box': gt_box, 'gt_label': gt_label, 'id': meta['img_id']}
 
 # %% ../../nbs/lab/61_study.ipynb
 def detections_of(
     model:nn.Module,
     logit:Tensor, # [S, C + 1]
     boxes:Tensor, # [S, 4*C], or [S, 4] where the regression is class-agnostic
-)->tuple[Tensor, Tensor, Tensor]: # [D, 5] box and score, the highest first; [D] class; [D] sample
+)->dict[str, Tensor]: # `bboxes` [D, 4], `scores` [D], the highest first, `labels` [D], `sample` [D]
     "The detections of an image, from its samples"
     cfg, C = model.roi_head.test_cfg, model.roi_head.bbox_head.num_classes
     prob = probabilities(logit, model.roi_head.bbox_head.loss_cls)
-    if prob.shape[1] == C:  # sigmoid has no column of the background, which `multiclass_nms` drops
-        prob = torch.cat([prob, prob.new_zeros(len(prob), 1)], 1)
+    prob = F.pad(prob, (0, C + 1 - prob.shape[1]))  # sigmoid has no column of the background
     found, label, at = multiclass_nms(boxes, prob, cfg.score_thr, cfg.nms, cfg.max_per_img, return_inds=True)
-    return found, label, at//C
+    return {'bboxes': found[:, :4], 'scores': found[:, 4], 'labels': label, 'sample': at//C}
 
 # %% ../../nbs/lab/61_study.ipynb
 def raised(
@@ -95,16 +98,13 @@ def amount_for(
     budget:float, # by how much the summed loss should fall; above 0
     loss_cls:nn.Module, # the head's classification loss
 )->float: # see `raised`
-    "How much to add, by bisection; a `ValueError` of one line if the chosen samples have less loss than `budget`"
-    z, l, all_of = logit[chosen].double(), label[chosen], torch.ones(int(chosen.sum()), dtype=torch.bool)
-    total = lambda a: class_loss(raised(z, l, all_of, a), l, loss_cls).double().sum().item() if len(l) else 0.
-    have, low, high = total(0.), 0., 64.
-    if have - total(high) < budget:
+    "How much to add; a `ValueError` of one line if the chosen samples have less loss than `budget`"
+    z, l, chosen = logit[chosen], label[chosen], chosen[chosen]
+    total = lambda a: class_loss(raised(z, l, chosen, a), l, loss_cls).double().sum().item()
+    have = total(0.)
+    if have - total(64.) < budget:
         raise ValueError(f'budget={budget:.4g}: the chosen samples have a loss of {have:.4g} only')
-    for _ in range(60):
-        middle = (low + high)/2
-        low, high = (middle, high) if have - total(middle) < budget else (low, middle)
-    return high
+    return brentq(lambda a: have - total(a) - budget, 0, 64)
 
 # %% ../../nbs/lab/61_study.ipynb
 def look_at(
@@ -112,69 +112,55 @@ def look_at(
     spec:DataSpec,
     dataset:Any, # mmdet's data set of the validation images
     images:int, # number of images, from the first on
-)->list[dict[str, Any]]: # `samples_of` each image; `gt_box`, `gt_label`, `id`, `zoom` [4] to the pipeline's pixels
+)->list[dict[str, Any]]: # `samples_of` each image
     "`samples_of` the first images of the validation split"
-    out = []
-    for i in range(min(images, len(dataset))):
-        item, truth = dataset[i], load_samples(spec, 'val', [i])[0]
-        zoom = torch.tensor(item['data_samples'].scale_factor).float().repeat(2)
-        gt_box, gt_label = torch.tensor(truth.boxes).float().view(-1, 4), torch.tensor(truth.labels).long()
-        batch = {'inputs': [item['inputs']], 'data_samples': [item['data_samples']]}
-        seen = samples_of(model, batch, gt_box*zoom, gt_label)
-        out.append(seen | {'gt_box': gt_box, 'gt_label': gt_label, 'zoom': zoom, 'id': item['data_samples'].img_id})
-    return out
+    truth = load_samples(replace(spec, has_masks=False), 'val', min(images, len(dataset)))
+    return [samples_of(model, dataset[i], t) for i, t in enumerate(truth)]
 
 # %% ../../nbs/lab/61_study.ipynb
 def tables(
     seen:list[dict[str, Any]], # see `look_at`
-    found:list[tuple[Tensor, Tensor, Tensor]], # `detections_of` each image
+    found:list[dict[str, Tensor]], # `detections_of` each image
     negatives:int, # number of first images whose negatives are stored
 )->dict[str, np.ndarray]: # `FIELDS`, `OBJECTS` and `FOUND`
     "Samples, objects and detections of all images"
-    kinds = FIELDS | OBJECTS | FOUND
-    parts, objects, samples = {k: [] for k in kinds}, 0, 0
-    for i, (s, (dets, label, at)) in enumerate(zip(seen, found)):
+    parts, objects, samples = defaultdict(list), 0, 0
+    for i, (s, f) in enumerate(zip(seen, found)):
         kept = (s['gt'] >= 0) | (i < negatives)
         row = torch.where(kept, kept.cumsum(0) - 1 + samples, -1)
-        new = {k: s[k][kept] for k in FIELDS if k in s} | {
-            'image': torch.full((int(kept.sum()),), i), 'box': s['box'][kept]/s['zoom'],
-            'gt': torch.where(s['gt'] >= 0, s['gt'] + objects, -1)[kept],
+        s = s | {'image': torch.full_like(s['gt'], i), 'gt': torch.where(s['gt'] >= 0, s['gt'] + objects, -1)}
+        new = {k: s[k][kept] for k in FIELDS} | {
             'gt_image': torch.full_like(s['gt_label'], i), 'gt_label': s['gt_label'], 'gt_box': s['gt_box'],
-            'found_image': torch.full_like(label, i), 'found_label': label, 'found_score': dets[:, 4],
-            'found_box': dets[:, :4]/s['zoom'], 'found_sample': row[at]}
-        for k, v in new.items(): parts[k].append(v.numpy())
+            'found_image': torch.full_like(f['labels'], i), 'found_label': f['labels'], 'found_score': f['scores'],
+            'found_box': f['bboxes'], 'found_sample': row[f['sample']]}
+        for k, v in new.items(): parts[k].append(v)
         objects, samples = objects + len(s['gt_label']), samples + int(kept.sum())
-    return {k: np.concatenate(parts[k]).astype(kind) for k, kind in kinds.items()}
+    return {k: torch.cat(v).numpy() for k, v in parts.items()}
 
 # %% ../../nbs/lab/61_study.ipynb
 def curves(
     model:nn.Module,
     spec:DataSpec,
     seen:list[dict[str, Any]], # see `look_at`
-    found:list[tuple[Tensor, Tensor, Tensor]], # `detections_of` each image
     category:list[int], # [C] COCO's id of each class
-)->dict[str, np.ndarray]: # `CURVES` without `images` and `negatives`
+)->dict[str, list]: # `CURVES` without `images` and `negatives`
     "Precision with unchanged and with raised scores"
     loss_cls, each = model.roi_head.bbox_head.loss_cls, [len(s['gt']) for s in seen]
-    logit, label = (torch.cat([s[k] for s in seen]) for k in ('logit', 'label'))
+    logit, label, gt = (torch.cat([s[k] for s in seen]) for k in ('logit', 'label', 'gt'))
     rank = torch.cat([image_rank(s['iou'], s['gt']) for s in seen])
-    rank[label == model.roi_head.bbox_head.num_classes] = max(TOP)  # never chosen
+    rank[gt < 0] = max(TOP)  # never chosen
     loss = class_loss(logit, label, loss_cls).double()
     budget = min(.1*loss.sum().item(), .98*loss[rank < TOP[0]].sum().item())
-    def precision(found):
-        as_coco = [dict(image_id=s['id'], category_id=category[c], score=score, bbox=[x1, y1, x2 - x1, y2 - y1])
-                   for s, (dets, labels, _) in zip(seen, found)
-                   for (x1, y1, x2, y2), score, c in zip((dets[:, :4]/s['zoom']).tolist(), dets[:, 4].tolist(),
-                                                         labels.tolist())]
-        images = [s['id'] for s in seen]
-        return pr_curves(precisions(as_coco, spec.val_json, area_limits=spec.area_limits, images=images))
-    precision_of, raised_by, loss_sum = [precision(found)], [0.], [loss.sum().item()]
-    for top in TOP:
-        raised_by.append(amount_for(logit, label, rank < top, budget, loss_cls) if budget else 0.)
-        z = raised(logit, label, rank < top, raised_by[-1])
-        loss_sum.append(class_loss(z, label, loss_cls).double().sum().item())
-        precision_of.append(precision([detections_of(model, part, s['boxes']) for part, s in zip(z.split(each), seen)]))
-    return {'precision': np.stack(precision_of), 'raised_by': np.array(raised_by), 'loss_sum': np.array(loss_sum)}
+    out, images = defaultdict(list), [s['id'] for s in seen]
+    for top in (0, *TOP):
+        amount = amount_for(logit, label, rank < top, budget, loss_cls) if top and budget else 0.
+        z = raised(logit, label, rank < top, amount)
+        found = [detections_of(model, part, s['boxes']) for part, s in zip(z.split(each), seen)]
+        as_coco = [d for f, id in zip(found, images) for d in to_coco(f, id, category)]
+        out['raised_by'].append(amount)
+        out['loss_sum'].append(class_loss(z, label, loss_cls).double().sum().item())
+        out['precision'].append(pr_curves(precisions(as_coco, spec.val_json, 'bbox', spec.area_limits, images)))
+    return out
 
 # %% ../../nbs/lab/61_study.ipynb
 def collect(
@@ -192,9 +178,9 @@ def collect(
                          f'copy its folder to {store.runs_dir(runs)}, and its samples are kept there')
     one_of('detector', exp.detector, ('faster_rcnn', 'mask_rcnn'))
     same_classes(record, spec)
-    if type(images) is not int or images < 1: raise ValueError(f'images={images!r}: give a whole number, 1 or more')
-    if type(negatives) is not int or negatives < 0:
-        raise ValueError(f'negatives={negatives!r}: give a whole number of images, 0 or more')
+    for name, n, least in (('images', images, 1), ('negatives', negatives, 0)):
+        if type(n) is not int or n < least:
+            raise ValueError(f'{name}={n!r}: give a whole number of images, {least} or more')
     cfg = config(exp, spec)
     register_all_modules()
     with quiet(), contextlib.redirect_stdout(None):
@@ -203,10 +189,10 @@ def collect(
         load_weights(model, file)
         seen = look_at(model, spec, dataset, images)
         found = [detections_of(model, s['logit'], s['boxes']) for s in seen]
-        arrays = tables(seen, found, negatives) | curves(model, spec, seen, found, dataset.cat_ids)
+        arrays = tables(seen, found, negatives) | curves(model, spec, seen, dataset.cat_ids)
     arrays |= {'images': len(seen), 'negatives': min(negatives, len(seen))}
     buffer, path = io.BytesIO(), path/'samples.npz'
     kinds = FIELDS | OBJECTS | FOUND | CURVES
-    np.savez_compressed(buffer, **{k: np.asarray(arrays[k], kind) for k, kind in kinds.items()})
+    np.savez_compressed(buffer, **{k: np.asarray(arrays[k], kinds[k]) for k in kinds})
     write_bytes(path, buffer.getbuffer())
     return path

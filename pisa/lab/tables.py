@@ -8,16 +8,17 @@ import dataclasses, re
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .claims import CHEAP, MARGIN, claims_markdown, judge_table, markdown_table, no_markup, signed, table_name
+from .claims import (CHEAP, MARGIN, claims_markdown, judge_table, known, markdown_table, no_markup, signed,
+                             table_name)
 from .experiments import RECIPES, SCALES
 from .files import figures_dir, write_json, write_text
 from .paper import published
 from .rows import ROWS, Row, known_table, label, row_experiment
-from .statistics import LEVEL, Part, difference, geometric_mean, select, shared, t_quantile, time_ratios, values
+from .statistics import LEVEL, Part, difference, select, shared, t_quantile, time_ratios
 
 # %% auto 0
-__all__ = ['HEADINGS', 'COLUMNS', 'RULE', 'table', 'shown', 'styled', 'hours_text', 'caption', 'latex', 'markdown', 'sources',
-           'run_ids', 'write', 'show']
+__all__ = ['HEADINGS', 'RULE', 'table', 'shown', 'styled', 'hours_text', 'caption', 'latex', 'markdown', 'sources', 'run_ids',
+           'write', 'show']
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _data(cells:pd.DataFrame)->str: # runs of one data set
@@ -25,20 +26,27 @@ def _data(cells:pd.DataFrame)->str: # runs of one data set
     return cells.data_note.iloc[0].partition(';')[0]
 
 # %% ../../nbs/lab/72_tables.ipynb
+def _theirs(row:Row)->dict: # column to number
+    "The published numbers in one row"
+    if row.name == row.base: return dict(row.numbers)
+    base = ROWS[row.base].numbers
+    change = (row.numbers - base).add_prefix('Δ')
+    return {**row.numbers, **change, 'time_ratio': (row.numbers/base).get('train_time')}
+
 def _ours(row:Row, part:Part)->dict: # column to number
     "Our numbers in one row"
     own, seeds = part.cells[part.cells.row == row.name], shared(part.cells, row.name, row.base)
     if seeds: own = own[own.seed.isin(seeds)]
     out = {'seeds': len(own), 'runs': ' '.join(own.id)}
     for m in row.numbers.index:
-        v = values(own, m).dropna() if m in own else ()
+        v = own[m].dropna().astype(float) if m in own else ()
         if not len(v): continue
-        sd, df = part.noise(m, paired=False)
+        sd, df = part.noise(m, False)
         out |= {m: v.mean(), f'±{m}': t_quantile(df)*sd/len(v)**.5}
-        if row.name == row.base: continue
-        if m == 'train_time': out['time_ratio'] = geometric_mean(time_ratios(part.cells, row.name, row.base))
-        elif d := difference(part, [(row.name, row.base)], m):
+        if d := difference(part, [(row.name, row.base)], m):
             out |= {f'Δ{m}': d['difference'], f'Δ{m} low': d['low'], f'Δ{m} high': d['high']}
+        if m == 'train_time' and row.name != row.base:
+            out['time_ratio'] = np.exp(np.log(time_ratios(part.cells, row.name, row.base)).mean())
     return out
 
 # %% ../../nbs/lab/72_tables.ipynb
@@ -52,73 +60,62 @@ def table(
 
     Columns of a metric m, in percent: m, ±m (half of its interval), Δm (from the baseline), Δm low, Δm high.
     Columns of ours: seeds, runs (ids)"""
-    rows = known_table(number).rows
-    names, parts = [r.name for r in rows], {scale: select(number, runs, scale) for scale in SCALES}
-    paper = pd.DataFrame([r.numbers for r in rows], index=names)
-    base = paper.loc[[r.base for r in rows]].set_axis(names).drop([r.name for r in rows if r.name == r.base])
-    metrics, step = [m for m in paper if m != 'train_time'], runs.attrs.get('step', {})
-    time = ['train_time', 'time_ratio'] if 'train_time' in paper else []
-    groups = {'published': paper.join((paper - base).add_prefix('Δ'))}
-    if time:
-        groups['published']['time_ratio'] = paper.train_time/base.train_time
-        groups['bench'] = pd.DataFrame([step.get(n, {}) for n in names], index=names)
-    for scale, part in parts.items(): groups[scale] = pd.DataFrame([_ours(r, part) for r in rows], index=names)
+    rows, parts = known_table(number).rows, {scale: select(number, runs, scale) for scale in SCALES}
+    names, metrics = [r.name for r in rows], [m for m in rows[0].numbers.index if m != 'train_time']
+    step, lost = (runs.attrs.get(k, {}) for k in ('step', 'diverged'))
+    time = ['train_time', 'time_ratio'] if number == 1 else []
     ours = [form.format(m) for form in _FORMS for m in metrics]
-    columns = {'published': [*time, *metrics, *(f'Δ{m}' for m in metrics)], 'bench': ['time_ratio', 'low', 'high'],
-               'mini': ['seeds', *ours, 'runs'], 'paper': ['seeds', *time, *ours, 'runs']}
-    df = pd.concat({k: g.reindex(columns=columns[k]) for k, g in groups.items()}, axis=1)
-    df.index = pd.MultiIndex.from_tuples([tuple(r.labels.values()) for r in rows], names=list(rows[0].labels))
-    lost = runs.attrs.get('diverged', [])
+    groups = {'published': ([_theirs(r) for r in rows], [*time, *metrics, *(f'Δ{m}' for m in metrics)])}
+    if time: groups['bench'] = [step.get(n, {}) for n in names], ['time_ratio', 'low', 'high']
+    for scale, part in parts.items():
+        groups[scale] = [_ours(r, part) for r in rows], ['seeds', *(time if scale == 'paper' else ()), *ours, 'runs']
+    index = pd.MultiIndex.from_tuples([tuple(r.labels.values()) for r in rows], names=list(rows[0].labels))
+    df = pd.concat({k: pd.DataFrame(numbers, index, columns) for k, (numbers, columns) in groups.items()}, axis=1)
+    state = lambda name, scale: 'diverged' if row_experiment(name, scale=scale, seed=0) in lost else 'not run'
     df.attrs = dict(number=number, rows=names, bases=[names.index(r.base) for r in rows],
                     data={scale: _data(part.cells) for scale, part in parts.items() if len(part.cells)},
-                    diverged=[(s, n) for s in SCALES for n in names if row_experiment(n, scale=s, seed=0) in lost])
+                    missing={scale: [state(n, scale) for n in names] for scale in SCALES})
     return df
 
 # %% ../../nbs/lab/72_tables.ipynb
 HEADINGS = {'published': 'published', 'bench': 'ours, full size',
             'mini': 'ours, mini scale', 'paper': 'ours, paper scale'}
-COLUMNS = {'train_time': 's a step', 'time_ratio': 'step', 'AP_VOC': 'AP (VOC)'}
 
-def _cell(part:pd.DataFrame, i:int, base:int, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
+def _cell(row:dict, base:dict, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
     "A mean, and below it the difference from the baseline"
-    mean, half, d, low, high = part.reindex(columns=[form.format(metric) for form in _FORMS]).iloc[i]
-    if mean != mean: return '' if 'seeds' in part else '–'
-    out = f'{mean:.1f}' + (f' ± {half:.1f}' if half == half else '')
+    mean, half, d, low, high = (row.get(form.format(metric), np.nan) for form in _FORMS)
+    if mean != mean: return '' if 'seeds' in row else '–'
+    out = f'{mean:.1f}' + known(' ± {:.1f}', half)
     if d != d: return out
-    said = signed(d) + (f' ± {(high - low)/2:.1f}' if high == high else '')
-    if (low > 0 or high < 0) and part.seeds.iloc[i] > 1: said = f'**{said}**'  # one training says too little
-    return f'{out}\n{said}' + (f' from {mean - d:.1f}' if abs(mean - d - part[metric].iloc[base]) > .05 else '')
+    said = signed(d) + known(' ± {:.1f}', (high - low)/2)
+    if (low > 0 or high < 0) and row['seeds'] > 1: said = f'**{said}**'  # one training says too little
+    return f'{out}\n{said}' + (f' from {mean - d:.1f}' if abs(mean - d - base[metric]) > .05 else '')
 
 # %% ../../nbs/lab/72_tables.ipynb
-def _step_columns(part:pd.DataFrame)->dict[str, list[str]]: # column to text
-    "The median time of a step over the baseline's, below it the quartiles"
-    text = lambda ratio, low, high: '' if ratio != ratio else f'×{ratio:.3f}\n{low:.3f}–{high:.3f}'
-    out = [*map(text, part.time_ratio, part.low, part.high)]
-    return {COLUMNS['time_ratio']: out} if any(out) else {}
-
 def _columns(df:pd.DataFrame, scale:str)->dict[str, list[str]]: # column to text
-    "The published numbers, or ours at a scale; none at the paper's scale if nothing was run there"
-    part, out = df[scale], {}
+    "The columns of a group; none at the paper's scale if nothing was run there"
+    rows, out = df[scale].to_dict('records'), {}
+    if scale == 'bench':  # the median, below it the quartiles
+        text = [known('×{:.3f}', r['time_ratio']) + known('\n{:.3f}', r['low']) + known('–{:.3f}', r['high'])
+                for r in rows]
+        return {'step': text} if any(text) else {}
     if scale in SCALES:
-        missing = ['diverged' if (scale, name) in df.attrs['diverged'] else 'not run' for name in df.attrs['rows']]
-        if not part.seeds.sum(): return {'': missing} if scale == 'mini' or 'diverged' in missing else {}
-        out['seeds'] = [f'{n:.0f}' if n else word for n, word in zip(part.seeds, missing)]
-    if 'train_time' in part:
-        text = lambda time, ratio: '' if time != time else f'{time:.3f}' + (f'\n×{ratio:.3f}' if ratio == ratio else '')
-        out[COLUMNS['train_time']] = [*map(text, part.train_time, part.time_ratio)]
+        missing = df.attrs['missing'][scale]
+        if not any(r['seeds'] for r in rows): return {'': missing} if scale == 'mini' or 'diverged' in missing else {}
+        out['seeds'] = [str(r['seeds'] or word) for r, word in zip(rows, missing)]
+    if 'train_time' in rows[0]:
+        out['s a step'] = [known('{:.3f}', r['train_time']) + known('\n×{:.3f}', r['time_ratio']) for r in rows]
     for m in known_table(df.attrs['number']).shown:
-        out[COLUMNS.get(m, m)] = [_cell(part, i, b, m) for i, b in enumerate(df.attrs['bases'])]
+        cells = [_cell(row, rows[base], m) for row, base in zip(rows, df.attrs['bases'])]
+        out['AP (VOC)' if m == 'AP_VOC' else m] = cells
     return out
 
 def shown(
     df:pd.DataFrame, # see `table`
 )->pd.DataFrame: # of strings, in two lines where there is a difference
     "A table as text: mean ± 95% over seeds, below it the difference from the baseline ± 95% over seeds and images"
-    out = {}
-    for scale, heading in HEADINGS.items():
-        if scale not in df: continue
-        columns = _step_columns(df[scale]) if scale == 'bench' else _columns(df, scale)
-        out |= {(heading, name): texts for name, texts in columns.items()}
+    out = {(heading, name): texts for group, heading in HEADINGS.items() if group in df
+           for name, texts in _columns(df, group).items()}
     return pd.DataFrame(out, index=df.index)
 
 # %% ../../nbs/lab/72_tables.ipynb
@@ -135,7 +132,8 @@ def styled(
               'th.col_heading.level0': 'text-align: center',
               'th.index_name': 'text-align: left',
               'th.row_heading': 'text-align: left; font-weight: normal'}
-    styles |= {f'.col{i}': 'border-left: 1px solid #999' for i in range(1, len(group)) if group[i] != group[i - 1]}
+    ends = np.flatnonzero(group[1:] != group[:-1]) + 1
+    styles |= {f'.col{i}': 'border-left: 1px solid #999' for i in ends}
     return text.map(_html).style.set_table_styles([dict(selector=s, props=p) for s, p in styles.items()])
 
 # %% ../../nbs/lab/72_tables.ipynb
@@ -143,9 +141,8 @@ def hours_text(
     cells:pd.DataFrame, # runs
 )->str: # e.g. '3.2 hours of one core'
     "The cost of runs, in hours of one core or of one GPU"
-    count = lambda c: cells[c].fillna(1).astype(float) if c in cells else 1.
-    gpu, hours = cells.machine_gpu.notna(), cells.seconds*count('machine_processes')/3600
-    parts = {'hours of one core': (hours*count('machine_threads'))[~gpu].sum(), 'GPU hours': hours[gpu].sum()}
+    gpu, hours = cells.machine_gpu.notna(), cells.seconds*cells.machine_processes/3600
+    parts = {'hours of one core': (hours*cells.machine_threads)[~gpu].sum(), 'GPU hours': hours[gpu].sum()}
     return ' and '.join(f'{h:.1f} {name}' for name, h in parts.items() if h)
 
 # %% ../../nbs/lab/72_tables.ipynb
@@ -178,22 +175,20 @@ and the one is shown that speaks least for it, of the paper's and of ours each. 
 # %% ../../nbs/lab/72_tables.ipynb
 def _chance(number:int|str, part:Part)->str:
     "The noise of seeds, the width of our intervals, and the size of the paper's differences"
-    (sd, df), (paired, paired_df) = (part.noise('AP', p) for p in (False, True))
-    rows = known_table(number).rows
+    (sd, df), (paired, paired_df) = part.noise('AP', False), part.noise('AP', True)
+    rows = [r for r in known_table(number).rows if r.name != r.base]
     found = pd.DataFrame([f for r in rows if (f := difference(part, [(r.name, r.base)]))])
-    sizes = [abs(r.numbers.AP - ROWS[r.base].numbers.AP) for r in rows if r.name != r.base]
-    paper = f"The paper's differences from the baseline are {np.nanmin(sizes):.1f} to {np.nanmax(sizes):.1f} AP."
-    if not paired_df:
-        out = ['Nothing was trained with two seeds: their noise is not known, and no difference is judged.']
-        if len(found): out.append(f'The choice of the images alone makes ±{found.over_images.median():.1f}.')
-        return ' '.join([*out, paper])
-    out = [f'AP varies over seeds by a standard deviation of {sd:.1f} ({df} degrees of freedom), '
-           f'a paired difference by {paired*2**.5:.1f} ({paired_df}).']
-    if len(found):
+    out = ['Nothing was trained with two seeds: their noise is not known, and no difference is judged.']
+    if paired_df: out = [f'AP varies over seeds by a standard deviation of {sd:.1f} ({df} degrees of freedom), '
+                         f'a paired difference by {paired*2**.5:.1f} ({paired_df}).']
+    if len(found) and paired_df:
         wide = ((found.high - found.low)/2).groupby(found.pairs).median()
         seen = ', '.join(f"±{h:.1f} with {n} pair{'s' if n > 1 else ''} of runs" for n, h in wide.items())
         out.append(f'So the interval of a difference is about {seen}; smaller effects are mostly not seen.')
-    return ' '.join([*out, paper])
+    elif len(found): out.append(f'The choice of the images alone makes ±{found.over_images.median():.1f}.')
+    sizes = [abs(r.numbers.AP - ROWS[r.base].numbers.AP) for r in rows]
+    out.append(f"The paper's differences from the baseline are {np.nanmin(sizes):.1f} to {np.nanmax(sizes):.1f} AP.")
+    return ' '.join(out)
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
@@ -202,8 +197,7 @@ def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
     cells = part.cells
     if not len(cells): return f'*Ours, {scale} scale*: no run.' if scale == 'mini' else ''
     per, yours = cells.groupby('row').seed.nunique(), (cells.source == 'own').sum()
-    networks = {row_experiment(name, scale='paper').backbone: row_experiment(name, scale=scale).backbone
-                for name in cells.row.unique()}
+    networks = {row_experiment(row, scale='paper').backbone: own for row, own in zip(cells.row, cells.backbone)}
     stands = ', '.join(label(big) if own == big else f'{own} for {label(big)}' for big, own in networks.items())
     seeds = '–'.join(str(n) for n in sorted({per.min(), per.max()}))
     out = [f'*Ours, {scale} scale*: {len(per)} of {len(rows)} rows. Data: {_data(cells)}.']
@@ -212,38 +206,29 @@ def _of_ours(number:int|str, runs:pd.DataFrame, scale:str)->str:
     out += [f'Backbone: {stands}. Seeds a row: {seeds}; {len(cells)} runs{whose}, {hours_text(cells)}.',
             _chance(number, part)]
     if part.left: out.append(f'Left out: {part.left} on other data.')
-    bare = sum(not d for d in cells.draws)
-    if bare: out.append(f'{bare} have no `bootstrap.npz`; their intervals are over seeds alone.')
     return ' '.join(out)
 
 # %% ../../nbs/lab/72_tables.ipynb
+_ODD = {3: "the abstract's gain over OHEM, more than 1, is that of a larger backbone; here C/R is "
+           f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H",
+        6: 'whether the ranked rows have CARL is not said; ours have it',
+        7: f"the row IoU-HLR is Table 4's ISR, yet AP75 is {ROWS['table7/IoU-HLR'].numbers.AP75:.1f} here and "
+           f"{ROWS['table4/isr'].numbers.AP75:.1f} there: compare within a table"}
+
 def _of_the_paper(number:int|str)->str:
     "The data of the published numbers, and what is odd about them"
     parts = {5: ('table5_isr', 'table5_carl'), 'text': ('carl_gradient',)}.get(number, (f'table{number}',))
     where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'COCO, probably'}
-    noted = [note for name in parts if (note := published(name).attrs['note'])]
-    out = [f"*Published*: on {where.get(number, 'COCO val, judging by the baseline')}",
-           *(no_markup(note).replace('train_time', "*s a step*, below it × the baseline's,") for note in noted)]
-    if number == 3:
-        gain = ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP
-        out.append("the abstract's gain over OHEM, more than 1, is that of a larger backbone; "
-                   f'here C/R is {gain:.1f} above H/H')
-    if number == 6: out.append('whether the ranked rows have CARL is not said; ours have it')
-    if number == 7:
-        here, there = (ROWS[name].numbers.AP75 for name in ('table7/IoU-HLR', 'table4/isr'))
-        out.append(f"the row IoU-HLR is Table 4's ISR, yet AP75 is {here:.1f} here and {there:.1f} there: "
-                   'compare within a table')
-    return '; '.join(out) + '.'
+    noted = [no_markup(published(name).attrs['note']) for name in parts]
+    noted = [note.replace('train_time', "*s a step*, below it × the baseline's,") for note in noted]
+    out = [f"*Published*: on {where.get(number, 'COCO val, judging by the baseline')}", *noted, _ODD.get(number)]
+    return '; '.join(filter(None, out)) + '.'
 
-def _of_table1(runs:pd.DataFrame)->str:
-    "The images that ours are evaluated on, and how the time of a step was measured"
-    out = ('Ours are evaluated on validation images, not on test-dev. '
+_TABLE1 = ('Ours are evaluated on validation images, not on test-dev. '
            "What training costs is judged at the paper's scale alone.")
-    step = (' *Step*: the time of a training step with PISA over that without, '
-            "with the paper's networks and image sizes but on a CPU, from `runs/records/bench/step.json`: "
-            'the losses, in which the two differ, are timed in turn, and related to a whole step; '
-            'median and quartiles.')
-    return out + step if runs.attrs.get('step') else out
+_STEP = (' *Step*: the time of a training step with PISA over that without, '
+         "with the paper's networks and image sizes but on a CPU, from `runs/records/bench/step.json`: "
+         'the losses, in which the two differ, are timed in turn, and related to a whole step; median and quartiles.')
 
 def _of_recipe(runs:pd.DataFrame)->str:
     "The recipe of the runs, and the number of runs that are not counted"
@@ -261,7 +246,7 @@ def caption(
     "What a table shows: the data, networks, seeds and cost of our runs"
     out = [f'**{table_name(number)} (v1). {known_table(number).title}.** APs of boxes, in percent.',
            _of_the_paper(number), *(_of_ours(number, runs, scale) for scale in SCALES)]
-    if number == 1: out.append(_of_table1(runs))
+    if number == 1: out.append(_TABLE1 + (_STEP if runs.attrs.get('step') else ''))
     if len(runs): out.append(_of_recipe(runs))
     return '\n\n'.join(filter(None, out))
 
@@ -273,14 +258,12 @@ _TEX = str.maketrans({
 
 def _tex(text:str)->str: return text.translate(_TEX)
 
-def _tex_line(text:str)->str: # `**` becomes bold, signs become math
-    parts = [re.sub(r'(?<!-)[+-](?=\d)', r'$\g<0>$', _tex(part)) for part in text.split('**')]  # not a hyphen or a dash
-    return ''.join(rf'\textbf{{{part}}}' if i%2 else part for i, part in enumerate(parts))
-
 def _tex_cell(text:str)->str: # of `shown`
     "A cell in LaTeX: signs, bold letters, two lines"
-    first, *rest = map(_tex_line, text.split('\n'))
-    return rf'\makecell[r]{{{first}\\ {rest[0]}}}' if rest else first
+    out = _tex(text.replace('**', '\0'))
+    out = re.sub(r'(?<!-)[+-](?=\d)', r'$\g<0>$', out)  # not a hyphen or a dash
+    out = re.sub('\0(.*?)\0', r'\\textbf{\1}', out).replace('\n', r'\\ ')
+    return rf'\makecell[r]{{{out}}}' if '\n' in text else out
 
 def latex(
     df:pd.DataFrame, # see `table`
@@ -311,18 +294,17 @@ def sources(
     runs:pd.DataFrame, # see `read_runs`
 )->dict: # plain values
     "The origin of a table: rule, data, verdicts, and for each row and scale the parameters and the ids of its runs"
-    plain = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
     cells = {s: select(number, runs, s).cells for s in SCALES}
-    claims = judge_table(number, runs).astype(object).to_dict('records')
-    def row(name, scale):
-        parameters = dataclasses.asdict(row_experiment(name, scale=scale, seed=0))
+    claims = judge_table(number, runs).astype(object).replace({np.nan: None, np.inf: None})
+    def row(name, scale, own):
+        parameters = dataclasses.asdict(row_experiment(name, scale=scale))
         del parameters['seed']
-        return {'runs': cells[scale].id[cells[scale].row == name].tolist(), 'parameters': parameters}
+        return {'runs': own.id[own.row == name].tolist(), 'parameters': parameters}
     return {'table': number, 'title': known_table(number).title,
             'rule': {'level': LEVEL, 'margin': MARGIN, 'cheap': CHEAP},
             'data': {s: own.data_fingerprint.iloc[0] for s, own in cells.items() if len(own)},
-            'rows': {r.name: {s: row(r.name, s) for s in SCALES} for r in known_table(number).rows},
-            'claims': [{k: plain(v) for k, v in c.items()} for c in claims]}
+            'rows': {r.name: {s: row(r.name, s, own) for s, own in cells.items()} for r in known_table(number).rows},
+            'claims': claims.to_dict('records')}
 
 def run_ids(
     number:int|str, # a key of `TABLES`
@@ -345,13 +327,13 @@ def write(
     out:str|Path|None=None, # folder; the project's `figures/` if not given
 )->list[Path]: # Markdown, CSV, LaTeX, JSON
     "Write the files of a table, each in one step"
-    df, kept = table(number, runs), sources(number, runs)
-    file = Path(out or figures_dir())/('carl_gradient' if number == 'text' else f'table{number}')
+    df, name = table(number, runs), 'carl_gradient' if number == 'text' else f'table{number}'
     text = '\n\n'.join([markdown(df), caption(number, runs), claims_markdown(number, runs), RULE,
                         '**Runs**', run_ids(number, runs)])
-    flat = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4)
-    return [write_text(file.with_suffix('.md'), text + '\n'), write_text(file.with_suffix('.csv'), flat.to_csv()),
-            write_text(file.with_suffix('.tex'), latex(df)), write_json(file.with_suffix('.json'), kept)]
+    flat, folder = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4), Path(out or figures_dir())
+    texts = {'md': text + '\n', 'csv': flat.to_csv(), 'tex': latex(df)}
+    return [*(write_text(folder/f'{name}.{kind}', text) for kind, text in texts.items()),
+            write_json(folder/f'{name}.json', sources(number, runs))]
 
 # %% ../../nbs/lab/72_tables.ipynb
 def show(
