@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip('mmdet')
 import pisa
-from pisa.lab import data, experiments, hooks, runs, sweep, train as training
+from pisa.lab import data, experiments, hooks, runs, statistics, sweep, train as training
 from pisa.lab.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,9 +26,14 @@ STEPS = 12  # four an epoch
 FILES = ('metrics.json', 'scalars.jsonl', 'detections.json')
 
 
+def wanted():
+    "A small training: the experiment and its data"
+    return experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16)
+
+
 def train(folder):
     torch.set_num_threads(1)
-    return training.train(experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), folder, gpus=0)
+    return training.train(*wanted(), folder, gpus=0)
 
 
 def die():
@@ -97,8 +103,8 @@ def finish(folder, straight):
 
 
 def test_killed_at_every_kind_of_moment(tmp_path, straight, process):
-    "kill -9 eight times, each later than the one before; what is there after each is whole, and the next goes on from it"
-    moments = [('step', 3, []), ('step', 6, [1]), ('epoch_2.pth.sha256', 1, [1]), ('epoch_2.pth', 1, [1]), ('step', 6, [1, 2]),
+    "kill -9 seven times, each later than the one before; what is there after each is whole, and the next goes on from it"
+    moments = [('step', 3, []), ('step', 6, [1]), ('epoch_2.pth', 1, [1]), ('step', 6, [1, 2]),
                ('evaluation', 1, [2, 3]), ('weights.pth', 1, [2, 3]), ('metrics.json', 1, [2, 3])]
     for moment, n, epochs in moments:
         p = process(tmp_path, moment, n)
@@ -106,12 +112,12 @@ def test_killed_at_every_kind_of_moment(tmp_path, straight, process):
         assert p.exitcode == -9, (moment, n)
         path, = tmp_path.iterdir()
         assert [int(f.stem[6:]) for f in runs.checkpoints(path)] == epochs, (moment, n)
-        for file in runs.checkpoints(path): runs.read_checkpoint(file, path.name)
+        for file in runs.checkpoints(path): runs.read_checkpoint(file)
         for file in path.glob('*.json'): json.loads(file.read_text())
         assert len(runs.load(tmp_path)) == 0
         assert list(path.rglob('.*.part')) or moment in ('step', 'evaluation')
     record = finish(tmp_path, straight[0])
-    assert record['resumed'] == 7 and 'earlier' not in record  # all but the first part; the same code on the same machine
+    assert record['resumed'] == 6 and record['earlier'] == []  # all but the first part; the same code on the same machine
     assert record['seconds'] > 0 and record['steps'] == STEPS
 
 
@@ -144,31 +150,27 @@ def flip(file):
     file.write_bytes(content)
 
 
-DAMAGE = {
-    'a bit flipped': (flip, 'does not fit its checksum'),
-    'cut off': (lambda file: os.truncate(file, 1000), 'does not fit its checksum'),
-    'no checksum': (lambda file: Path(f'{file}.sha256').unlink(), 'its checksum is missing'),
-}
+def cut_off(file):
+    os.truncate(file, 1000)
 
 
-@pytest.mark.parametrize('kind', DAMAGE)
-def test_damaged_checkpoint_is_set_aside(tmp_path, straight, stopped, kind):
+@pytest.mark.parametrize('damage', [flip, cut_off])
+def test_damaged_checkpoint_is_set_aside(tmp_path, straight, stopped, damage):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     path, = tmp_path.iterdir()
     first, last = runs.checkpoints(path)
-    damage, reason = DAMAGE[kind]
     damage(last)
-    with pytest.warns(UserWarning, match=reason) as told: state = runs.last_checkpoint(path)
+    with pytest.warns(UserWarning, match='it is damaged') as told: state = runs.last_checkpoint(path)
     assert state['epoch'] == 1 and f'{last} is set aside as' in str(told[0].message) and '\n' not in str(told[0].message)
     assert Path(f'{last}.bad').exists() and runs.checkpoints(path) == [first]
-    if kind == 'cut off': assert finish(tmp_path, straight[0])['resumed'] == 1
+    if damage is cut_off: assert finish(tmp_path, straight[0])['resumed'] == 1
 
 
 def test_all_checkpoints_damaged_starts_anew(tmp_path, straight, stopped):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     path, = tmp_path.iterdir()
     for file in runs.checkpoints(path): flip(file)
-    with pytest.warns(UserWarning, match='does not fit its checksum'): assert finish(tmp_path, straight[0])['resumed'] == 0
+    with pytest.warns(UserWarning, match='it is damaged'): assert finish(tmp_path, straight[0])['resumed'] == 0
 
 
 def test_record_names_other_code_that_had_a_part(tmp_path, stopped, straight):
@@ -189,7 +191,7 @@ def test_run_of_a_newer_schema_is_left_alone(tmp_path, stopped):
     path, = tmp_path.iterdir()
     (path / 'run.json').write_text(json.dumps(read_json(path / 'run.json') | {'schema': 99}))
     before = {f: f.read_bytes() for f in path.rglob('*') if f.is_file() and f.name != '.lock'}
-    with pytest.raises(ValueError, match=r'written by a newer pisa \(schema 99') as e: train(tmp_path)
+    with pytest.raises(ValueError, match='written by a newer pisa') as e: train(tmp_path)
     assert '\n' not in str(e.value)
     assert before == {f: f.read_bytes() for f in path.rglob('*') if f.is_file() and f.name != '.lock'}
 
@@ -251,7 +253,7 @@ def test_full_disk(tmp_path, straight):
             patch.setattr(runs, 'save_checkpoint', tight)
             with pytest.raises(OSError) as e: train(full)
         assert e.value.errno == errno.ENOSPC and '\n' not in str(e.value)
-        for part in ('epoch_2.pth', 'No space left on device', 'epoch_1.pth is safe'): assert part in str(e.value)
+        for part in ('No space left on device', 'goes on from', 'epoch_1.pth'): assert part in str(e.value)
         path, = full.iterdir()
         assert [f.name for f in runs.checkpoints(path)] == ['epoch_1.pth'] and not list(path.rglob('.*.part'))
         grow(256 * 1024)
@@ -263,7 +265,13 @@ def test_read_only_folder(tmp_path, stopped):
         subprocess.run(['mount', '-o', 'remount,ro,bind', tmp_path], check=True)
         with pytest.raises(OSError) as e: train(tmp_path)
     assert e.value.errno == errno.EROFS and '\n' not in str(e.value)
-    for part in (str(tmp_path), 'Read-only file system', 'epoch_2.pth is safe'): assert part in str(e.value)
+    for part in (str(tmp_path), 'Read-only file system', 'goes on from', 'epoch_2.pth'): assert part in str(e.value)
+
+
+def test_a_refused_experiment_leaves_no_folder(tmp_path):
+    exp = experiments.experiment(overrides='train_cfg.max_epoch=3')
+    with pytest.raises(ValueError, match='did you mean'): training.train(exp, wanted()[1], tmp_path / 'runs', gpus=0)
+    assert not (tmp_path / 'runs').exists()
 
 
 def test_record_fields(straight):
@@ -317,7 +325,7 @@ def test_revision_is_that_of_the_code_wherever_it_is_called(tmp_path, monkeypatc
 @pytest.fixture
 def recorded(tmp_path):
     "The folder of a run with a made-up result"
-    record = runs.describe(experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16))
+    record = runs.describe(*wanted())
     path = runs.folder(record['id'], tmp_path)
     path.mkdir()
     (path / 'run.json').write_text(json.dumps(record))
@@ -325,12 +333,16 @@ def recorded(tmp_path):
     return path
 
 
+def task_of(path):
+    "The task of a sweep that trains a run"
+    return sweep.Task(path.name, 'table4/isr', *wanted(), STEPS)
+
+
 @pytest.mark.parametrize('change,reason', [
-    (lambda r: [], 'is not the record of this run'), (lambda r: 'x', 'is not the record of this run'), (lambda r: 7, 'is not the record of this run'),
-    (lambda r: r | {'schema': '1'}, 'schema is missing, or no int'), (lambda r: r | {'overrides': 3}, 'overrides is missing, or no str'),
-    (lambda r: r | {'id': 'another'}, "that of 'another'"),
-    (lambda r: r | {'backbone': '../x'}, "backbone='../x' is not known"), (lambda r: r | {'method': []}, 'method=[] is not known'),
-    (lambda r: r | {'data': {}}, 'data has no fingerprint'), (lambda r: r | {'schema': 99}, 'was written by a newer pisa (schema 99'),
+    (lambda r: [], 'is not the record of this run'), (lambda r: r | {'schema': '1'}, '(schema is missing or wrong)'),
+    (lambda r: r | {'overrides': 3}, '(overrides is missing or wrong)'), (lambda r: r | {'id': 'another'}, '(id is missing or wrong)'),
+    (lambda r: r | {'data': {}}, '(data.fingerprint is missing or wrong)'), (lambda r: r | {'seconds': None}, '(seconds is missing or wrong)'),
+    (lambda r: r | {'schema': 99}, 'was written by a newer pisa'),
     *((lambda r, key=key: {k: v for k, v in r.items() if k != key}, key) for key in ('machine', 'backbone', 'data', 'id', 'seed', 'git'))])
 def test_a_record_that_is_damaged_or_of_another_run(recorded, change, reason):
     "It is refused in one line that names the file; the other runs are shown"
@@ -348,40 +360,66 @@ def test_a_record_that_is_damaged_or_of_another_run(recorded, change, reason):
 
 
 @pytest.mark.parametrize('content,reason', [
-    (b'', 'Expecting value'), (b'{"AP": ', 'Expecting value'), (b'{"AP": "\xff"}', "can't decode"), (b'[]', 'it has no AP'), (b'[["AP", 12.5]]', 'it has no AP'),
-    (b'12.5', 'it has no AP'), (b'{"AP50": 30.0}', 'it has no AP'), (b'{"AP": "12.5"}', 'AP is no number'), (b'{"AP": 12.5, "AP50": [30.0]}', 'AP50 is no number')])
+    (b'', 'Expecting value'), (b'{"AP": ', 'Expecting value'), (b'{"AP": "\xff"}', "can't decode"), (b'[]', 'does not hold the metrics'),
+    (b'{"AP50": 30.0}', 'does not hold the metrics'), (b'{"AP": "12.5"}', 'does not hold the metrics')])
 def test_metrics_that_are_damaged(recorded, content, reason):
     "One line names the file and what can be done; the run is in no table, is failed in a sweep, and stays as it is"
     file, folder = recorded / 'metrics.json', recorded.parent
     file.write_bytes(content)
     with pytest.raises(ValueError) as e: runs.read_metrics(recorded)
     said = str(e.value)
-    assert said.startswith(f'{file} is damaged (') and reason in said and said.endswith('begins anew, since there is no checkpoint') and '\n' not in said
+    assert said.startswith(f'{file} ') and reason in said and 'delete it' in said and '\n' not in said
     with pytest.warns(UserWarning) as told: assert len(runs.load(folder)) == 0
     assert [str(w.message) for w in told] == [f'{recorded.name} is left out: {said}']
-    task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
-    for table in (sweep.progress([task], folder), sweep.sweep([task], 1, folder, gpus=0)):
+    for table in (sweep.progress([task_of(recorded)], folder), sweep.sweep([task_of(recorded)], 1, folder, gpus=0)):
         assert table[['state', 'step', 'why']].values.tolist() == [['failed', 0, said]]
     assert runs.is_complete(recorded) and file.read_bytes() == content
     runs.save_checkpoint(recorded, 3, {})
-    with pytest.raises(ValueError, match='goes on from epoch_3.pth$'): runs.read_metrics(recorded)
-    with pytest.raises(ValueError, match='metrics.json is damaged'): train(folder)
+    with pytest.raises(ValueError, match='metrics.json'): train(folder)
     assert runs.checkpoints(recorded)
 
 
 def test_metrics_where_nothing_is_to_be_found(recorded):
     "COCO's metrics have no value there, and that is no damage"
     (recorded / 'metrics.json').write_text('{"AP": null, "AP50": 3}')
-    task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
-    for table in (runs.load(recorded.parent), sweep.progress([task], recorded.parent)): assert math.isnan(table.AP[0]) and table.AP.dtype == float
-    assert sweep.progress([task], recorded.parent).state.tolist() == ['done'] and runs.load(recorded.parent).AP50.tolist() == [3]
+    for table in (runs.load(recorded.parent), sweep.progress([task_of(recorded)], recorded.parent)): assert math.isnan(table.AP[0]) and table.AP.dtype == float
+    assert sweep.progress([task_of(recorded)], recorded.parent).state.tolist() == ['done'] and runs.load(recorded.parent).AP50.tolist() == [3]
 
 
 def test_a_damaged_record_is_failed_in_a_sweep(recorded):
     (recorded / 'run.json').write_text('{"id": ')
-    task = sweep.Task(recorded.name, 'table4/isr', experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16), STEPS)
-    row = sweep.progress([task], recorded.parent).iloc[0]
+    row = sweep.progress([task_of(recorded)], recorded.parent).iloc[0]
     assert row.state == 'failed' and row.why.startswith(f'{recorded / "run.json"} is not JSON')
+
+
+def test_a_record_without_times(recorded):
+    "It is listed like the others"
+    record = read_json(recorded / 'run.json')
+    assert 'seconds' not in record
+    other = runs.folder('other', recorded.parent)
+    shutil.copytree(recorded, other)
+    (other / 'run.json').write_text(json.dumps(record | {'id': 'other', 'seconds': 60., 'steps': STEPS}))
+    assert runs.load(recorded.parent).seconds.tolist() == [pytest.approx(math.nan, nan_ok=True), 60.]
+    row = sweep.progress([task_of(recorded)], recorded.parent).iloc[0]
+    assert row.state == 'done' and math.isnan(row.minutes) and sweep.task_minutes([task_of(recorded)], recorded.parent).tolist() == [1.]
+
+
+def damage_draws(path, content):
+    "Draws of a run, cut off or replaced"
+    file = path / 'bootstrap.npz'
+    np.savez_compressed(file, AP=np.arange(1001.))
+    file.write_bytes(file.read_bytes()[:1000] if content is None else content)
+    return file
+
+
+@pytest.mark.parametrize('content', [None, b'', b'no archive'])
+def test_draws_that_are_damaged(recorded, content):
+    "One line names the file; the run counts without draws, as the others count with theirs"
+    file = damage_draws(recorded, content)
+    with pytest.warns(UserWarning) as told: assert runs.bootstrap(recorded.name, recorded.parent) == {}
+    said, = (str(w.message) for w in told if w.category is UserWarning)  # numpy leaves the file open
+    assert said.startswith(f'{file} is damaged (') and 'restore it, or delete it' in said and '\n' not in said
+    with pytest.warns(UserWarning, match='bootstrap.npz is damaged'): assert statistics.read_runs(recorded.parent).AP.tolist() == [12.5]
 
 
 @pytest.mark.parametrize('content', ['{"step": 10, "loss": 1.5}\n{"step": 20, "lo', '{"step": 1\n', 'x\n'])
@@ -399,63 +437,14 @@ def test_an_id_that_is_no_word(run, tmp_path):
 
 def test_a_run_that_was_done_by_another_number_of_processes(recorded, capsys):
     "It is not in the id, so it is said"
-    exp, spec = experiments.experiment(overrides=OVERRIDES), data.load('shapes', n_train=64, n_val=16)
-    assert training.train(exp, spec, recorded.parent, gpus=0) == recorded and not capsys.readouterr().out
-    assert training.train(exp, spec, recorded.parent, gpus=0, processes=2) == recorded
+    assert training.train(*wanted(), recorded.parent, gpus=0) == recorded and not capsys.readouterr().out
+    assert training.train(*wanted(), recorded.parent, gpus=0, processes=2) == recorded
     assert 'is done already; processes that trained it: 1, asked for: 2.' in capsys.readouterr().out
-
-
-# ---- links, and folders that are deleted
-
-@pytest.mark.parametrize('name', ['checkpoints', 'mmengine', 'scalars.jsonl', 'logs'])
-def test_a_run_folder_with_a_link_is_not_trained_in(tmp_path, recorded, name):
-    victim = tmp_path.with_name(tmp_path.name + '-victim')
-    victim.mkdir()
-    for file in ('epoch_1.pth', '.a.part', 'request.json'): (victim / file).write_text('mine')
-    (recorded / 'metrics.json').unlink()
-    (recorded / name).symlink_to(victim / 'epoch_1.pth' if '.' in name else victim)
-    with pytest.raises(ValueError, match=f'{recorded / name} is a link') as e: train(recorded.parent)
-    assert '\n' not in str(e.value) and {f.name: f.read_text() for f in victim.iterdir()} == dict.fromkeys(['epoch_1.pth', '.a.part', 'request.json'], 'mine')
-    runs.delete(recorded.name, recorded.parent)
-    assert not recorded.exists() and len(list(victim.iterdir())) == 3
-
-
-def test_a_lock_that_is_a_link_is_not_followed(tmp_path, recorded):
-    victim = tmp_path.with_name(tmp_path.name + '-victim')
-    (recorded / '.lock').symlink_to(victim)
-    for there in (False, True):
-        if there: victim.write_text('mine')
-        for f in (lambda: runs.lock(recorded).__enter__(), lambda: runs.held(recorded), lambda: runs.delete(recorded.name, recorded.parent)):
-            with pytest.raises(ValueError) as e: f()
-            assert str(e.value) == f'{recorded / ".lock"} is a link, and a run is trained in a folder of its own only: delete the link'
-        assert victim.exists() == there
-    assert victim.read_text() == 'mine' and runs.is_complete(recorded)
-
-
-def test_a_run_folder_that_is_a_link_is_no_run(recorded):
-    recorded.rename(recorded.parent.parent / f'{recorded.parent.name}-elsewhere')
-    recorded.symlink_to(recorded.parent.parent / f'{recorded.parent.name}-elsewhere')
-    assert len(runs.load(recorded.parent)) == 0
-
-
-def test_the_lock_of_a_folder_that_was_deleted_meanwhile_is_none(recorded, monkeypatch):
-    "While one waits for the lock, its holder deletes the folder; the one that waited has a lock that excludes others"
-    holder, real = runs.lock(recorded), time.sleep
-    holder.__enter__()
-    def wait(seconds):
-        monkeypatch.setattr(runs.time, 'sleep', real)
-        shutil.rmtree(recorded)
-        holder.__exit__(None, None, None)
-    monkeypatch.setattr(runs.time, 'sleep', wait)
-    with runs.lock(recorded):
-        assert runs.held(recorded).startswith(f'process {os.getpid()} ')
-        with pytest.raises(BlockingIOError): runs.lock(recorded).__enter__()
-    assert runs.held(recorded) is None
 
 
 def test_a_run_on_a_disk_that_cannot_be_written_to_is_not_deleted(recorded):
     with mounted(recorded.parent, '--bind', recorded.parent):
         subprocess.run(['mount', '-o', 'remount,ro,bind', recorded.parent], check=True)
         with pytest.raises(OSError) as e: runs.delete(recorded.name, recorded.parent)
-    assert f'run {recorded.name} cannot be deleted, {recorded.parent} cannot be written to: Read-only file system' in str(e.value)
+    assert f'Read-only file system: {str(recorded)!r}'[:-1] in str(e.value)
     assert len(runs.load(recorded.parent)) == 1

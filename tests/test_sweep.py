@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 pytest.importorskip('mmdet')
 import pisa
 import submitit
-from pisa.lab import data, rows, runs, sweep
+from pisa.lab import data, processes, rows, runs, sweep
 from pisa.lab.files import read_json, write_json
 from notebooks import ENV, ROOT, papermill
 
@@ -57,7 +58,6 @@ def test_the_notebook_leaves_what_is_done_and_shows_what_failed(tmp_path):
     spec = data.load('shapes')
     there, missing = sweep.list_tasks(rows.row_names('text'), [1], overrides=bad, specs={'shapes': spec})
     path = runs.folder(there.id, tmp_path / 'runs')
-    path.mkdir()
     write_json(path / 'run.json', runs.describe(there.exp, spec) | {'seconds': 60., 'steps': 4})
     write_json(path / 'metrics.json', {'AP': 12.3})
     log = train_table(tmp_path, 'text', bad, code=1)
@@ -83,10 +83,10 @@ def test_a_killed_job_does_not_stop_the_others(spec, tmp_path):
     tasks = plan(spec, ['table4/baseline'], overrides=LONGER) + plan(spec, ['table4/isr'])
     killed = []
     def watch(table, line):
-        for row in table[(table.run == tasks[0].id) & (table.state == 'running')].itertuples():
-            lock = runs.folder(row.run, tmp_path) / '.lock'
-            if not killed: os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
-            killed.append(row.run)
+        holder = runs.held(runs.folder(tasks[0].id, tmp_path))
+        if holder and not killed:
+            killed.append(holder)
+            os.kill(int(holder.split()[1]), signal.SIGKILL)
     table = sweep.sweep(tasks, 2, tmp_path, watch=watch, poll=0.2)
     assert killed and table.state.tolist() == ['failed', 'done'] and 'without a word' in table.why[0]
 
@@ -142,25 +142,45 @@ def test_a_run_that_another_process_has_is_waited_for(spec, tmp_path):
 def test_a_job_that_finds_another_process_at_its_run_is_not_a_failure(spec, tmp_path):
     "Here the other takes the run when the job is already on its way"
     task, = plan(spec, ['table4/isr'])
-    path, states = runs.folder(task.id, tmp_path), []
-    with contextlib.ExitStack() as stack:
-        def watch(table, line):
-            if not states: stack.enter_context(runs.lock(path))
-            states.append(table.state[0])
-            if states[-1] == 'elsewhere': stack.close()
-        table = sweep.sweep([task], 1, tmp_path, watch=watch, poll=0.2)
-    assert 'elsewhere' in states and 'failed' not in states and table.state.tolist() == ['done']
-    assert f'is being trained by process {os.getpid()}' in (path / 'job.log').read_text()
+    path, log = runs.folder(task.id, tmp_path), runs.folder(task.id, tmp_path) / 'job.log'
+    waits = lambda: log.exists() and f'is being trained by process {os.getpid()}' in log.read_text()
+    lock = runs.lock(path)
+    def other():
+        wait_for(waits)
+        lock.__exit__(None, None, None)
+    def watch(table, line):
+        if not thread.ident:
+            lock.__enter__()
+            thread.start()
+    thread = threading.Thread(target=other)
+    table = sweep.sweep([task], 1, tmp_path, watch=watch, poll=0.2)
+    thread.join()
+    assert waits() and table.state.tolist() == ['done']
+
+
+def test_each_job_has_gpus_of_its_own(spec, tmp_path, monkeypatch):
+    "Three GPUs are enough for one job of two, or for three of one"
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5,7')
+    monkeypatch.setattr(submitit.LocalExecutor, 'submit', lambda self, *args: self.parameters['visible_gpus'])
+    tasks = plan(spec, ['table4/baseline', 'table4/isr', 'table4/carl'])
+    for gpus, slots in ((1, [[3], [5], [7]]), (2, [[3, 5]])):
+        own = sweep.Local(tmp_path, None, gpus, 1)
+        own.submit(tasks[:own.room()])
+        assert [*own.jobs.values()] == slots and own.room() == 0
+        own.jobs.popitem()
+        own.submit(tasks[-1:])
+        assert [*own.jobs.values()] == slots
 
 
 def test_what_cannot_work_is_refused_before_any_job(spec, tmp_path):
     tasks = plan(spec, ['table4/baseline', 'table4/isr'])
-    with pytest.raises(ValueError, match='gpus=64, but torch sees'): sweep.sweep(tasks, 1, tmp_path, gpus=64)
+    folder = tmp_path / 'runs'
+    with pytest.raises(ValueError, match='gpus=64, but torch sees'): sweep.sweep(tasks, 1, folder, gpus=64)
     weights = tmp_path / 'weights.pth'
     weights.write_bytes(b'no weights')
     tasks = plan(spec, ['table1/retinanet-r50-pisa'], pretrained=str(weights))
-    with pytest.raises((ValueError, FileNotFoundError), match=f'the weights {weights}'): sweep.sweep(tasks, 1, tmp_path)
-    assert not list(tmp_path.glob('*/'))
+    with pytest.raises((ValueError, FileNotFoundError), match=f'the weights {weights}'): sweep.sweep(tasks, 1, folder)
+    assert not folder.exists()
 
 
 # ---- Slurm
@@ -267,7 +287,7 @@ def test_without_slurm(spec, tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(ValueError, match="no sbatch here: .* launcher='local'") as e:
         sweep.sweep(plan(spec, ['table4/isr']), 1, tmp_path / 'runs', launcher='slurm')
-    assert '\n' not in str(e.value) and not list((tmp_path / 'runs').iterdir())
+    assert '\n' not in str(e.value) and not (tmp_path / 'runs').exists()
 
 
 def test_jobs_import_the_package_of_the_sweep(tmp_path, monkeypatch):
@@ -275,17 +295,8 @@ def test_jobs_import_the_package_of_the_sweep(tmp_path, monkeypatch):
     (tmp_path / 'pisa').mkdir()
     (tmp_path / 'pisa/__init__.py').write_text('')
     monkeypatch.chdir(tmp_path)
-    where = lambda: subprocess.run([sys.executable, '-c', 'import pisa; print(pisa.__file__)'], capture_output=True, text=True, check=True).stdout.strip()
+    command = [sys.executable, '-c', 'import pisa; print(pisa.__file__)']
+    where = lambda env: subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | env).stdout.strip()
     monkeypatch.delenv('PYTHONSAFEPATH', raising=False)
-    assert where() == str(tmp_path / 'pisa/__init__.py')
-    with sweep.own_package(): assert where() == pisa.__file__
-
-
-def test_a_linked_log_is_not_written_to(spec, tmp_path):
-    victim, task = tmp_path / 'victim', plan(spec, ['table4/isr'])[0]
-    victim.write_text('mine')
-    path = runs.folder(task.id, tmp_path / 'runs')
-    path.mkdir()
-    (path / 'job.log').symlink_to(victim)
-    with pytest.raises(ValueError, match='job.log is a link'): sweep.sweep([task], 1, tmp_path / 'runs')
-    assert victim.read_text() == 'mine'
+    assert where({}) == str(tmp_path / 'pisa/__init__.py')
+    assert where(processes.same_package()) == pisa.__file__

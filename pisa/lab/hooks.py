@@ -6,9 +6,10 @@
 from __future__ import annotations
 import json, math, random, sys, time
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
-from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner, set_random_seed
@@ -46,8 +47,8 @@ def mean_over_processes(values:dict[str, float])->dict[str, float]:
 
 class Recorder(Hook):
     "Appends mean losses to `scalars.jsonl` and keeps the metrics of the last evaluation"
-    def __init__(self, file:Path, interval:int=10):
-        self.file, self.interval, self.metrics = file, interval, {}
+    def __init__(self, file:Path):
+        self.file, self.metrics = file, {}
         self.load_state_dict({'lines': '', 'sums': {}, 'n': 0})
 
     def state_dict(self)->dict: # the same in all processes; every process must call it
@@ -61,15 +62,12 @@ class Recorder(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         for k, v in floats(outputs).items(): self.sums[k] = self.sums.get(k, 0) + v
         self.n += 1
-        if self.n < self.interval and runner.iter + 1 < runner.max_iters: return
+        if self.n < 10 and runner.iter + 1 < runner.max_iters: return
         self.sums = mean_over_processes(self.sums)
         means = {'lr': runner.optim_wrapper.get_lr()['lr'][0], **{k: v/self.n for k, v in self.sums.items()}}
         line = {'step': runner.iter + 1, **{k: float(f'{v:.5g}') for k, v in means.items()}}
-        try:
-            if is_main_process():
-                with open(self.file, 'a') as f: f.write(json.dumps(line) + '\n')
-        except OSError as e:  # the error of a full disk does not name the file
-            raise OSError(e.errno, e.strerror, str(self.file)) from None
+        if is_main_process():
+            with open(self.file, 'a') as f: f.write(json.dumps(line) + '\n')
         self.sums, self.n = {}, 0
 
     def after_val_epoch(self, runner, metrics=None): self.metrics = dict(metrics)
@@ -93,21 +91,17 @@ class Progress(Hook):
     def after_val_epoch(self, runner, metrics=None): self.val_bar.close()
 
 # %% ../../nbs/lab/52_hooks.ipynb
-def rng_state()->dict[str, torch.Tensor]: # for `set_rng_state`
+def rng_state()->dict[str, Any]: # for `set_rng_state`; of types that a checkpoint may hold
     "The state of the random number generators of Python, numpy and torch"
-    _, keys, position, has_gauss, gauss = np.random.get_state()
-    _, words, next_gauss = random.getstate()
-    return {'torch': torch.get_rng_state(), 'numpy': torch.tensor([*keys.tolist(), position, has_gauss]),
-            'python': torch.tensor(words),
-            'gauss': torch.tensor([gauss, math.nan if next_gauss is None else next_gauss], dtype=torch.float64),
-            **({'cuda': torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})}
+    kind, keys, *rest = np.random.get_state()
+    state = {'python': random.getstate(), 'numpy': (kind, keys.tolist(), *rest), 'torch': torch.get_rng_state()}
+    if torch.cuda.is_available(): state['cuda'] = torch.cuda.get_rng_state()
+    return state
 
-def set_rng_state(state:dict[str, torch.Tensor])->None:
+def set_rng_state(state:dict[str, Any])->None:
     "Restore a state that `rng_state` returned"
-    *keys, position, has_gauss = state['numpy'].tolist()
-    gauss, next_gauss = state['gauss'].tolist()
-    np.random.set_state(('MT19937', np.array(keys, np.uint32), position, has_gauss, gauss))
-    random.setstate((3, tuple(state['python'].tolist()), None if math.isnan(next_gauss) else next_gauss))
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'])
     if 'cuda' in state and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
 
@@ -123,10 +117,9 @@ class Checkpoint(Hook):
     def __init__(self,
         path:Path, # the run's folder
         recorder:Recorder,
-        state:dict|None=None, # to resume from, see `pisa.lab.runs.last_checkpoint`
     ):
-        self.path, self.recorder, self.state = path, recorder, state
-        self.start, self.before = time.time(), state['seconds'] if state else 0.
+        self.path, self.recorder, self.state = path, recorder, store.last_checkpoint(path)
+        self.start, self.before = time.time(), self.state['seconds'] if self.state else 0.
 
     def seconds(self)->float:
         "Training time so far, without the work that was lost after a checkpoint"
@@ -135,7 +128,7 @@ class Checkpoint(Hook):
     def after_train_epoch(self, runner):
         plain = lambda state: {k: v for k, v in state.items() if isinstance(v, (int, float, str, list, type(None)))}
         recorder = self.recorder.state_dict()
-        rng = {k: torch.stack(all_gather(v)) for k, v in rng_state().items()}  # one row per process
+        rng = all_gather_object(rng_state())  # of each process
         if is_main_process(): store.save_checkpoint(self.path, runner.epoch + 1, {
             'model': dict(bare(runner.model).state_dict()), 'optimizer': runner.optim_wrapper.state_dict(),
             'schedulers': [plain(s.state_dict()) for s in runner.param_schedulers or []], 'recorder': recorder,
@@ -153,7 +146,7 @@ class Checkpoint(Hook):
         self.recorder.load_state_dict(state['recorder'])
         loop = runner.train_loop
         loop._epoch, loop._iter = state['epoch'], state['iter']  # as mmengine's own `resume` does
-        set_rng_state({k: v[get_rank() % len(v)].clone() for k, v in state['rng'].items()})  # torch wants no view
+        set_rng_state(state['rng'][get_rank() % len(state['rng'])])
         print(f'going on after epoch {runner.epoch} of {runner.max_epochs}')
         self.state = None
 

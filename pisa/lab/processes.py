@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/54_processes.ipynb 2
 from __future__ import annotations
-import codecs, contextlib, ctypes, os, re, select, shutil, signal, subprocess, sys, tempfile, time, traceback
+import os, re, select, shutil, signal, subprocess, sys, tempfile, time, traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,74 +16,67 @@ from .plan import Plan, read_plan, write_plan
 from .worker import explained, work
 
 # %% auto 0
-__all__ = ['LOOPBACK', 'START', 'join_and_work', 'failure', 'die_with_parent', 'same_package', 'on_this_node', 'work_together',
-           'help_with']
+__all__ = ['LOOPBACK', 'START', 'join_and_work', 'failure', 'same_package', 'on_this_node', 'work_together', 'help_with']
 
 # %% ../../nbs/lab/54_processes.ipynb
 def join_and_work(
     file:str, # of the plan
-    node:int, # the number of this machine
+    node:str, # the number of this machine
 )->None:
     "Each process that `torchrun` starts runs this, see `START`; it does not return"
     plan, local = read_plan(Path(file)), int(os.environ['LOCAL_RANK'])
-    logs, rank, n = Path(file).parent, node*plan.processes + local, plan.nodes*plan.processes
+    logs, rank, n = Path(file).parent, int(node)*plan.processes + local, plan.nodes*plan.processes
     log = os.open(logs/f'rank{rank}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    out = os.dup(1)
-    for stream in (1, 2): os.dup2(log, stream)
+    for stream in (1, 2) if rank else (2,): os.dup2(log, stream)  # the caller prints what the first process says
     try:
         if plan.device == 'cuda': torch.cuda.set_device(local)
         meet = torch.distributed.FileStore(str(logs/'meet'), n)
         backend = 'nccl' if plan.device == 'cuda' else 'gloo'
         torch.distributed.init_process_group(backend, rank=rank, world_size=n, store=meet)
-        if rank == 0: os.dup2(out, 1)  # the progress
         with explained(logs.parent): work(plan)
         if rank == 0: meet.set('written', '')
         else: meet.wait(['written'], timedelta(days=1))
         for stream in (sys.stdout, sys.stderr): stream.flush()
         os._exit(0)  # skips the clean-up of libraries, which may abort
     except BaseException as e:
-        write_json(logs/f'rank{rank}.error', {'time': time.time(), 'error': one_line(e)})
+        write_json(logs/f'rank{rank}.error', [time.time(), rank, one_line(e)])
         traceback.print_exc()
         os._exit(1)  # skips the clean-up, which would wait for the other processes
 
 # %% ../../nbs/lab/54_processes.ipynb
 def failure(
-    logs:Path, # folder of the processes' logs
-    processes:int, # on each machine
-    nodes:int=1,
+    plan:Plan,
 )->str:
-    "The process that failed first, and why; one line"
-    files = [logs/f'torchrun{node}.log' for node in range(nodes)]
+    "The process that failed first, why, and where the logs are; one line"
+    logs, n = Path(plan.path)/'logs', plan.nodes*plan.processes
+    files = [logs/f'torchrun{node}.log' for node in range(plan.nodes)]
     reports = [file.read_text(errors='replace') if file.exists() else '' for file in files]
+    where = f'The logs are in {logs}'
     for node, report in enumerate(reports):
         for local, number in re.findall(r'\(local_rank: (\d+)\)\s+exitcode +: -(\d+)', report):  # ended by a signal
             name = signal.Signals(int(number)).name
             if name == 'SIGTERM': continue  # `torchrun` sent it
             guess = ' (out of memory?)' if name == 'SIGKILL' else ''
-            return f'process {node*processes + int(local)} of {nodes*processes} was ended by {name}{guess}'
-    errors = sorted((read_json(f) | {'rank': f.stem[4:]} for f in logs.glob('rank*.error')), key=lambda e: e['time'])
-    if errors: return f"process {errors[0]['rank']} of {nodes*processes} failed: {errors[0]['error']}"
-    said = [line for line in '\n'.join(reports).splitlines() if line.strip(' =-')]
-    # errors before `join_and_work` began, such as an import error
-    before_ours = [line for line in said if re.match(r'(?!.*ChildFailedError)[\w.]*(Error|Exception)\b', line)]
-    return 'torchrun failed: ' + (before_ours[:1] or said[-1:] or ['it says nothing'])[0]
+            return f'process {node*plan.processes + int(local)} of {n} was ended by {name}{guess}. {where}'
+    errors = [read_json(file) for file in logs.glob('rank*.error')]
+    if errors: return f'process {min(errors)[1]} of {n} failed: {min(errors)[2]}. {where}'
+    # an error before `join_and_work` began, such as an import error
+    said = re.search(r'^(?!.*ChildFailedError)[\w.]*(Error|Exception)\b.*', '\n'.join(reports), re.M)
+    return f"torchrun failed{f': {said[0]}' if said else ''}. {where}"
 
 # %% ../../nbs/lab/54_processes.ipynb
 LOOPBACK = 'lo' if sys.platform == 'linux' else 'lo0'  # the name of the interface
 
-def die_with_parent(
-    parent:int, # process id
-)->None:
-    "Have the kernel end this process when its parent ends, however it ends (Linux)"
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
-    if os.getppid() != parent: os._exit(1)  # it has ended already
+# The kernel ends the process with its parent (Linux). The first argument is the id of the caller's process
+_ENDS_WITH_PARENT = """import ctypes, os, signal, sys
+libc = ctypes.CDLL(None)
+if hasattr(libc, 'prctl'): libc.prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+os.kill(int(sys.argv.pop(1)), 0)  # an error if it has ended already
+"""
+_LAUNCH = f'{_ENDS_WITH_PARENT}from torch.distributed.run import main; main()'
+START = f'{_ENDS_WITH_PARENT}from pisa.lab.processes import join_and_work; join_and_work(*sys.argv[1:])'
 
 # %% ../../nbs/lab/54_processes.ipynb
-START = ("import ctypes, os, sys; getattr(ctypes.CDLL(None), 'prctl', print)(1, 9); "  # as in `die_with_parent`
-          "os.kill(int(sys.argv[3]), 0); "  # an error if the caller has ended
-          "from pisa.lab.processes import join_and_work; join_and_work(sys.argv[1], int(sys.argv[2]))")
-
 def same_package()->dict[str, str]: # environment variables
     "With these, another process imports this `pisa`, and not one in its working folder"
     paths = str(Path(pisa.__file__).parents[1]), os.environ.get('PYTHONPATH')
@@ -95,32 +88,27 @@ def on_this_node(
     over:Callable[[], bool]=lambda: False, # whether to stop, since another machine has ended
 )->int: # exit code of `torchrun`
     "Start the processes of one machine, and print the output of the first of all processes"
-    logs, per = Path(plan.path)/'logs', plan.processes
+    logs, per, caller = Path(plan.path)/'logs', plan.processes, str(os.getpid())
     with tempfile.TemporaryDirectory() as tmp:
         env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ,
                'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp, **same_package()}
         if plan.nodes == 1: env |= {'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK}
-        command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc-per-node={per}',
+        command = [sys.executable, '-c', _LAUNCH, caller, f'--nproc-per-node={per}',
                    '--rdzv-backend=c10d', '--rdzv-conf=store_type=file', f'--rdzv-endpoint={tmp}/agent',
-                   '--no-python', sys.executable, '-c', START, str(logs/'plan'), str(node), str(os.getpid())]
-        with open(logs/f'torchrun{node}.log', 'wb') as log:
-            p = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
-                                 start_new_session=True, preexec_fn=lambda caller=os.getpid(): die_with_parent(caller))
-        try:
-            decode = codecs.getincrementaldecoder('utf-8')('replace').decode
-            while not over():
-                if not select.select([p.stdout], [], [], 1)[0]: continue
-                if not (chunk := os.read(p.stdout.fileno(), 4096)):
-                    p.wait()
-                    break
-                sys.stdout.write(decode(chunk))
-                sys.stdout.flush()
-        finally:
-            p.terminate()  # it ends the processes; if it is killed instead, the kernel does
-            try: p.wait(10)
-            except subprocess.TimeoutExpired: p.kill()
-            p.wait()
-            p.stdout.close()
+                   '--no-python', sys.executable, '-c', START, caller, str(logs/'plan'), str(node)]
+        with (open(logs/f'torchrun{node}.log', 'wb') as log,
+              subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
+                               start_new_session=True) as p):
+            try:
+                while not over():
+                    if not select.select([p.stdout], [], [], 1)[0]: continue
+                    if not (said := os.read(p.stdout.fileno(), 4096)): return p.wait()
+                    sys.stdout.write(said.decode(errors='replace'))
+                    sys.stdout.flush()
+            finally:
+                p.terminate()  # it ends the processes; if it is killed instead, the kernel does
+                try: p.wait(10)
+                except subprocess.TimeoutExpired: p.kill()
     return p.returncode
 
 # %% ../../nbs/lab/54_processes.ipynb
@@ -138,17 +126,16 @@ def work_together(
     if not code: return
     deadline = time.time() + 10
     while len(ended()) < len(others) and time.time() < deadline: time.sleep(0.1)  # their logs may have the cause
-    raise RuntimeError(f'{failure(logs, plan.processes, plan.nodes)}. The logs are in {logs}')
+    raise RuntimeError(failure(plan))
 
 def help_with(
     plan:Plan, # its folder is or will be locked by the first machine
     node:int, # the number of this machine, from 1 up
-    patience:float=600, # seconds to wait for the first
 )->None:
     "The part of the other machines: wait for the first, train with it, and wait for its end"
     path = Path(plan.path)
     print(f'machine {node} waits for the first to begin with run {plan.id}')
-    logs, deadline = path/'logs', time.time() + patience
+    logs, deadline = path/'logs', time.time() + 600
     while not store.is_complete(path):
         holder = store.held(path)
         # the file may be left by an earlier training, with another holder
@@ -160,5 +147,4 @@ def help_with(
     code = on_this_node(plan, node, lambda: store.held(path) != holder)
     if store.held(path) == holder: write_text(logs/f'node{node}.ended', str(code))
     while store.held(path) == holder: time.sleep(1)  # the first writes the results
-    if not store.is_complete(path):
-        raise RuntimeError(f'{failure(logs, plan.processes, plan.nodes)}. The logs are in {logs}')
+    if not store.is_complete(path): raise RuntimeError(failure(plan))

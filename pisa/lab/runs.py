@@ -4,8 +4,8 @@
 
 # %% ../../nbs/lab/50_runs.ipynb 3
 from __future__ import annotations
-import contextlib, dataclasses, errno, fcntl, hashlib, importlib.metadata, io, json, math
-import os, platform, re, shutil, subprocess, time, warnings
+import contextlib, dataclasses, fcntl, importlib.metadata, io, math, os
+import platform, re, shutil, subprocess, time, warnings, zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,31 @@ import numpy as np
 import pandas as pd
 import torch
 import pisa
-from ..prime import one_of
 from .data import DataSpec
-from .experiments import (BACKBONES, DATASETS, DETECTORS, FORMULATIONS, METHODS, PRECISIONS, RECIPE, RECIPES,
-                                  SCALES, Experiment)
-from .files import read_json, records_dir, runs_dir, write_bytes, write_json, write_text
+from .experiments import RECIPE, RECIPES, Experiment
+from .files import one_line, read_json, records_dir, root, runs_dir, write_bytes, write_json
 
 # %% auto 0
-__all__ = ['SCHEMA', 'PACKAGES', 'WORDS', 'TYPES', 'ADDED', 'KEPT', 'folder', 'is_complete', 'find', 'no_link', 'no_links',
+__all__ = ['PACKAGES', 'CHECKPOINT', 'SCHEMA', 'TYPES', 'ADDED', 'KEPT', 'runs_path', 'folder', 'is_complete', 'find',
            'bfloat16_units', 'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors',
-           'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe', 'how_trained', 'read_record',
-           'going_on', 'begin', 'finish', 'read_metrics', 'scalars', 'bootstrap', 'load', 'of_one_recipe', 'comparable',
-           'compare', 'delete', 'add_record']
+           'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'begin', 'finish',
+           'read_metrics', 'scalars', 'bootstrap', 'load', 'of_one_recipe', 'comparable', 'delete', 'add_record']
 
 # %% ../../nbs/lab/50_runs.ipynb
-SCHEMA = 1  # of run.json and of checkpoints
+def runs_path(
+    runs:str|Path|None=None, # the project's `runs/` if not given
+)->Path:
+    "The folder of all runs, which may not exist yet"
+    return Path(runs).expanduser().absolute() if runs else root()/'runs'
 
 def folder(
     run:str, # the id
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
-    "The folder of your own run; a `ValueError` for an id that is not a plain name"
-    if not isinstance(run, str) or not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
+    "The folder of your own run, which may not exist yet; a `ValueError` for an id that is not a plain name"
+    if not isinstance(run, str) or run == 'records' or not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
         raise ValueError(f'run={run!r:.210} is not the id of a run: up to 200 letters, digits, ".", "-" and "_"')
-    if run == 'records': raise ValueError("run='records' is the folder of the records, and no run")
-    path = runs_dir(runs)/run
-    if path.is_symlink(): raise ValueError(f'{path} is a link: a run is a folder of its own')
-    return path
+    return runs_path(runs)/run
 
 def is_complete(path:Path)->bool:
     "Whether a run is complete: its metrics are written last, and in one step"
@@ -50,42 +48,31 @@ def find(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->Path:
     "The folder to read a run from: your own if it is complete, else the record if there is one, else your own"
-    own, record = folder(run, runs), records_dir(runs)/run
+    own = folder(run, runs)
+    record = own.parent/'records'/run
     return record if not is_complete(own) and is_complete(record) else own
 
-def no_link(file:Path)->None:
-    "A `ValueError` of one line if a file of a run is a link"
-    if file.is_symlink():
-        raise ValueError(f'{file} is a link, and a run is trained in a folder of its own only: delete the link')
-
-def no_links(path:Path)->None:
-    "`no_link` for all files in the folder of a run"
-    for file in path.rglob('*'): no_link(file)
-
 # %% ../../nbs/lab/50_runs.ipynb
-def bfloat16_units(
-    cpuinfo:str|Path='/proc/cpuinfo', # Linux describes the processor there
-)->str|None: # the fastest: 'amx_bf16' (Intel), 'avx512_bf16' (AMD, Intel) or 'bf16' (ARM); None if there is none
-    "The processor's units that multiply bfloat16 numbers faster than float32"
-    try: flags = set(Path(cpuinfo).read_text().split())
-    except OSError: return None
+def _cpuinfo()->str:
+    "What Linux says about the processor; empty on another system"
+    file = Path('/proc/cpuinfo')
+    return file.read_text() if file.exists() else ''
+
+def bfloat16_units()->str|None: # the fastest: 'amx_bf16' (Intel), 'avx512_bf16' (AMD, Intel) or 'bf16' (ARM)
+    "The processor's units that multiply bfloat16 numbers faster than float32; None if there are none"
+    flags = set(_cpuinfo().split())
     return next((unit for unit in ('amx_bf16', 'avx512_bf16', 'bf16') if unit in flags), None)
 
 # %% ../../nbs/lab/50_runs.ipynb
 PACKAGES = ('torch', 'torchvision', 'mmdet', 'mmcv', 'mmengine', 'numpy')
 
 def git_state()->dict[str, Any]: # {'revision': 40 hex digits or None, 'dirty': bool or None}
-    "The commit of the code that runs, and whether it has changes or modules that are not committed"
+    "The commit of the code that runs, and whether `pisa/` has changes that are not committed"
     here = Path(pisa.__file__).resolve().parents[1]
-    def git(*args):
-        p = subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True)
-        return p.stdout.strip() if p.returncode == 0 else None
-    try:
-        if git('rev-parse', '--show-toplevel') != str(here): return {'revision': None, 'dirty': None}
-        changes = (git('status', '--porcelain', '--untracked-files=no', '--', 'pisa', 'nbs'),
-                   git('ls-files', '--others', '--', 'pisa/*.py'))
-        return {'revision': git('rev-parse', 'HEAD'), 'dirty': any(changes)}
-    except FileNotFoundError: return {'revision': None, 'dirty': None}  # no git
+    git = lambda *args: subprocess.run(['git', '-C', str(here), *args], capture_output=True, text=True).stdout.strip()
+    if not shutil.which('git') or git('rev-parse', '--show-toplevel') != str(here):
+        return {'revision': None, 'dirty': None}
+    return {'revision': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '--porcelain', '--', 'pisa'))}
 
 def versions()->dict[str, str]:
     "Versions of Python and of the packages that a result depends on"
@@ -97,153 +84,119 @@ def machine(
     processes:int=1, # that train together
 )->dict[str, Any]:
     "The machine. `bfloat16`: see `bfloat16_units`; `threads` are those of each process"
-    cpu = platform.processor() or platform.machine()
-    info = Path('/proc/cpuinfo')
-    if info.exists() and (m := re.search(r'model name\s*: (.+)', info.read_text())): cpu = m[1]
-    return {'host': platform.node(), 'cpu': cpu, 'bfloat16': bfloat16_units(), 'cores': os.cpu_count(),
+    model = re.search(r'model name\s*: (.+)', _cpuinfo())
+    return {'host': platform.node(), 'cpu': model[1] if model else platform.processor() or platform.machine(),
+            'bfloat16': bfloat16_units(), 'cores': os.cpu_count(),
             'processes': processes, 'threads': torch.get_num_threads(),
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 # %% ../../nbs/lab/50_runs.ipynb
-_held:set[int] = set()  # file descriptors of the locks of this process
+_locked = set()  # the locked files of this process
 
 def _let_go():
     "Close the locks in a child process: they are its parent's"
-    while _held: os.close(_held.pop())
+    while _locked: _locked.pop().close()
 
 os.register_at_fork(after_in_child=_let_go)
-
-def _same(fd:int, file:Path)->bool:
-    "Whether an open file is still the one of that name"
-    try: return os.path.samestat(os.fstat(fd), os.stat(file))
-    except FileNotFoundError: return False
-
-def _holder(fd:int)->str: return ' '.join(os.pread(fd, 200, 0).decode(errors='replace').split()) or 'another process'
-
-def _open(file:Path, flags:int)->int:
-    "Open a file; a `ValueError` of one line for a link"
-    try: return os.open(file, flags | os.O_NOFOLLOW, 0o644)
-    except OSError:
-        no_link(file)
-        raise
 
 @contextlib.contextmanager
 def lock(
     path:Path, # the run's folder; made if it is not there
 )->Iterator[None]:
     "Lock the folder of a run; a `BlockingIOError` of one line names another holder"
-    path.mkdir(exist_ok=True)
-    fd = _open(path/'.lock', os.O_RDWR | os.O_CREAT)
-    _held.add(fd)
-    try:
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path/'.lock', 'a+') as file:
         try:
-            try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 time.sleep(0.1)  # `held` may have locked it for an instant
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(errno.EAGAIN, f'run {path.name} is being trained by {_holder(fd)}: '
-                                                'wait for its end, or end it') from None
-        if not _same(fd, path/'.lock'):  # the folder was deleted meanwhile
-            with lock(path): yield
-            return
-        os.ftruncate(fd, 0)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            file.seek(0)
+            raise BlockingIOError(e.errno, f'run {path.name} is being trained by {file.read().strip()}: '
+                                           'wait for its end, or end it') from None
+        _locked.add(file)
+        file.truncate(0)
         since = time.strftime('%Y-%m-%d %H:%M:%S')
-        os.pwrite(fd, f'process {os.getpid()} on {platform.node()} since {since}\n'.encode(), 0)
-        yield
-    finally:
-        if fd in _held:
-            _held.remove(fd)
-            os.close(fd)
+        print(f'process {os.getpid()} on {platform.node()} since {since}', file=file, flush=True)
+        try: yield
+        finally: _locked.discard(file)
 
 def held(
     path:Path, # the run's folder
 )->str|None: # 'process 123 on host since 2025-01-31 12:00:00'; None: nobody
     "The process that has locked the folder of a run"
-    try: fd = _open(path/'.lock', os.O_RDONLY)
-    except FileNotFoundError: return None
-    try: fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError: return _holder(fd)
-    finally: os.close(fd)
+    with contextlib.suppress(FileNotFoundError), open(path/'.lock') as file:
+        try: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError: return file.read().strip() or 'another process'
 
 # %% ../../nbs/lab/50_runs.ipynb
+CHECKPOINT = 2  # the version of their content
+
 def checkpoints(
     path:Path, # the run's folder
 )->list[Path]: # the oldest first
     "The checkpoints of a run"
-    found = [f for f in (path/'checkpoints').glob('epoch_*.pth') if re.fullmatch(r'epoch_\d+\.pth', f.name)]
-    return sorted(found, key=lambda f: int(f.stem[6:]))
+    return sorted((path/'checkpoints').glob('epoch_*.pth'), key=lambda file: int(file.stem[6:]))
 
-def save_tensors(
-    path:Path,
-    content:dict,
-    checksum:bool=False, # write the checksum too, before the file itself
-)->None:
+def save_tensors(path:Path, content:dict)->None:
     "`torch.save` in one step"
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    if checksum: write_text(f'{path}.sha256', f'{hashlib.sha256(buffer.getbuffer()).hexdigest()}  {path.name}\n')
     write_bytes(path, buffer.getbuffer())
 
 def save_checkpoint(
     path:Path, # the run's folder
     epoch:int, # finished epochs
-    state:dict, # tensors, numbers, strings, and lists and dicts of these
-    keep:int=2,
+    state:dict, # tensors, numbers, strings, and lists, tuples and dicts of these
 )->None:
-    "Write the checkpoint of an epoch, and delete all but the last `keep`. An `OSError` names the file"
-    save_tensors(path/'checkpoints'/f'epoch_{epoch}.pth', {'schema': SCHEMA, 'run': path.name, **state}, checksum=True)
-    for old in checkpoints(path)[:-keep]:
-        old.unlink()
-        Path(f'{old}.sha256').unlink(missing_ok=True)
+    "Write the checkpoint of an epoch, and delete all but the last two. An `OSError` names the file"
+    save_tensors(path/'checkpoints'/f'epoch_{epoch}.pth', {'version': CHECKPOINT, **state})
+    for old in checkpoints(path)[:-2]: old.unlink()
 
 def read_checkpoint(
     file:Path,
-    run:str, # the id of its run
-)->dict: # `state` of `save_checkpoint`, with `schema` and `run`
-    "Read a checkpoint; a `ValueError` says why it cannot be trusted"
-    data, sums = file.read_bytes(), Path(f'{file}.sha256')
-    if not sums.is_file(): raise ValueError('its checksum is missing')
-    if sums.read_text(errors='replace').split()[:1] != [hashlib.sha256(data).hexdigest()]:
-        raise ValueError('it does not fit its checksum')
-    try: state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    except Exception: raise ValueError('it holds other things than weights') from None
-    if not isinstance(state, dict) or state.get('run') != run: raise ValueError(f'it is not of run {run}')
-    return state
+)->dict: # `state` of `save_checkpoint`
+    "Read a checkpoint; a `ValueError` says why it cannot be used"
+    try:
+        with zipfile.ZipFile(file) as archive: damaged = archive.testzip()
+        state = {} if damaged else torch.load(file, map_location='cpu', weights_only=True)
+        if state['version'] == CHECKPOINT: return state
+    except OSError: raise
+    except Exception: pass  # the readers of archives and of weights raise many kinds
+    raise ValueError('it is damaged, or another version of pisa wrote it')
 
 def last_checkpoint(
     path:Path, # the run's folder
 )->dict|None: # see `read_checkpoint`; None if there is none
-    "The newest undamaged checkpoint; newer ones are renamed to `*.bad`, each with a warning of one line"
+    "The newest checkpoint that can be used; newer ones are renamed to `*.bad`, each with a warning of one line"
     for file in reversed(checkpoints(path)):
-        try: return read_checkpoint(file, path.name)
+        try: return read_checkpoint(file)
         except ValueError as e:
             warnings.warn(f'{file} is set aside as {file.name}.bad, and the checkpoint before it is taken: {e}')
             file.replace(f'{file}.bad')
-            Path(f'{file}.sha256').unlink(missing_ok=True)
 
 # %% ../../nbs/lab/50_runs.ipynb
+SCHEMA = 1  # of run.json
+
 def describe(
     exp:Experiment,
     spec:DataSpec,
     processes:int=1, # that train together
-)->dict[str, Any]: # the content of run.json before training; `seconds` are added after it
+)->dict[str, Any]: # the content of run.json before training; steps and seconds are added after it
     "What will be trained, on what data, by which code"
-    data = {'name': spec.name, 'fingerprint': spec.fingerprint, 'classes': list(spec.classes),
-            'n_train': spec.n_train, 'n_val': spec.n_val, 'area_limits': list(spec.area_limits), 'note': spec.note}
-    return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), 'recipe': RECIPE, **dataclasses.asdict(exp), 'data': data,
-            'git': git_state(), 'versions': versions(), 'machine': machine(processes), 'resumed': 0}
+    known = 'name', 'fingerprint', 'classes', 'n_train', 'n_val', 'area_limits', 'note'
+    return {'schema': SCHEMA, 'id': exp.id(spec.fingerprint), 'recipe': RECIPE, **dataclasses.asdict(exp),
+            'data': {k: getattr(spec, k) for k in known}, 'git': git_state(), 'versions': versions(),
+            'machine': machine(processes), 'resumed': 0}
 
-WORDS = {'detector': DETECTORS, 'method': METHODS, 'dataset': DATASETS, 'scale': SCALES, 'backbone': BACKBONES,
-         'formulation': FORMULATIONS, 'precision': ('', *PRECISIONS)}
-TYPES = {**dict.fromkeys(('id', 'overrides', 'sampler', 'pretrained', 'pretrained_sha256'), str),
-         **dict.fromkeys(('seed', 'schema'), int),
-         **dict.fromkeys(('data', 'git', 'versions', 'machine'), dict)}
-# fields that older records lack, and their values then
-ADDED = {'schema': SCHEMA, 'resumed': 0,
+TYPES = {'schema': int, 'id': str, **{f.name: str for f in dataclasses.fields(Experiment)}, 'seed': int,
+         'data': dict, 'git': dict, 'versions': dict, 'machine': dict, 'steps': (int, float), 'seconds': (int, float)}
+# fields that other records lack, and what is taken for them
+ADDED = {'schema': SCHEMA, 'resumed': 0, 'steps': math.nan, 'seconds': math.nan,
          **{f.name: f.default for f in dataclasses.fields(Experiment) if f.default is not dataclasses.MISSING}}
 
-def how_trained(
+def _how_trained(
     record:dict[str, Any], # the content of `run.json`, and `ADDED`
 )->dict[str, Any]: # `recipe`: one of `RECIPES`, 0 if none of them gives the id; `precision`: one of `PRECISIONS`
     "Recipe and precision of a run. In older records the precision follows from the machine and the overrides"
@@ -256,46 +209,35 @@ def how_trained(
 
 def read_record(
     path:Path, # the run's folder
-)->dict[str, Any]: # the content of `run.json`, and `ADDED`; recipe and precision from `how_trained`
+)->dict[str, Any]: # the content of `run.json`, and `ADDED`; recipe and precision from `_how_trained`
     "What `run.json` says; a `ValueError` of one line if a newer pisa wrote it, or it is not that of this run"
-    file, record = path/'run.json', read_json(path/'run.json')
-    if isinstance(record, dict) and type(schema := record.get('schema')) is int and schema > SCHEMA:
-        raise ValueError(f'{file} was written by a newer pisa (schema {schema}, this one knows {SCHEMA}): update pisa')
-    try:
-        record = {**ADDED, **record}
-        for key, kind in TYPES.items():
-            if type(record.get(key)) is not kind: raise TypeError(f'{key} is missing, or no {kind.__name__}')
-        for key, known in WORDS.items(): one_of(key, record.get(key), known)
-        for key in ('fingerprint', 'classes', 'n_train'):
-            if key not in record['data']: raise ValueError(f'data has no {key}')
-        if record['id'] != path.name: raise ValueError(f"it is that of {record['id']!r}")
-    except (TypeError, ValueError) as e:
-        raise ValueError(f'{file} is not the record of this run ({e}): restore it, or delete the folder') from None
-    return record | how_trained(record)
-
-# %% ../../nbs/lab/50_runs.ipynb
-def going_on(
-    record:dict[str, Any], # of the part that begins, see `describe`
-    before:dict[str, Any], # the content of `run.json` so far
-)->dict[str, Any]: # `record` with `resumed` counted, and `earlier`: other code or machines of earlier parts
-    "The content of `run.json` for a training that resumes from a checkpoint"
-    by = lambda r: {k: r.get(k) for k in ('git', 'versions', 'machine')}
-    earlier = []
-    for part in before.get('earlier', []) + [by(before)]:
-        if part != by(record) and part not in earlier: earlier.append(part)
-    return record | {'resumed': before.get('resumed', 0) + 1} | ({'earlier': earlier} if earlier else {})
+    file, content = path/'run.json', read_json(path/'run.json')
+    record = ADDED | content if isinstance(content, dict) else {}
+    wrong = [key for key, kind in TYPES.items() if not isinstance(record.get(key), kind)]
+    if 'schema' not in wrong and record['schema'] > SCHEMA:
+        raise ValueError(f'{file} was written by a newer pisa: update pisa')
+    if not wrong: wrong = [f'data.{key}' for key in ('fingerprint', 'classes', 'n_train') if key not in record['data']]
+    if not wrong and record['id'] != path.name: wrong = ['id']
+    if wrong:
+        raise ValueError(f'{file} is not the record of this run ({wrong[0]} is missing or wrong): '
+                         'restore it, or delete the folder')
+    return record | _how_trained(record)
 
 # %% ../../nbs/lab/50_runs.ipynb
 def begin(
     path:Path, # the run's folder, locked by this process
     record:dict[str, Any], # see `describe`
 )->None:
-    "Tidy up after a training that was killed, and write `run.json`; a `ValueError` if there is a link in the folder"
-    no_links(path)
-    before = read_record(path) if (path/'run.json').exists() else {}
+    "Tidy up after a training that was killed, and write `run.json`"
+    before = read_record(path) if (path/'run.json').exists() else record
     for part in path.rglob('.*.part'): part.unlink()  # half-written by a killed training
     (path/'error.txt').unlink(missing_ok=True)  # of an earlier failure
-    write_json(path/'run.json', going_on(record, before) if last_checkpoint(path) else record)
+    if last_checkpoint(path):
+        by = lambda r: {k: r[k] for k in ('git', 'versions', 'machine')}
+        earlier = before.get('earlier', []) + [by(before)]
+        earlier = [part for i, part in enumerate(earlier) if part not in [by(record), *earlier[:i]]]
+        record = record | {'resumed': before['resumed'] + 1, 'earlier': earlier}
+    write_json(path/'run.json', record)
 
 def finish(
     path:Path, # the run's folder
@@ -313,17 +255,11 @@ def read_metrics(
     path:Path, # the folder of a complete run
 )->dict[str, float]: # percent: AP and others, see `pisa.lab.evaluate.coco_ap`; nan: no ground truth
     "The content of `metrics.json`; a `ValueError` of one line if it is damaged"
-    file = path/'metrics.json'
-    try:
-        metrics = json.loads(file.read_text(encoding='utf-8'))
-        if not isinstance(metrics, dict) or 'AP' not in metrics: raise ValueError('it has no AP')
-        for k, v in metrics.items():
-            if v is not None and type(v) not in (int, float): raise ValueError(f'{k} is no number')
-    except ValueError as e:
-        saved = checkpoints(path)
-        then = f'goes on from {saved[-1].name}' if saved else 'begins anew, since there is no checkpoint'
-        raise ValueError(f'{file} is damaged ({e}): restore it (pisa.lab.predict.evaluate has the numbers '
-                         f'from weights.pth), or delete it; the training, asked for again, {then}') from None
+    file, metrics = path/'metrics.json', read_json(path/'metrics.json')
+    whole = isinstance(metrics, dict) and 'AP' in metrics
+    if not whole or not all(isinstance(v, (int, float, type(None))) for v in metrics.values()):
+        raise ValueError(f'{file} does not hold the metrics of a run: restore it (pisa.lab.predict.evaluate measures '
+                         'them again), or delete it and train again')
     return {k: math.nan if v is None else v for k, v in metrics.items()}
 
 # %% ../../nbs/lab/50_runs.ipynb
@@ -341,11 +277,15 @@ def scalars(
 def bootstrap(
     run:str, # the id
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[str, np.ndarray]: # [1 + draws] each, percent: AP, AP50, AP75, perhaps AP_VOC; empty if not computed
+)->dict[str, np.ndarray]: # [1 + draws] each, percent: AP, AP50, AP75, perhaps AP_VOC; empty if not computed or damaged
     "The APs of a run on its validation images, then on draws of them; all runs on this data have the same draws"
     file = find(run, runs)/'bootstrap.npz'
     if not file.exists(): return {}
-    with np.load(file, allow_pickle=False) as data: return {k: data[k].astype(float) for k in data.files}
+    try:
+        with np.load(file, allow_pickle=False) as data: return {k: data[k].astype(float) for k in data.files}
+    except Exception as e:  # numpy's reader raises many kinds
+        warnings.warn(f'{file} is damaged ({one_line(e)}), so the run is compared without it: restore it, or delete it')
+        return {}
 
 # %% ../../nbs/lab/50_runs.ipynb
 def load(
@@ -353,20 +293,18 @@ def load(
     own:bool=True, # your own runs too, not only the records
 )->pd.DataFrame: # one row a complete run: `source`, parameters, `recipe`, data, machine, metrics
     "All complete runs, sorted by id. `source` is 'own' or 'record'; if a run is both, your own counts"
-    if runs and not Path(runs).expanduser().is_dir():
-        raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
+    if runs and not runs_path(runs).is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
     rows = {}
     for source, parent in (('record', records_dir(runs)), ('own', runs_dir(runs)))[:1 + own]:
-        for path in parent.iterdir() if parent.is_dir() else ():
-            if path.is_symlink() or path.name[0] == '.' or not is_complete(path): continue
+        for path in filter(is_complete, parent.glob('[!.]*')):
+            rows.pop(path.name, None)
             try: record, metrics = read_record(path), read_metrics(path)
             except (OSError, ValueError) as e:
                 warnings.warn(f'{path.name} is left out: {e}')
-                rows.pop(path.name, None)
                 continue
             nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
             rows[path.name] = {'source': source, **record, **nested, **metrics}
-    return pd.DataFrame([rows[id] for id in sorted(rows)])
+    return pd.DataFrame([rows[id] for id in sorted(rows)], columns=None if rows else [*TYPES, 'recipe'])
 
 # %% ../../nbs/lab/50_runs.ipynb
 def of_one_recipe(
@@ -375,12 +313,12 @@ def of_one_recipe(
 )->pd.DataFrame: # `attrs`: `recipe`, and `others`, the number of runs of each other recipe
     "The runs of one recipe. Runs of different recipes are different trainings, and are not compared"
     if recipe is not None and type(recipe) is not int: raise ValueError(f'recipe={recipe!r}: give a whole number')
-    count = table.recipe[table.recipe > 0].value_counts().to_dict() if len(table) else {}
+    count = table.recipe[table.recipe > 0].value_counts().to_dict()
     if recipe is None: recipe = max(count, key=lambda n: (count[n], n), default=RECIPE)
     elif recipe not in count:
         known = ', '.join(map(str, sorted(count))) or 'none'
         raise ValueError(f'recipe={recipe!r}: there is no run of it. Choose from: {known}')
-    own = table[table.recipe == recipe].reset_index(drop=True) if len(table) else table.copy()
+    own = table[table.recipe == recipe].reset_index(drop=True)
     own.attrs = {'recipe': recipe, 'others': {n: count[n] for n in sorted(count) if n != recipe}}
     return own
 
@@ -390,44 +328,23 @@ def comparable(
 )->pd.DataFrame: # `attrs`: as `of_one_recipe`, `precision` of each scale, `left`: how many have the other precision
     "The runs of one recipe, and at each scale of the precision that most of them have"
     own = of_one_recipe(table, recipe)
-    most = own.groupby('scale').precision.agg(lambda p: p.value_counts().idxmax()).to_dict() if len(own) else {}
-    keep = own[own.precision == own.scale.map(most)].reset_index(drop=True) if len(own) else own
+    most = {scale: p.value_counts().idxmax() for scale, p in own.groupby('scale').precision}
+    keep = own[own.precision == own.scale.map(most)].reset_index(drop=True)
     keep.attrs = own.attrs | {'precision': most, 'left': len(own) - len(keep)}
     return keep
 
 # %% ../../nbs/lab/50_runs.ipynb
-def compare(
-    *ids:str, # of complete runs
-    runs:str|Path|None=None,
-)->pd.DataFrame: # a row for each field, a column for each run
-    "Where runs differ; a `FileNotFoundError` names a run that is missing"
-    table = load(runs)
-    table = table.set_index('id') if len(table) else table
-    for id in ids:
-        if id not in table.index:
-            raise FileNotFoundError(f'there is no complete run {id!r} in {runs_dir(runs)}: '
-                                    'pisa.lab.runs.load() lists them')
-    table = table.loc[[*ids]].T
-    return table[table.astype(str).nunique(axis=1) > 1]
-
 def delete(
     run:str, # the id
     runs:str|Path|None=None,
 )->None:
     "Delete your own run; the next call of `train` trains it again"
     path = folder(run, runs)
-    if not path.exists() and (records_dir(runs)/run).is_dir():
-        raise FileNotFoundError(f'run {run!r} is a record, which is only read. '
-                                'A training does not look at records: there is nothing to delete')
-    if not path.is_dir() or path.is_symlink():
-        raise FileNotFoundError(f'there is no run {run!r} in {path.parent}: pisa.lab.runs.load() lists them')
-    try:
-        with lock(path): away = path.rename(path.with_name(f'.{run}.{os.getpid()}'))  # in one step: never half gone
-        shutil.rmtree(away)
-    except BlockingIOError: raise
-    except OSError as e:
-        raise OSError(e.errno, f'run {run} cannot be deleted, '
-                               f'{path.parent} cannot be written to: {e.strerror}') from None
+    if not path.is_dir():
+        raise FileNotFoundError(f'there is no run {run!r} of your own in {path.parent}: pisa.lab.runs.load() lists '
+                                'them; a record is only read, and a training does not look at it')
+    with lock(path): away = path.rename(path.with_name(f'.{run}.{os.getpid()}'))  # in one step: never half gone
+    shutil.rmtree(away)
 
 KEPT = 'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz', 'bootstrap.npz'  # in a record
 
@@ -436,9 +353,10 @@ def add_record(
     runs:str|Path|None=None,
 )->Path: # the record's folder
     "Copy `KEPT` of a run into the records, to be committed; a `FileNotFoundError` if it is not complete"
-    path, record = folder(run, runs), records_dir(runs)/run
+    path = folder(run, runs)
     if not is_complete(path): raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}')
     read_record(path), read_metrics(path)  # errors if they are damaged
+    record = path.parent/'records'/run
     shutil.rmtree(record, ignore_errors=True)
     for name in KEPT:
         if (path/name).exists(): write_bytes(record/name, (path/name).read_bytes())

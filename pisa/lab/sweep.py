@@ -4,13 +4,12 @@
 
 # %% ../../nbs/lab/57_sweep.ipynb 4
 from __future__ import annotations
-import contextlib, fcntl, json, math, os, re, shutil, signal, subprocess, threading, time, traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib, fcntl, json, math, os, shutil, signal, subprocess, threading, time, traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
-import numpy as np
+from unittest import mock
 import pandas as pd
 import submitit
 import torch
@@ -18,19 +17,18 @@ from ..prime import one_of
 from . import runs as store
 from .config import config
 from .data import DataSpec, load
-from .experiments import Experiment, checkpoint_of, steps
-from .files import one_line, records_dir, runs_dir, write_text
-from .paper import published
+from .experiments import SCALES, Experiment, checkpoint_of, steps
+from .files import one_line, write_text
 from .plan import devices, shares
 from .processes import same_package
-from .rows import ROWS, row_dataset, row_experiment
+from .rows import ROWS, row_experiment
 from .train import train
 from .weights import find_weights
 
 # %% auto 0
 __all__ = ['IMAGES', 'Task', 'list_tasks', 'state', 'progress', 'step_seconds', 'step_time', 'task_minutes', 'row_costs',
-           'end_with', 'Job', 'own_package', 'gpus_of_a_job', 'slots', 'Local', 'in_queue', 'Slurm', 'about',
-           'progress_line', 'returned', 'left_to_another', 'sweep']
+           'end_with', 'Job', 'gpus_of_a_job', 'slots', 'Local', 'in_queue', 'Slurm', 'about', 'progress_line',
+           'explain_end', 'sweep']
 
 # %% ../../nbs/lab/57_sweep.ipynb
 @dataclass(frozen=True)
@@ -50,49 +48,48 @@ def list_tasks(
     specs:dict[str, DataSpec]|None=None, # by name; `shapes` if not given. Rows with other data are left out
     **words, # parameters of `experiment` for all rows: overrides, formulation...
 )->list[Task]:
-    "The trainings of rows, each once, seed by seed; a `ValueError` if none is left or one cannot be configured"
+    "The trainings of rows, each once, seed by seed; a `ValueError` if there is none or one cannot be configured"
     rows, seeds = [*rows], [*seeds]
-    one_of('scale', scale, ('mini', 'paper'))
-    if not seeds: raise ValueError('no seed is given: seeds=1 trains each row once')
+    one_of('scale', scale, SCALES)
+    if not (rows and seeds):
+        raise ValueError(f"no {'seed' if rows else 'row'} is given, so there is nothing to do: "
+                         "seeds=1 trains each row once, and pisa.lab.sweep.row_costs() lists the rows")
     specs, tasks = {'shapes': load('shapes')} if specs is None else specs, {}
-    needed = {row_dataset(name, scale) for name in rows} | ({words['dataset']} if 'dataset' in words else set())
-    if needed.isdisjoint(specs):
-        some, roots = ', '.join(rows[:3]), [f'{name}_root, the folder of that data' for name in sorted(needed)]
-        raise ValueError(f"{some}{'...' if rows[3:] else ''} at {scale} scale: "
-                         f"trained on {' and '.join(sorted(needed))}. Give {' or '.join(roots)}")
-    for seed in seeds:
-        for name in rows:
-            exp = row_experiment(name, scale=scale, seed=seed, **words)
-            if exp.dataset not in specs: continue
-            spec = specs[exp.dataset]
-            id = exp.id(spec.fingerprint)
-            config(exp, spec)
-            tasks.setdefault(id, Task(id, name, exp, spec, steps(exp, spec.n_train)))
-    return list(tasks.values())
+    exps = [(name, row_experiment(name, scale=scale, seed=seed, **words)) for seed in seeds for name in rows]
+    for name, exp in exps:
+        if exp.dataset not in specs: continue
+        spec = specs[exp.dataset]
+        id = exp.id(spec.fingerprint)
+        if id in tasks: continue
+        config(exp, spec)
+        tasks[id] = Task(id, name, exp, spec, steps(exp, spec.n_train))
+    if not tasks:
+        needed = sorted({exp.dataset for _, exp in exps})
+        raise ValueError(f"there is nothing to do: these rows are trained on {' and '.join(needed)}. "
+                         f"Give {' or '.join(f'{name}_root' for name in needed)}, the folder of that data")
+    return [*tasks.values()]
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def state(
     task:Task,
-    runs:str|Path|None=None, # folder of all runs; the project's if not given
+    path:Path, # the folder of its run
     own:str|None=None, # 'RUNNING', or why our job for it waits; None: there is no such job
-    reuse:bool=False, # whether a record counts as done
 )->dict[str, Any]: # state, step, loss, AP (percent), minutes; why: the error, why it waits, who has it, 'a record'
     "The state of a task: 'done', 'failed', 'elsewhere', 'running', 'begun' (stopped before its end) or 'waiting'"
-    path = (store.find if reuse else store.folder)(task.id, runs)
-    running = own == 'RUNNING'
+    running, holder = own == 'RUNNING', store.held(path)
     out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='' if running else own or '')
     if store.is_complete(path):
         try: metrics, record = store.read_metrics(path), store.read_record(path)
         except ValueError as e: return out | dict(state='failed', why=str(e))  # damaged later
-        return out | dict(state='done', step=task.steps, AP=metrics['AP'], minutes=record.get('seconds', math.nan)/60,
-                          why='a record' if path.parent == records_dir(runs) else '')
+        return out | dict(state='done', step=task.steps, AP=metrics['AP'], minutes=record['seconds']/60,
+                          why='a record' if path.parent.name == 'records' else '')
     with contextlib.suppress(OSError, ValueError, IndexError):  # missing, or half-written
         last = json.loads((path/'scalars.jsonl').read_text().splitlines()[-1])
-        out |= dict(state='running' if running else 'begun', step=last['step'], loss=last['loss'])
-    if running and store.held(path): out |= dict(state='running')  # also before its first line
-    with contextlib.suppress(OSError, IndexError):
-        out |= dict(state='failed', why=(path/'error.txt').read_text().splitlines()[0])
-    if not running and (holder := store.held(path)): out |= dict(state='elsewhere', why=f'trained by {holder}')
+        out |= dict(state='begun', step=last['step'], loss=last['loss'])
+    if (path/'error.txt').exists():
+        out |= dict(state='failed', why=(path/'error.txt').read_text().partition('\n')[0])
+    elif running: out |= dict(state='running')
+    if holder and not running: out |= dict(state='elsewhere', why=f'trained by {holder}')
     return out
 
 # %% ../../nbs/lab/57_sweep.ipynb
@@ -103,32 +100,32 @@ def progress(
     reuse:bool=False, # whether a record counts as done
 )->pd.DataFrame: # one row a task
     "The states of all tasks, see `state`"
+    path = store.find if reuse else store.folder
     rows = [{'row': t.row, 'detector': t.exp.detector, 'method': t.exp.method, 'seed': t.exp.seed,
-             **state(t, runs, ours.get(t.id), reuse), 'of': t.steps, 'run': t.id} for t in tasks]
+             **state(t, path(t.id, runs), ours.get(t.id)), 'of': t.steps, 'run': t.id} for t in tasks]
     columns = 'row detector method seed state step of loss AP minutes why run'
     return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../../nbs/lab/57_sweep.ipynb
+_KIND = 'detector', 'backbone', 'scale', 'dataset'  # runs that are alike in these take about as long
+
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[tuple[str, ...], float]: # (detector, backbone, scale, data set, sampler) to seconds, of one core or of the GPUs
+)->dict[tuple[str, ...], float]: # `_KIND` to seconds, of one core or of the GPUs
     "The time of a step in the fastest run: one of your own if there is one, else a record"
-    table, keys = store.load(runs), ['detector', 'backbone', 'scale', 'dataset', 'sampler']
-    if not {'seconds', 'steps'} <= set(table): return {}
-    count = lambda name: table[name].fillna(1) if name in table else 1
-    cores = np.where(table.machine_gpu.isna(), count('machine_threads')*count('machine_processes'), 1)
-    fastest = (cores*table.seconds/table.steps).groupby([table[k] for k in ['source', *keys]]).min()
-    return {at[1:]: s for source in ('record', 'own')  # 'own' comes last and stays
-            for at, s in fastest.items() if at[0] == source and s == s}
+    used = ['machine_threads', 'machine_processes']
+    table = store.load(runs).reindex(columns=[*_KIND, 'source', 'seconds', 'steps', 'machine_gpu', *used])
+    cores = table[used].fillna(1).prod(axis=1).where(table.machine_gpu.isna(), 1)
+    table['step'] = cores*table.seconds/table.steps
+    fastest = table.dropna(subset='step').groupby([*_KIND, 'source']).step.min()
+    return {at[:-1]: seconds for at, seconds in fastest[::-1].items()}  # 'own' comes after 'record', and stays
 
 def step_time(
     exp:Experiment,
     measured:dict, # see `step_seconds`
-)->tuple[float|None, str]: # seconds, None if not known; 'runs', or 'runs, random sampling' if only those exist
-    "The time of a training step, and its source"
-    key = exp.detector, exp.backbone, exp.scale, exp.dataset
-    own = measured.get((*key, exp.sampler))
-    return (own, 'runs') if own or exp.sampler == 'auto' else (measured.get((*key, 'auto')), 'runs, random sampling')
+)->float: # seconds; nan if not known
+    "The time of a training step"
+    return measured.get(tuple(getattr(exp, k) for k in _KIND), math.nan)
 
 def task_minutes(
     tasks:list[Task],
@@ -136,7 +133,7 @@ def task_minutes(
 )->pd.Series: # minutes on one core (or on the GPUs); nan if no such detector was trained yet
     "The time that each task takes"
     measured = step_seconds(runs)
-    return pd.Series([t.steps*(step_time(t.exp, measured)[0] or math.nan)/60 for t in tasks], dtype=float)
+    return pd.Series([t.steps*step_time(t.exp, measured)/60 for t in tasks], dtype=float)
 
 # %% ../../nbs/lab/57_sweep.ipynb
 IMAGES = { # training images
@@ -148,36 +145,29 @@ IMAGES = { # training images
 def row_costs(
     scale:str='mini', # 'mini' or 'paper'
     runs:str|Path|None=None, # folder of all runs, for the cost; the project's if not given
-)->pd.DataFrame: # one row a row of the paper: what it trains, `same_as` an earlier row, steps, hours, `time_from`
+)->pd.DataFrame: # one row a row of the paper: what it trains, `same_as` an earlier row, steps, hours
     """All rows of the paper's tables by name, and what each costs to train once.
 
-    Hours are those of one core at mini scale, and of 8 GPUs at paper scale. `time_from` is the source of the time.
+    Hours are those of one core, or of the GPUs; nan if there are no runs to take the time of a step from.
     Steps are for the images in `IMAGES`; a sweep counts the images of its data."""
     measured, seen, rows = step_seconds(runs), {}, []
-    paper = published('table1')[['detector', 'backbone', 'method', 'train_time']]
-    times = {tuple(r[:3]): r.train_time for r in paper.itertuples(index=False)}
     for name in ROWS:
         e = row_experiment(name, scale=scale)
         n = steps(e, IMAGES[e.dataset])
-        time, source = step_time(e, measured)
-        if time is None and scale == 'paper':
-            time = times.get((e.detector, e.backbone, 'baseline' if e.method == 'baseline' else 'pisa'))
-            source = 'published' if e.sampler == 'auto' else 'published, random sampling'
-        sampler = '' if e.sampler == 'auto' else f'sampler={e.sampler}'
-        changes = e.overrides.replace('model.train_cfg.', '').replace('rcnn.', '')
         rows.append({'row': name, 'detector': e.detector, 'backbone': e.backbone, 'method': e.method, 'data': e.dataset,
-                     'changes': ' '.join(filter(None, (sampler, changes))), 'same_as': seen.get(e, ''),
-                     'steps': n, 'hours': time and n*time/3600, 'time_from': source if time else ''})
+                     'sampler': e.sampler, 'overrides': e.overrides, 'same_as': seen.get(e, ''),
+                     'steps': n, 'hours': n*step_time(e, measured)/3600})
         seen.setdefault(e, name)
-    return pd.DataFrame(rows).set_index('row').astype({'hours': float}).round({'hours': 2})
+    return pd.DataFrame(rows).set_index('row').round({'hours': 2})
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def end_with(
-    file:str, # locked by another process
+    process:int, # id of another process
 )->None:
     "End this process as soon as the other process has ended"
     def wait():
-        with contextlib.suppress(FileNotFoundError), open(file) as f: fcntl.flock(f, fcntl.LOCK_SH)
+        with contextlib.suppress(ProcessLookupError):
+            while not os.kill(process, 0): time.sleep(1)  # 0 sends no signal
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=wait, daemon=True).start()
 
@@ -190,17 +180,21 @@ class Job:
         runs:str, # folder of all runs
         gpus:int, # 0: on the CPU
         threads:int, # of the CPU
-        caller:str|None=None, # see `end_with`: a file that the sweep has locked
+        caller:int|None=None, # id of a process to end with
     )->None:
         path, here = store.folder(exp.id(spec.fingerprint), runs), submitit.JobEnvironment()
+        path.mkdir(parents=True, exist_ok=True)
         with open(path/f"job{here.global_rank or ''}.log", 'a') as log:
             for stream in (1, 2): os.dup2(log.fileno(), stream)
         if caller: end_with(caller)
         try:
-            fit = max([0] + [n for n in shares(exp, here.num_tasks) if n <= gpus])
+            fit = max((n for n in shares(exp, here.num_tasks) if n <= gpus), default=0)
             torch.set_num_threads(threads*max(1, fit))  # each GPU's process has so many
-            train(exp, spec, runs, fit, nodes=here.num_tasks, node=here.global_rank)
-        except BlockingIOError as e: print(e)
+            while not store.is_complete(path):
+                try: train(exp, spec, runs, fit, nodes=here.num_tasks, node=here.global_rank)
+                except BlockingIOError as e:
+                    print(e)
+                    time.sleep(5)
         except Exception as e:
             if not here.global_rank: write_text(path/'error.txt', f'{one_line(e)}\n{traceback.format_exc()}')
             raise
@@ -208,17 +202,6 @@ class Job:
     def checkpoint(self, *args)->submitit.helpers.DelayedSubmission:
         "When its time is up, submitit submits the same job again"
         return submitit.helpers.DelayedSubmission(self, *args)
-
-# %% ../../nbs/lab/57_sweep.ipynb
-@contextlib.contextmanager
-def own_package()->Iterator[None]:
-    "Processes that are started meanwhile import this `pisa`, see `pisa.lab.processes.same_package`"
-    before = dict(os.environ)
-    os.environ.update(same_package())
-    try: yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def gpus_of_a_job(
@@ -240,15 +223,14 @@ def slots(
     jobs:int|None, # at once; None: one for each core, or as many as the GPUs allow
     gpus:int, # of a job
     cards:list[int], # the GPUs that may be used
-    cores:int,
 )->list[list[int]]: # the GPUs of each of the jobs
     "Places for jobs; no two jobs have the same GPU"
-    if not gpus: return [[]]*(jobs or cores)
+    if not gpus: return [[]]*(jobs or os.cpu_count())
     return [cards[i:i + gpus] for i in range(0, len(cards) - gpus + 1, gpus)][:jobs]
 
 # %% ../../nbs/lab/57_sweep.ipynb
 class Local:
-    "Jobs on this machine; use it in a `with`, which ends the remaining jobs"
+    "Jobs on this machine"
     def __init__(self,
         folder:Path, # of all runs
         jobs:int|None, # at once, see `slots`
@@ -261,36 +243,25 @@ class Local:
         if gpus and not cards:
             raise ValueError(f'CUDA_VISIBLE_DEVICES={named}: '
                              'jobs on this machine need the numbers of its GPUs, such as 0,1')
-        self.free, self.jobs = slots(jobs, gpus, cards, os.cpu_count()), {}
-        self.args, self.beside = (str(folder), gpus, threads), folder/'.submitit'
-        self.executor = submitit.AutoExecutor(self.beside, cluster='local')
-        self.executor.update_parameters(name='pisa', timeout_min=10**6)
+        self.slots, self.slot, self.jobs = slots(jobs, gpus, cards), {}, {}
+        self.args = str(folder), gpus, threads, os.getpid()
+        self.executor = submitit.LocalExecutor(folder/'.submitit')
 
-    def __enter__(self):
-        self.beside.mkdir(exist_ok=True)
-        self.watched = NamedTemporaryFile(prefix='sweep', dir=self.beside)
-        fcntl.flock(self.watched, fcntl.LOCK_EX)  # the jobs wait for this lock
-        return self
-
-    def __exit__(self, *error):
-        for job, _ in self.jobs.values(): job.cancel()
-        self.watched.close()
-
-    def room(self)->int: return len(self.free)
+    def room(self)->int: return len(self.slots) - len(self.jobs)
 
     def submit(self, tasks:list[Task])->None:
         for t in tasks:
-            slot = self.free.pop()
-            if slot: self.executor.update_parameters(gpus_per_node=len(slot), visible_gpus=slot)
-            with own_package(): job = self.executor.submit(Job(), t.exp, t.spec, *self.args, self.watched.name)
-            self.jobs[t.id] = job, slot
+            taken = [self.slot[id] for id in self.jobs]
+            self.slot[t.id] = slot = next(s for s in self.slots if not s or s not in taken)
+            self.executor.update_parameters(timeout_min=10**6, gpus_per_node=len(slot), visible_gpus=slot)
+            self.jobs[t.id] = self.executor.submit(Job(), t.exp, t.spec, *self.args)
 
     def running(self)->dict[str, str]: return dict.fromkeys(self.jobs, 'RUNNING')
 
-    def ended(self)->list[tuple[str, submitit.Job]]: # jobs that ended since the last call
-        over = [(id, job) for id, (job, _) in self.jobs.items() if job.done()]
-        for id, _ in over: self.free.append(self.jobs.pop(id)[1])
-        return over
+    def has_ended(self, job:submitit.Job)->bool: return job.done()
+
+    def close(self)->None:
+        for job in self.jobs.values(): job.cancel()
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def in_queue()->dict[str, tuple[str, str]]|None: # job id to state (e.g. RUNNING) and reason; None: Slurm did not answer
@@ -307,59 +278,49 @@ class Slurm:
         jobs:int|None, # at once; None: as Slurm decides
         gpus:int, # of a job, on each of its machines
         threads:int, # of a job on the CPU, or for each GPU
-        options:dict, # submitit's parameters of Slurm, without the prefix `slurm_`
+        options:dict, # parameters of submitit's `SlurmExecutor`
     ):
-        if not shutil.which('sbatch') or not shutil.which('srun'):
+        if not shutil.which('sbatch'):
             raise ValueError("launcher='slurm', but there is no sbatch here: "
                              "start it on a machine that submits jobs to Slurm, or give launcher='local'")
-        self.jobs, self.queue, self.folder, self.args = {}, {}, folder, (str(folder), gpus, threads)
-        self.executor = submitit.AutoExecutor(folder/'.submitit', cluster='slurm', slurm_max_num_timeout=10_000)
-        usual = dict(cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000)
+        self.jobs, self.folder, self.args = {}, folder, (str(folder), gpus, threads)
+        self.executor = submitit.SlurmExecutor(folder/'.submitit', max_num_timeout=10_000)
+        usual = dict(job_name='pisa', cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000)
         if gpus: usual['gpus_per_node'] = gpus
-        try: self.executor.update_parameters(name='pisa', **{f'slurm_{k}': v for k, v in (usual | options).items()})
-        except NameError as e: raise ValueError(f'slurm: {str(e).splitlines()[0]}') from None  # no such option
+        try: self.executor.update_parameters(**usual | options)
+        except ValueError as e: raise ValueError(f'slurm: {str(e).splitlines()[0]}') from None  # no such option
 
-    def __enter__(self): return self
-    def __exit__(self, *error): pass
     def room(self)->int: return 10_000
 
     def submit(self, tasks:list[Task])->None:
-        if not tasks: return
         self.executor.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.executor.folder/'lock', 'w') as f:
-            fcntl.flock(f, fcntl.LOCK_EX)  # a second sweep then finds the jobs of the first
-            self._submit(tasks)
-
-    def _submit(self, tasks:list[Task])->None:
-        queue, new = in_queue() or {}, []
-        for t in tasks:
-            file = store.folder(t.id, self.folder)/'slurm.job'
-            if file.exists() and (id := file.read_text()) in queue:
-                self.jobs[t.id] = submitit.SlurmJob(self.executor.folder, id)
-            else: new.append(t)
-        if not new: return
-        try:
-            with own_package(), self.executor.batch():
-                jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in new]
-        except submitit.core.utils.FailedJobError as e:
-            for t in new:
-                with contextlib.suppress(OSError): store.folder(t.id, self.folder).rmdir()  # if it is empty
-            lines = [re.sub('sbatch: (error: )?', '', line) for line in str(e).splitlines()]
-            raise ValueError(f"Slurm refuses: {'; '.join(lines)}") from None
-        for t, job in zip(new, jobs):
-            write_text(store.folder(t.id, self.folder)/'slurm.job', job.job_id)
-            self.jobs[t.id] = job
+        file, new = {t.id: store.folder(t.id, self.folder)/'slurm.job' for t in tasks}, []
+        with open(self.executor.folder/'lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second sweep then finds the jobs of the first
+            queue = in_queue() or {}
+            for t in tasks:
+                job = file[t.id].read_text() if file[t.id].exists() else ''
+                if job in queue: self.jobs[t.id] = submitit.SlurmJob(self.executor.folder, job)
+                else: new.append(t)
+            if not new: return
+            try:
+                with self.executor.batch():
+                    jobs = [self.executor.submit(Job(), t.exp, t.spec, *self.args) for t in new]
+            except submitit.core.utils.FailedJobError as e:
+                raise ValueError(f"Slurm refuses: {' '.join(str(e).split())}") from None
+            for t, job in zip(new, jobs):
+                write_text(file[t.id], job.job_id)
+                self.jobs[t.id] = job
 
     def running(self)->dict[str, str]:
+        self.queue = in_queue()
         said = {id: (self.queue or {}).get(job.job_id, ('', '')) for id, job in self.jobs.items()}
         return {id: 'RUNNING' if state in ('RUNNING', 'COMPLETING') else why and f'Slurm: {why}'
                 for id, (state, why) in said.items()}
 
-    def ended(self)->list[tuple[str, submitit.Job]]: # jobs that ended since the last call
-        self.queue = in_queue()
-        over = [(id, job) for id, job in self.jobs.items() if self.queue is not None and job.job_id not in self.queue]
-        for id, _ in over: del self.jobs[id]
-        return over
+    def has_ended(self, job:submitit.Job)->bool: return self.queue is not None and job.job_id not in self.queue
+
+    def close(self)->None: pass
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def about(minutes:float)->str: # e.g. 'about 80 minutes'
@@ -381,21 +342,14 @@ def progress_line(
     return ', '.join(parts + ([f'{about(left/done*seconds/60)} left'] if done > 0 and left else []))
 
 # %% ../../nbs/lab/57_sweep.ipynb
-def returned(job:submitit.Job)->bool:
-    "Whether a job returned without an error"
-    file = job.paths.result_pickle
-    return file.exists() and b'success' in file.read_bytes()[:64]  # without unpickling
-
-def left_to_another(
+def explain_end(
     job:submitit.Job, # that has ended
     path:Path, # the folder of its run
-)->bool:
-    "Whether a job ended because another process had its run; writes `error.txt` for a job that was killed"
-    if store.is_complete(path) or (path/'error.txt').exists(): return False
-    if returned(job): return True
+)->None:
+    "Write `error.txt` for a job that ended without metrics and without an error"
+    if store.is_complete(path) or (path/'error.txt').exists(): return
     log = file if (file := path/'job.log').exists() else job.paths.stderr  # the second if it died before its first line
     write_text(path/'error.txt', f'it ended without a word, perhaps it was killed; see {log}\n')
-    return False
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def sweep(
@@ -414,19 +368,16 @@ def sweep(
     local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
     for name, n in (('jobs', 1 if jobs is None else jobs), ('threads', threads)):
         if type(n) is not int or n < 1: raise ValueError(f'{name}={n!r}: give a whole number, 1 or more')
-    gpus, folder, start = gpus_of_a_job(tasks, gpus, local), runs_dir(runs).resolve(), time.time()
-    path = {t.id: (store.find if reuse else store.folder)(t.id, folder) for t in tasks}
-    waiting, seen, before = tasks, None, progress(tasks, folder, reuse=reuse)
+    gpus, folder, start = gpus_of_a_job(tasks, gpus, local), store.runs_path(runs).resolve(), time.time()
     own = Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {})
-    for t in tasks:
-        path[t.id].mkdir(exist_ok=True)
-        if not store.is_complete(path[t.id]): store.no_links(path[t.id])
-        (path[t.id]/'error.txt').unlink(missing_ok=True)
-    with own:
+    path = {t.id: (store.find if reuse else store.folder)(t.id, folder) for t in tasks}
+    for p in path.values(): (p/'error.txt').unlink(missing_ok=True)
+    waiting, seen, before = tasks, None, progress(tasks, folder, reuse=reuse)
+    with contextlib.closing(own), mock.patch.dict(os.environ, same_package()):
         while True:
             waiting = [t for t in waiting if not store.is_complete(path[t.id])]
             ready = [t for t in waiting if not store.held(path[t.id])][:own.room()]
-            own.submit(ready)
+            if ready: own.submit(ready)
             waiting = [t for t in waiting if t not in ready]
             table = progress(tasks, folder, own.running(), reuse)
             if watch and (now := table[['state', 'step', 'why']].values.tolist()) != seen:
@@ -434,5 +385,5 @@ def sweep(
                 seen = now
             if not own.jobs and not waiting: return table
             time.sleep(poll)
-            for id, job in own.ended():
-                if left_to_another(job, path[id]): waiting = waiting + [t for t in tasks if t.id == id]
+            for id in [id for id, job in own.jobs.items() if own.has_ended(job)]:
+                explain_end(own.jobs.pop(id), path[id])

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/53_worker.ipynb 2
 from __future__ import annotations
-import contextlib, errno, io, time, warnings
+import contextlib, errno, functools, io, time, warnings
 from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
@@ -15,17 +15,18 @@ from mmengine.hooks import SyncBuffersHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data set packages are missing
-import pisa.lab.detectors, pisa.lab.metric, pisa.lab.speed  # they register heads, COCOAP and Bfloat16OptimWrapper
+import pisa.lab.detectors, pisa.lab.torchvision, pisa.lab.speed  # they register what configs name
 from . import runs as store
 from .evaluate import resamples, weighted_ap
-from .files import read_json, write_bytes, write_json
+from .files import write_bytes, write_json
 from .hooks import Checkpoint, Guard, Progress, Recorder, bare
+from .metric import COCOAP
 from .plan import Plan
 from .speed import channels_last, keep_memory
 from .weights import no_pickles
 
 # %% auto 0
-__all__ = ['OwnRunner', 'quiet', 'write_bootstrap', 'work', 'explained']
+__all__ = ['quiet', 'OwnRunner', 'write_bootstrap', 'work', 'explained']
 
 # %% ../../nbs/lab/53_worker.ipynb
 class OwnRunner(Runner):
@@ -47,26 +48,19 @@ class OwnRunner(Runner):
     def load_or_resume(self):
         if self.own_checkpoint: self.own_checkpoint.restore(self)
 
-@contextlib.contextmanager
-def quiet()->Iterator[None]:
-    "Hide warnings of mmengine and mmdet that the reader can do nothing about"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
+# hides warnings of mmengine and mmdet that the reader can do nothing about
+quiet = functools.partial(warnings.catch_warnings, action='ignore')
 
 # %% ../../nbs/lab/53_worker.ipynb
 def write_bootstrap(
     path:Path, # the run's folder
-    detections:list[dict], # COCO results on the validation images
-    gt_json:str|Path, # their annotations in COCO's format
-    images:list[int]|None=None, # ids of the evaluated images; all of `gt_json` if not given
-    voc:bool=False, # AP_VOC too
-)->Path: # `bootstrap.npz` in the folder
+    metric:COCOAP, # after the evaluation
+)->None:
     "Write the APs of a run on draws of its validation images"
-    n, buffer = len(set(images)) if images else len(read_json(gt_json)['images']), io.BytesIO()
-    ap = weighted_ap(detections, gt_json, resamples(n), voc, images=images)
+    often, buffer = resamples(len(set(metric.images))), io.BytesIO()
+    ap = weighted_ap(metric.detections, metric.ann_file, often, metric.voc is not None, images=metric.images)
     np.savez_compressed(buffer, **{k: v.astype(np.float32) for k, v in ap.items()})
-    return write_bytes(path/'bootstrap.npz', buffer.getbuffer())
+    write_bytes(path/'bootstrap.npz', buffer.getbuffer())
 
 # %% ../../nbs/lab/53_worker.ipynb
 def work(
@@ -75,22 +69,19 @@ def work(
     "Train from the last checkpoint on, and evaluate; each of several processes calls it, and the first writes"
     path, cfg = Path(plan.path), Config(plan.config)
     recorder = Recorder(path/'scalars.jsonl')
-    checkpoint = Checkpoint(path, recorder, store.last_checkpoint(path))
+    checkpoint = Checkpoint(path, recorder)
     if plan.device == 'cpu': keep_memory()
-    together = get_world_size() > 1
-    if together: cfg.val_evaluator.collect_device = 'gpu'  # by messages, not by files in the working folder
+    cfg.val_evaluator.collect_device = 'gpu'  # several processes send messages, in place of files in the working folder
     with quiet(), no_pickles():
         runner = OwnRunner(cfg, plan.device, path/'mmengine', plan.id, checkpoint=checkpoint,
-                           hooks=[Guard(), recorder, checkpoint, Progress(),
-                                  *([SyncBuffersHook()] if together else [])])
+                           hooks=[Guard(), recorder, checkpoint, Progress(), SyncBuffersHook()])
         with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # pycocotools prints that it reads
         runner.train()
     if not is_main_process(): return
     store.save_tensors(path/'weights.pth', {k: v.cpu() for k, v in bare(runner.model).state_dict().items()})
     metric = runner.val_evaluator.metrics[0]
     write_json(path/'detections.json', metric.detections)
-    if metric.annotated:
-        write_bootstrap(path, metric.detections, metric.ann_file, metric.images, metric.voc is not None)
+    if metric.annotated: write_bootstrap(path, metric)
     store.finish(path, recorder.metrics, steps=runner.max_iters, seconds=checkpoint.seconds())
 
 # %% ../../nbs/lab/53_worker.ipynb
@@ -98,15 +89,13 @@ def work(
 def explained(
     path:Path, # the run's folder
 )->Iterator[None]:
-    "If a file cannot be written or the training is interrupted, the error says in one line what is safe"
-    def safe():
+    "If a file cannot be read or written, or the training is interrupted, one line says from where it can go on"
+    def then():
         saved = store.checkpoints(path)
-        if not saved: return 'no epoch had been finished, so the same call starts anew'
-        return f'{saved[-1]} is safe, and the same call goes on from it'
+        return f'the same call goes on from {saved[-1]}' if saved else 'the same call starts anew'
     try: yield
-    except KeyboardInterrupt: raise KeyboardInterrupt(f'run {path.name} was interrupted: {safe()}') from None
+    except KeyboardInterrupt: raise KeyboardInterrupt(f'run {path.name} was interrupted; {then()}') from None
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
-            raise
+        if e.errno in (None, errno.EAGAIN): raise  # has a message of its own
         raise OSError(e.errno, f'run {path.name} stopped at {e.filename or path}: {e.strerror}. '
-                               f'When that is repaired: {safe()}') from None
+                               f'When that is repaired, {then()}') from None
