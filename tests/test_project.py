@@ -35,7 +35,8 @@ def test_imports_point_to_lower_numbers_and_shelves_only():
     assert [shelf(p) for p in NUMBERED] == sorted(shelf(p) for p in NUMBERED)
     for notebook in NUMBERED:
         for name in {name for cell in sources(notebook) for name in imported(cell) if name in number}:
-            if (notebook.stem, name) == ('10_hlr', 'pisa.lab.explorer'): continue  # to play with, not for what is exported
+            # to play with and to train on, not for what is exported
+            if (notebook.stem, name) in {('10_hlr', 'pisa.lab.explorer'), ('14_torchvision', 'pisa.lab.data')}: continue
             assert number[name] < int(notebook.stem[:2]), f'{notebook.name} imports {name}'
 
 
@@ -80,7 +81,7 @@ def test_opens_with_a_title_and_a_subtitle(notebook):
 def test_no_api_that_only_the_continuations_have():
     "What the heads import is there in the official mmdet 3.3.0 too: the names were looked up in it, once, and are listed here"
     official = {'mmdet.models.roi_heads': {'CascadeRoIHead', 'PISARoIHead', 'StandardRoIHead'}, 'mmdet.models.dense_heads': {'ATSSHead', 'AnchorHead', 'RetinaHead', 'SSDHead'}, 'mmdet.models.roi_heads.bbox_heads': {'BBoxHead'}, 'mmdet.models.roi_heads.mask_heads': {'FCNMaskHead'}, 'mmdet.models.roi_heads.roi_extractors': {'SingleRoIExtractor'}, 'mmdet.models.utils': {'multi_apply', 'unpack_gt_instances'}, 'mmdet.models.layers': {'multiclass_nms'}, 'mmdet.registry': {'DATASETS', 'MODELS', 'METRICS', 'TASK_UTILS'}, 'mmdet.models.task_modules.samplers': {'OHEMSampler', 'SamplingResult', 'ScoreHLRSampler'},
-                'mmdet.structures.bbox': {'bbox2roi', 'bbox_overlaps', 'cat_boxes', 'get_box_tensor'}, 'mmdet.utils': {'reduce_mean', 'register_all_modules'}}
+                'mmdet.structures': {'DetDataSample'}, 'mmdet.structures.bbox': {'bbox2roi', 'bbox_overlaps', 'cat_boxes', 'get_box_tensor'}, 'mmdet.utils': {'reduce_mean', 'register_all_modules'}}
     for notebook in NUMBERED:
         for cell in sources(notebook):
             if '#| export' not in cell: continue

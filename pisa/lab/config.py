@@ -11,10 +11,10 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import Registry
 from .data import DataSpec
-from .detectors import MEAN, SIZES, model
+from .detectors import MEAN, SIZES, model, preprocessor
 from .experiments import (
-    PRECISIONS, TWO_STAGE, Experiment, Recipe, checkpoint_of, default_sampler, global_batch, parse_overrides,
-    prime_settings, ranked_together, recipe, steps, whole_number)
+    PRECISIONS, TORCHVISION, TWO_STAGE, Experiment, Recipe, checkpoint_of, default_sampler, global_batch,
+    parse_overrides, prime_settings, ranked_together, recipe, steps, whole_number)
 from ..prime import CARL, ISR, one_of, settings
 from ..mmdet.samplers import HLR_DEFAULTS
 
@@ -36,15 +36,14 @@ def _pipeline(
         dict(type='MinIoURandomCrop', min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
     ] if train and r.distort else []
     read = dict(type='LoadImageFromFile', **(dict(to_float32=True) if distort else {}))
-    annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=exp.detector == 'mask_rcnn')
-    resize = dict(scale_factor=1.) if exp.dataset == 'shapes' and exp.scale == 'mini' else dict(scale=r.image)
-    keep_ratio = r.image[0] != r.image[1] or exp.detector != 'ssd300'
+    annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=exp.kind == 'mask_rcnn')
+    keep_ratio = r.image[0] != r.image[1] or exp.kind != 'ssd300'
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
     return [
         read,
         *([annotations] if train else []),
         *distort,
-        dict(type='Resize', keep_ratio=keep_ratio, **resize),
+        dict(type='Resize', keep_ratio=keep_ratio, scale=r.image),
         *([dict(type='RandomFlip', prob=0.5)] if train else []),
         dict(type='PackDetInputs', meta_keys=keys + (('flip', 'flip_direction') if train else ()))]
 
@@ -60,7 +59,7 @@ def dataloader(
     return dict(
         batch_size=batch, num_workers=workers, persistent_workers=workers > 0,
         sampler=dict(type='DefaultSampler', shuffle=train),
-        batch_sampler=dict(type='AspectRatioBatchSampler') if train and exp.detector != 'ssd300' else None,
+        batch_sampler=dict(type='AspectRatioBatchSampler') if train and exp.kind != 'ssd300' else None,
         dataset=dict(type='CocoDataset', metainfo=dict(classes=spec.classes), test_mode=not train,
                      ann_file=str(spec.train_json if train else spec.val_json),
                      data_prefix=dict(img=str(spec.train_images if train else spec.val_images)),
@@ -73,6 +72,10 @@ def detector(
     spec:DataSpec, # for the number of classes
 )->dict: # mmdet's model config
     "The detector of an experiment"
+    prime = prime_settings(exp.method, exp.formulation)
+    if exp.detector in TORCHVISION:
+        return dict(type='TorchvisionDetector', kind=exp.kind, classes=len(spec.classes), side=recipe(exp).image[0],
+                    train_cfg=prime, data_preprocessor=preprocessor(exp.kind))
     name = exp.sampler if exp.sampler != 'auto' else default_sampler(exp.detector, exp.method, exp.formulation)
     sampler = None
     if name not in (None, 'R/R'):
@@ -80,7 +83,7 @@ def detector(
         sampler = dict(type='PrimeSampler', num=SIZES[exp.scale].rois, pos_fraction=0.25, pos=pos, neg=neg,
                        add_gt_as_proposals=True)
     return model(exp.detector, exp.scale, len(spec.classes), exp.backbone, checkpoint_of(exp.backbone, exp.pretrained),
-                 prime_settings(exp.method, exp.formulation), sampler, side=recipe(exp).image[0],
+                 prime, sampler, side=recipe(exp).image[0],
                  sides='voc' if exp.dataset == 'voc' else 'coco')
 
 # %% ../../nbs/lab/45_config.ipynb
@@ -105,7 +108,7 @@ def config(
 )->Config:
     "The mmengine config of an experiment; a `ValueError` if the data set, overrides or processes do not fit it"
     r = recipe(exp)
-    if exp.detector == 'mask_rcnn' and not spec.has_masks:
+    if exp.kind == 'mask_rcnn' and not spec.has_masks:
         raise ValueError(f'mask_rcnn needs masks and {spec.name} has boxes only: choose detector=faster_rcnn, '
                          'or dataset=shapes or coco')
     given = parse_overrides(exp.overrides)
@@ -115,14 +118,14 @@ def config(
     if (together := ranked_together(exp)) > batch:
         raise ValueError(f'isr.scope={together} images are to be ranked together, but a process has {batch}: '
                          'use fewer processes, or a larger batch')
-    modules = ['pisa.lab.detectors', 'pisa.lab.metric', 'pisa.lab.speed']
+    modules = ['pisa.lab.detectors', 'pisa.lab.torchvision', 'pisa.lab.metric', 'pisa.lab.speed']
     cfg = Config(dict(
         default_scope='mmdet', custom_imports=dict(imports=modules, allow_failed_imports=False),
         model=detector(exp, spec),
         train_dataloader=dataloader(exp, spec, 'train', batch),
         val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
         val_evaluator=dict(type='COCOAP', ann_file=str(spec.val_json), area_limits=spec.area_limits,
-                           iou_types=('bbox', 'segm') if exp.detector == 'mask_rcnn' else ('bbox',),
+                           iou_types=('bbox', 'segm') if exp.kind == 'mask_rcnn' else ('bbox',),
                            voc='11-point' if exp.dataset == 'voc' else None),  # as in the devkit of VOC2007
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs),
         val_cfg=dict(type='ValLoop'),
@@ -250,8 +253,9 @@ def _samples_text(
     stage:dict, # its part for the (first) box head
 )->str:
     "The samples that the detector is trained on, in the terms of Table 3 (v1)"
-    if exp.detector == 'ssd300': return 'all anchors, and of the negatives the three hardest for each positive'
-    if exp.detector not in TWO_STAGE: return 'all anchors'
+    if exp.kind == 'ssd300': return 'all anchors, and of the negatives the three hardest for each positive'
+    if exp.kind not in TWO_STAGE: return 'all anchors'
+    if exp.detector in TORCHVISION: return 'RoIs at random, as torchvision does'
     s = stage.sampler
     ways = {'PrimeSampler': f"{s.get('pos', 'R')} for positives, {s.get('neg', 'R')} for negatives",
             'RandomSampler': 'R (random) for both'}.get(s.type, s.type)

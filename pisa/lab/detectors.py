@@ -16,7 +16,7 @@ from .experiments import BACKBONES, DETECTORS, TWO_STAGE, backbones
 # %% auto 0
 __all__ = ['SIZES', 'FOCAL', 'SSD_SIDES', 'MEAN', 'STD', 'NarrowVGG', 'backbone', 'Size', 'fpn', 'coder', 'assigner',
            'random_sampler', 'rpn_head', 'roi_extractor', 'box_head', 'mask_head', 'two_stage_model', 'dense_strides',
-           'retinanet_model', 'atss_model', 'ssd_model', 'model']
+           'retinanet_model', 'atss_model', 'ssd_model', 'preprocessor', 'model']
 
 # %% ../../nbs/lab/43_detectors.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
@@ -246,6 +246,11 @@ def ssd_model(scale:str, classes:int, prime:dict, side:int, sides:str)->dict:
 # %% ../../nbs/lab/43_detectors.ipynb
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of ImageNet, RGB
 
+def preprocessor(detector:str, caffe:bool=False)->dict:
+    "Normalisation and padding of the images; Caffe's VGG takes pixels minus the mean"
+    return dict(type='DetDataPreprocessor', mean=MEAN, std=[1, 1, 1] if caffe else STD, bgr_to_rgb=True,
+                pad_mask=detector == 'mask_rcnn', pad_size_divisor=1 if detector == 'ssd300' else 32)
+
 def model(
     detector:str, # one of `DETECTORS`
     scale:str, # one of `SIZES`
@@ -265,7 +270,5 @@ def model(
     elif detector == 'retinanet': rest = retinanet_model(scale, classes, b.channels, prime)
     elif detector == 'atss': rest = atss_model(scale, classes, b.channels, prime)
     else: rest = ssd_model(scale, classes, prime, side, sides)
-    caffe, ssd = b.type == 'SSDVGG', detector == 'ssd300'  # Caffe's VGG takes pixels minus the mean
-    pre = dict(type='DetDataPreprocessor', mean=MEAN, std=[1, 1, 1] if caffe else STD, bgr_to_rgb=True,
-               pad_mask=detector == 'mask_rcnn', pad_size_divisor=1 if ssd else 32)
-    return dict(data_preprocessor=pre, backbone=backbone(backbone_name, checkpoint), **rest)
+    return dict(data_preprocessor=preprocessor(detector, b.type == 'SSDVGG'),
+                backbone=backbone(backbone_name, checkpoint), **rest)

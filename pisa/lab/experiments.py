@@ -12,14 +12,15 @@ from ..prime import one_of
 
 
 # %% auto 0
-__all__ = ['TWO_STAGE', 'DETECTORS', 'METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'PRECISIONS', 'BACKBONES',
-           'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'Backbone', 'backbones', 'Experiment',
-           'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values', 'checkpoint_of', 'parse_overrides',
-           'whole_number', 'ranked_together', 'steps', 'global_batch']
+__all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'PRECISIONS',
+           'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'Backbone', 'backbones',
+           'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values', 'checkpoint_of',
+           'parse_overrides', 'whole_number', 'ranked_together', 'steps', 'global_batch']
 
 # %% ../../nbs/lab/41_experiments.ipynb
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_rcnn')
-DETECTORS = (*TWO_STAGE, 'retinanet', 'ssd300', 'atss')
+DETECTORS = (*TWO_STAGE, 'retinanet', 'ssd300', 'atss')  # mmdet's
+TORCHVISION = tuple(f'torchvision_{kind}' for kind in ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd300', 'fcos'))
 METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', 'carl')}
 FORMULATIONS = {
     'v1': dict(isr=dict(gamma=2.0, beta=0.0), carl=dict(k=1.0, b=0.1, form='replace')),
@@ -76,11 +77,12 @@ BACKBONES = {
 SMALLER = {'r50': 'r18_w32', 'r18': 'r18_w16', 'x101_32x4d': 'x50_8x4d', 'vgg16': 'vgg11_w16'}  # paper to mini
 
 def backbones(
-    detector:str, # one of `DETECTORS`
+    detector:str, # one of `DETECTORS` or `TORCHVISION`
     scale:str, # 'mini' or 'paper'
 )->tuple[str, ...]: # the default first
-    "Backbones of a detector: VGG for SSD, the others for all other detectors"
-    fit = ['vgg16'] if detector == 'ssd300' else ['r50', 'r18', 'x101_32x4d']
+    "Backbones of a detector: VGG for SSD, the others for all other detectors; torchvision's have one each"
+    fit = ['vgg16'] if detector.endswith('ssd300') else ['r50', 'r18', 'x101_32x4d']
+    if detector in TORCHVISION: fit = fit[:1]
     return tuple(fit if scale == 'paper' else [SMALLER[name] for name in fit])
 
 # %% ../../nbs/lab/41_experiments.ipynb
@@ -105,6 +107,10 @@ class Experiment:
     pretrained: str = 'auto'
     pretrained_sha256: str = ''  # of the file that `pretrained` names, if it is one; replaces the name in the id
     precision: str = ''  # one of `PRECISIONS`; '' in records of recipe 4, which does not name it
+
+    @property
+    def kind(self)->str: # the detector without the name of the library
+        return self.detector.removeprefix('torchvision_')
 
     def id(self, fingerprint:str, recipe:int=RECIPE)->str: # e.g. `mask_rcnn-pisa-shapes-s0-1a2b3c4d`
         "Id of the run: readable words, and eight digits of a hash of all words, the data and the recipe"
@@ -135,12 +141,12 @@ def recipe(
     exp:Experiment,
 )->Recipe:
     "The recipe of an experiment, before its overrides"
-    voc, ssd = exp.dataset == 'voc', exp.detector == 'ssd300'
+    voc, ssd = exp.dataset == 'voc', exp.kind == 'ssd300'
     if exp.scale == 'mini':
-        side, epochs = 128 if exp.dataset == 'shapes' else 256, 6 if exp.detector == 'mask_rcnn' else 8
+        side, epochs = 128 if exp.dataset == 'shapes' else 256, 6 if exp.kind == 'mask_rcnn' else 8
         adamw = dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)
         return Recipe(
-            image=(side, side) if ssd else (256, 256), batch=8, epochs=3*epochs if voc else epochs,
+            image=(side, side), batch=8, epochs=3*epochs if voc else epochs,
             optimizer=dict(clip_grad=dict(max_norm=10), optimizer=adamw),
             warmup=50, warmup_factor=0.001, steps=(8/12, 11/12))
     if ssd:
@@ -167,14 +173,21 @@ def _known_sampler(
 )->str: # `sampler`; 'auto' where it is the method's own
     "Refuse a sampler that does not fit the detector"
     if sampler != 'auto' and own is None:
-        mines = detector == 'ssd300'
-        reason = 'mines its negatives itself' if mines else 'its focal loss weighs them, mining would weigh them twice'
-        raise ValueError(f'sampler={sampler!r}: {detector} trains on all anchors and {reason}; '
+        reason = 'trains on all anchors, and its focal loss weighs them, mining would weigh them twice'
+        if detector == 'ssd300': reason = 'trains on all anchors and mines its negatives itself'
+        if detector in TORCHVISION: reason = 'samples as torchvision does'
+        raise ValueError(f'sampler={sampler!r}: {detector} {reason}; '
                          f'samplers are for {", ".join(TWO_STAGE)}')
     if sampler.endswith('score_hlr') and detector == 'cascade_rcnn':
         raise ValueError("sampler='R/score_hlr' is for faster_rcnn and mask_rcnn: it weights negatives, "
                          "which mmdet's cascade has no place for")
     return 'auto' if sampler == own else sampler
+
+def _check_torchvision(detector:str, scale:str, pretrained:str)->None:
+    "Refuse what torchvision's detectors are not trained with"
+    if detector in TORCHVISION and (scale == 'paper' or pretrained not in ('auto', 'none')):
+        raise ValueError(f"{detector} is trained here at mini scale and from scratch. Take scale='mini', or "
+                         'pisa.torchvision.prime(model) in a training of your own')
 
 def _needed(overrides:str, usual:dict[str, Any])->str: # sorted `key=value` pairs
     "Overrides without those that repeat a usual value"
@@ -186,7 +199,7 @@ def _needed(overrides:str, usual:dict[str, Any])->str: # sorted `key=value` pair
 
 # %% ../../nbs/lab/41_experiments.ipynb
 def experiment(
-    detector:str='faster_rcnn', # one of `DETECTORS`
+    detector:str='faster_rcnn', # one of `DETECTORS`, or of `TORCHVISION` (at mini scale)
     method:str='pisa', # one of `METHODS`
     dataset:str='auto', # one of `DATASETS`; 'auto' is `shapes`
     scale:str='auto', # 'mini', 'paper', or 'auto': paper for COCO, else mini
@@ -201,12 +214,13 @@ def experiment(
     """An `Experiment` of known names.
 
     A `ValueError` of one line gives the name that is not known, and lists the known ones."""
-    one_of('detector', detector, DETECTORS)
+    one_of('detector', detector, DETECTORS + TORCHVISION)
     one_of('method', method, METHODS)
     if one_of('dataset', dataset, ('auto', *DATASETS)) == 'auto': dataset = 'shapes'
     one_of('scale', scale, ('auto', *SCALES))
     one_of('formulation', formulation, FORMULATIONS)
     if scale == 'auto': scale = 'paper' if dataset == 'coco' else 'mini'
+    _check_torchvision(detector, scale, pretrained)
     backbone = _known_backbone(detector, scale, backbone)
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f'seed={seed!r}: give a whole number from 0 to 2**32 - 1')
