@@ -20,7 +20,7 @@ from pisa.isr import isr_weights
 from record import against, paired, report, words
 
 
-def scene(n, images, objects, classes, seed=0):
+def scene(n, images, objects, classes, seed=0, device='cpu'):
     "n positives of some images, each with so many objects: label, object of the image, image, box, box of the object, loss"
     g = torch.Generator().manual_seed(seed)
     owner = torch.randint(images * objects, (n,), generator=g).sort()[0]
@@ -28,15 +28,16 @@ def scene(n, images, objects, classes, seed=0):
     gt_box = torch.cat([corner, corner + 50 + torch.rand(images * objects, 2, generator=g) * 100], 1)[owner]
     box = gt_box + torch.randn(n, 4, generator=g) * 8
     iou = bbox_overlaps(box, gt_box, is_aligned=True)
-    return SimpleNamespace(iou=iou, label=gt_label[owner], gt=owner % objects, image=owner // objects, id=owner, box=box, gt_box=gt_box,
-                           loss=torch.rand(n, generator=g) * 3, images=images, classes=classes)
+    tensors = dict(iou=iou, label=gt_label[owner], gt=owner % objects, image=owner // objects, id=owner, box=box, gt_box=gt_box,
+                   loss=torch.rand(n, generator=g) * 3)
+    return SimpleNamespace(**{k: v.to(device) for k, v in tensors.items()}, images=images, classes=classes)
 
 
 def released(s):
     "mmdet's `isr_p`, with boxes, IoUs and losses already there"
     results = [SimpleNamespace(pos_assigned_gt_inds=s.gt[s.image == i]) for i in range(s.images)]
     coder, overlaps = SimpleNamespace(decode=lambda rois, delta: delta), pisa_loss.bbox_overlaps
-    rois, score = torch.zeros(len(s.gt), 4), torch.zeros(len(s.gt), 1)
+    rois, score = s.box.new_zeros(len(s.gt), 4), s.box.new_zeros(len(s.gt), 1)
     def run():  # it adds to the IoUs in place
         pisa_loss.bbox_overlaps = lambda *a, **k: s.iou.clone()
         try: return isr_p(score, s.box, (s.label, torch.ones_like(s.loss), s.gt_box, None), rois, results, lambda *a, **k: s.loss, coder, num_class=s.classes)[1]

@@ -1,10 +1,13 @@
-"ISR and CARL on a GPU: the same numbers as on the CPU, without a synchronisation, captured in a CUDA graph; two GPUs over NCCL"
+"ISR and CARL on a GPU: the numbers of the CPU, without a synchronisation, in a CUDA graph, compiled whole; trainings with mmdet where it is there"
+import os
 import pytest
 import torch
 from pisa.carl import carl_loss
 from pisa.isr import isr_weights
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
+DEVICE = os.environ.get('PISA_GPU', 'cuda')  # `cpu` tries the tests themselves
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here')
+needs_device = pytest.mark.skipif(DEVICE == 'cuda' and not torch.cuda.is_available(), reason='no GPU here')
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason='no two GPUs here')
 
 
@@ -20,14 +23,23 @@ def both(iou, gt, label, loss, mask, prob, reg):
     return isr_weights(iou, gt, label, loss, mask=mask), carl_loss(prob, reg, mask=mask)
 
 
-@needs_gpu
+def assert_equal(there, n, seed=0):
+    for ours, cpu in zip(there, both(*case(n, seed))): torch.testing.assert_close(ours.cpu(), cpu, rtol=1e-4, atol=1e-6)
+
+
+@needs_device
 @pytest.mark.parametrize('n', [1, 37, 4096, 100_000])
 def test_equal_to_the_cpu(n):
-    there = both(*[x.cuda() for x in case(n)])
-    for ours, cpu in zip(there, both(*case(n))): torch.testing.assert_close(ours.cpu(), cpu, rtol=1e-4, atol=1e-6)
+    assert_equal(both(*[x.to(DEVICE) for x in case(n)]), n)
 
 
-@needs_gpu
+@needs_device
+def test_compiled_as_one_graph():
+    torch._dynamo.reset()
+    assert_equal(torch.compile(both, fullgraph=True)(*[x.to(DEVICE) for x in case()]), 4096)
+
+
+@needs_cuda
 def test_no_synchronisation():
     args = [x.cuda() for x in case()]
     both(*args)  # what is set up once may synchronise
@@ -37,7 +49,7 @@ def test_no_synchronisation():
     finally: torch.cuda.set_sync_debug_mode('default')
 
 
-@needs_gpu
+@needs_cuda
 def test_captured_in_a_graph():
     "Recorded once and replayed on other numbers"
     static = [x.cuda() for x in case(seed=0)]
@@ -50,10 +62,10 @@ def test_captured_in_a_graph():
     for seed in (1, 2):
         for x, new in zip(static, case(seed=seed)): x.copy_(new)
         graph.replay()
-        for ours, cpu in zip(out, both(*case(seed=seed))): torch.testing.assert_close(ours.cpu(), cpu, rtol=1e-4, atol=1e-6)
+        assert_equal(out, 4096, seed)
 
 
-@needs_gpu
+@needs_cuda
 def test_ops_of_the_samplers():
     "NMS-match on the GPU makes the clusters that it makes on the CPU"
     pytest.importorskip('mmdet')
@@ -65,8 +77,8 @@ def test_ops_of_the_samplers():
     assert there.cpu().tolist() == nms_match(*args).tolist()
 
 
-@needs_gpu
-def test_a_training_on_one_gpu(tmp_path):
+@needs_cuda
+def test_a_training_with_mmdet(tmp_path):
     pytest.importorskip('mmdet')
     from pisa.lab import data, experiments, runs, train
     exp = experiments.experiment(overrides='train_cfg.max_epochs=1 train_dataloader.dataset.indices=32')
@@ -75,7 +87,7 @@ def test_a_training_on_one_gpu(tmp_path):
 
 
 @needs_two
-def test_two_gpus_over_nccl(tmp_path):
+def test_two_gpus_with_mmdet(tmp_path):
     "The loss curve of two GPUs is that of two processes on the CPU, which is tested to be that of one"
     pytest.importorskip('mmdet')
     from pisa.lab import data, experiments, runs, train
