@@ -99,7 +99,8 @@ def test_average_precision_is_that_of_pycocotools(script, seed):
                         annotations=[dict(id=k + 1, image_id=i, bbox=xywh(b), area=1., category_id=c, iscrowd=0) for k, (i, b, c) in enumerate(rows)])
     with contextlib.redirect_stdout(None):
         coco.createIndex()
-        results = [dict(image_id=i, bbox=xywh(b), score=float(s), category_id=int(c)) for i, f in enumerate(found) for b, s, c in zip(f['boxes'], f['scores'], f['labels'])]
+        results = [dict(image_id=i, bbox=xywh(b), score=float(s), category_id=int(c))
+                   for i, f in enumerate(found) for b, s, c in zip(f['boxes'], f['scores'], f['labels'])]
         judge = COCOeval(coco, coco.loadRes(results), 'bbox')
         judge.evaluate()
         judge.accumulate()
