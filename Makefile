@@ -22,7 +22,7 @@ NUMERIC := $(addprefix tests/test_,hlr.py isr.py carl.py two_stage.py single_sta
            tests/test_processes.py::test_two_processes_killed_and_resumed_have_the_loss_curve_of_one
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check nbtest pytest arithmetic slow lab export readme paper clean
+.PHONY: help setup train test check nbtest pytest arithmetic slow lab export readme paper shown clean
 
 help:  ## list the targets
 	@echo 'make TARGET [VENV=.venv] [PYTHON=python3.13] [DETECTOR=mask_rcnn] [ARGS="-p method baseline"]'
@@ -60,7 +60,7 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 
 export: $(STAMP)  ## write pisa/ from the notebooks, and clean them of outputs
 	nbdev_export
-	jupyter nbconvert --clear-output --inplace $$(git ls-files 'nbs/*.ipynb' ':!nbs/paper/index.ipynb') 2> /dev/null
+	jupyter nbconvert --clear-output --inplace $$(python .ci/check.py --hidden) 2> /dev/null
 	nbdev_clean
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/records/
@@ -74,6 +74,10 @@ paper: $(STAMP)  ## render the paper's tables, figures and page from records and
 	  papermill nbs/paper/$$kind.ipynb $$file.ipynb -p number $$number -p out figures $(ARGS) --no-progress-bar 2> $$file.log || { tail -n 20 $$file.log; exit 255; }'
 	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/index.log || { tail -n 20 _proc/index.log; false; }
 	nbdev_clean --fname nbs/paper/index.ipynb
+
+shown: $(STAMP)  ## run the other notebooks that are committed with their pictures: 9 minutes
+	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True nbs/14_torchvision.ipynb nbs/implementations.ipynb
+	nbdev_clean
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
 	rm -rf build dist *.egg-info .pytest_cache _proc _docs

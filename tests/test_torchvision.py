@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 pytest.importorskip('torchvision')
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.ssd import SSD
@@ -14,6 +14,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from pisa.isr import isr_weights
 from pisa.prime import CARL, ISR, pair_iou, settings as parse
 from pisa.torchvision import ROI, decoded, of_rois, prime, primed
+from notebooks import log, papermill, pictures
 from refusal import refused
 
 ADD = dict(form='add', b=.2)
@@ -341,3 +342,40 @@ def test_in_distributed_data_parallel(kind, tmp_path):
     finally: dist.destroy_process_group()
     assert got[0] == want[0]
     same(got[1], want[1])
+
+
+@pytest.mark.parametrize('form', ['replace', 'add'])
+@pytest.mark.parametrize('objects', [(3, 2), (2, 0), (0,)])
+@pytest.mark.parametrize('kind', [MaskRCNN, KeypointRCNN])
+def test_masks_and_keypoints_keep_their_own_losses(kind, objects, form):
+    "Those of masks, keypoints and the RPN are the plain ones to the last bit; without an object the box losses are 0"
+    images, targets = scene(objects)
+    for t in targets:
+        n = len(t['boxes'])
+        t['masks'] = torch.ones(n, 64, 64, dtype=torch.uint8)
+        t['keypoints'] = torch.cat([t['boxes'].view(n, 2, 2).repeat(1, 9, 1)[:, :17], torch.ones(n, 17, 1)], 2)
+    torch.manual_seed(0)
+    plain = kind(Backbone(), 4, rpn_anchor_generator=anchors(), box_batch_size_per_image=32, min_size=64, max_size=64).train()
+    want, _ = run(plain, images, targets)
+    got, gradient = run(prime(plain, carl=dict(form=form)), images, targets)
+    assert {*got} == {*want} | ({'loss_carl'} if form == 'add' else set())
+    for k in {*want} - {*ROI}: assert torch.equal(got[k], want[k]), k
+    if not sum(objects): assert got['loss_box_reg'] == 0 == got.get('loss_carl', 0)
+    assert all(torch.isfinite(x).all() for x in (*got.values(), *(g for g in gradient if g is not None)))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('bad', [None, 0., torch.rand(4), torch.tensor([[1., 3, 1, 4], [2, 4, 3, 4]])], ids=['none', 'number', 'one', 'empty box'])
+def test_wrong_targets_are_refused_as_before(kind, bad):
+    targets = bad if bad is None else [dict(boxes=bad, labels=torch.ones(2).long())]
+    said = []
+    for model in detector(kind), prime(detector(kind)):
+        with pytest.raises(Exception) as error: model(scene((2,))[0], targets)
+        said.append((error.type, str(error.value)))
+    assert said[0] == said[1]
+
+
+def test_the_notebook_trains_two_detectors_and_shows_them(tmp_path):
+    pytest.importorskip('pycocotools')
+    log(papermill('14_torchvision', tmp_path/'out.ipynb', images=16, epochs=1))
+    assert pictures(tmp_path/'out.ipynb') == 4  # data, loss, detections of both
