@@ -8,7 +8,7 @@ from torch.nn import functional as F
 pytest.importorskip('torchvision')
 from torchvision.models.detection import FCOS, FasterRCNN, KeypointRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
-from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from pisa.isr import isr_weights
@@ -284,6 +284,34 @@ def test_bfloat16(kind):
         losses = model(*scene())
     sum(losses.values()).backward()
     for k in want: torch.testing.assert_close(losses[k].float(), want[k], rtol=.1, atol=.05)
+
+
+@pytest.mark.parametrize('share', [.01, .1, .2, .5])
+def test_ssd_with_other_shares_of_negatives(share):
+    model = detector('ssd')
+    model.neg_to_pos_ratio = (1 - share)/share
+    run(prime(model), *scene())
+
+
+def test_roi_heads_with_a_forward_of_their_own():
+    "One that adds to the results trains as the plain one does; one with other losses is refused at its first step"
+    class Louder(RoIHeads):
+        scale = 1.
+        def forward(self, *args):
+            result, losses = super().forward(*args)
+            return result, {k: v*self.scale for k, v in losses.items()}
+    want, model = run(prime(detector('faster')), *scene()), detector('faster')
+    model.roi_heads.__class__ = Louder
+    got = run(prime(model), *scene())
+    assert got[0] == want[0]
+    Louder.scale = 10.
+    with pytest.raises(ValueError, match='the losses of Louder .* are not those that ISR and CARL change here'): run(model, *scene())
+
+
+def test_a_replaced_method_is_refused():
+    model = detector('retina')
+    model.head.compute_loss = lambda *args: {}
+    with pytest.raises(ValueError, match='compute_loss was replaced by .*: call prime before that'): prime(model)
 
 
 def test_a_head_of_ones_own():

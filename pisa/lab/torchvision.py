@@ -54,7 +54,8 @@ class VGGFeatures(nn.Module):
     def __init__(self):
         super().__init__()
         self.out_channels = [*SIZES['mini'].ssd]
-        self.vgg, pairs = NarrowVGG(16), zip(self.out_channels[1:], self.out_channels[2:])
+        self.vgg = NarrowVGG(16)
+        pairs = zip(self.out_channels[1:], self.out_channels[2:])
         self.extra = nn.ModuleList(nn.Sequential(
             nn.Conv2d(i, o//2, 1, bias=False), nn.GroupNorm(8, o//2), nn.ReLU(inplace=True),
             nn.Conv2d(o//2, o, 3, stride=2, padding=1, bias=False), nn.GroupNorm(8, o), nn.ReLU(inplace=True),

@@ -18,16 +18,18 @@ import torchvision
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, masks_to_boxes
 from pisa.carl import carl_loss
 from pisa.isr import isr_weights
+from pisa.lab.files import write_json
+from pisa.lab.shapes import CLASSES, render
 from pisa.prime import ISR, Positives, prime_weights
 from pisa.torchvision import prime
 
 HERE = Path(__file__).parent
 TINY = os.environ.get('PISA_GPU') == 'cpu'
 DEVICE = 'cpu' if TINY else 'cuda'
-SEEDS_IN = 170  # seconds for the trainings
+TRAINING_SECONDS = 170  # seconds for the trainings
 FEW = dict(box_batch_size_per_image=8, rpn_post_nms_top_n_train=16, rpn_post_nms_top_n_test=16) if TINY else {}  # RoIs of an R-CNN
 
 
@@ -93,8 +95,8 @@ def mmdets(positives):
     "ISR of mmdet on a mini-batch of 8 images"
     if not importlib.util.find_spec('mmdet'): raise Skip('mmdet is not here')
     sys.path.insert(0, str(HERE.parent/'bench'))
-    from core import released, scene
-    return released(scene(positives, 8, 20, 80, device=DEVICE))
+    import core
+    return core.released(core.scene(positives, 8, 20, 80, device=DEVICE))
 
 
 def kernels():
@@ -111,12 +113,13 @@ def kernels():
                 for _ in range(3): call()
                 rows.append(dict(way=way, positives=positives, **quartiles([milliseconds(call) for _ in range(rounds)])))
             except Skip as e: rows.append(dict(way=way, positives=positives, skipped=str(e)))
+            except Exception as e: rows.append(dict(way=way, positives=positives, failed=f'{type(e).__name__}: {e}'[:300]))  # no compiler, say
     return rows
 
 
-def scene(images, height, width, classes, objects=8):
+def scene(images, height, width, classes, objects=8, seed=0):
     "Random images and ground truths"
-    g, targets = torch.Generator().manual_seed(0), []
+    g, targets = torch.Generator().manual_seed(seed), []
     for _ in range(images):
         corner = torch.rand(objects, 2, generator=g) * torch.tensor([width, height]) * .6
         boxes = torch.cat([corner, corner + (.05 + .3*torch.rand(objects, 2, generator=g)) * torch.tensor([width, height])], 1)
@@ -152,13 +155,13 @@ def steps():
             for step in two*(1 if TINY else 3): step()
             times = [[milliseconds(step) for step in two] for _ in range(rounds)]
             about = dict(detector=name, images=images, precision=precision, steps=rounds)
-            rows.append(about | dict(ratio=quartiles([b/a for a, b in times]), ms=quartiles([a for a, _ in times])))
+            rows.append(about | dict(ratio=quartiles([b/a for a, b in times]), baseline_ms=quartiles([a for a, _ in times])))
             print(rows[-1], flush=True)
     return rows
 
 
 def average_precision(found, truth, classes):
-    """COCO's AP of boxes, in percent, from 0.5 to 0.95: all sizes, at most 100 detections an image.
+    """COCO's AP of boxes, in percent, from 0.5 to 0.95, all sizes; it expects at most 100 detections an image.
 
     `found`, `truth`: a dict an image, `boxes`, `labels`, and `scores` of what was found."""
     ious, grid, aps = torch.linspace(.5, .95, 10), torch.arange(101, dtype=torch.float64)*.01, []  # a recall of 0.2 is on the grid
@@ -189,28 +192,21 @@ def average_precision(found, truth, classes):
 
 
 def shapes(split, images):
-    "The embedded data set, as bytes on the device, and ground truths"
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-    from pisa.lab.data import load
-    spec = load('shapes', n_train=images, n_val=max(images//4, 1))
-    file, folder = (spec.train_json, spec.train_images) if split == 'train' else (spec.val_json, spec.val_images)
-    data, targets = json.loads(Path(file).read_text()), []
-    for image in data['images']:
-        box = torch.tensor([a['bbox'] for a in data['annotations'] if a['image_id'] == image['id']]).float().reshape(-1, 4)
-        label = torch.tensor([a['category_id'] for a in data['annotations'] if a['image_id'] == image['id']])
-        targets.append(dict(boxes=torch.cat([box[:, :2], box[:, :2] + box[:, 2:]], 1).to(DEVICE), labels=label.to(DEVICE)))
-    pixels = torch.stack([pil_to_tensor(Image.open(Path(folder)/i['file_name'])) for i in data['images']]).to(DEVICE)
-    return pixels, targets, len(spec.classes)
+    "Rendered images, as bytes on the device, and ground truths"
+    rendered, targets = [render(split, i) for i in range(images)], []
+    for _, labels, masks in rendered:
+        boxes = masks_to_boxes(torch.from_numpy(masks)) + torch.tensor([0, 0, 1, 1])
+        targets.append(dict(boxes=boxes.float().to(DEVICE), labels=torch.as_tensor(labels).long().to(DEVICE) + 1))
+    return torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, *_ in rendered]).to(DEVICE), targets
 
 
 def train(method, seed, data, epochs, batch=8):
-    pixels, targets, classes = data
+    pixels, targets = data
     torch.manual_seed(seed)
     backbone = resnet_fpn_backbone(backbone_name='resnet18', weights=None, trainable_layers=5, norm_layer=nn.BatchNorm2d)
     side = 64 if TINY else 256
     anchors = detection.anchor_utils.AnchorGenerator(tuple((side*s/10.7,) for s in (1, 2, 4, 8, 16)), ((.5, 1., 2.),)*5)
-    model = detection.FasterRCNN(backbone, classes + 1, min_size=side, max_size=side, rpn_anchor_generator=anchors, **FEW).to(DEVICE).train()
+    model = detection.FasterRCNN(backbone, len(CLASSES) + 1, min_size=side, max_size=side, rpn_anchor_generator=anchors, **FEW).to(DEVICE).train()
     if method == 'pisa': prime(model)
     total = epochs*(len(pixels)//batch)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -229,18 +225,18 @@ def train(method, seed, data, epochs, batch=8):
 
 
 def training():
-    "Faster R-CNN on shapes of 256 pixels, baseline and PISA, as many seeds as there is time for"
+    "Faster R-CNN on shapes, resized to 256 pixels, baseline and PISA, as many seeds as there is time for"
     images, epochs = (16, 1) if TINY else (2000, 8)
-    data, (pixels, truth, classes) = shapes('train', images), shapes('val', images)
+    data, (pixels, truth) = shapes('train', images), shapes('val', images//4)
     truth = [{k: v.cpu() for k, v in t.items()} for t in truth]
     rows, start, seed = [], time.time(), 0
-    while not rows or (not TINY and (time.time() - start)*(seed + 1)/seed < SEEDS_IN):
+    while not rows or (not TINY and (time.time() - start)*(seed + 1)/seed < TRAINING_SECONDS):
         for method in ('baseline', 'pisa'):
             begin = time.time()
             model = train(method, seed, data, epochs)
             seconds = time.time() - begin
             with torch.no_grad(): found = [{k: v.cpu() for k, v in model([p/255])[0].items()} for p in pixels]
-            rows.append(dict(method=method, seed=seed, seconds=seconds, **average_precision(found, truth, classes)))
+            rows.append(dict(method=method, seed=seed, seconds=seconds, **average_precision(found, truth, len(CLASSES))))
             print(rows[-1], flush=True)
         seed += 1
     return rows
@@ -265,7 +261,7 @@ def process(rank, folder):
     model = prime(detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=64))
     model = nn.parallel.DistributedDataParallel(model.to(device).train(), None if TINY else [rank])
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    images, targets = scene(2, 64, 64, 4)
+    images, targets = scene(2, 64, 64, 4, seed=rank)
     for _ in range(3):
         loss = sum(model([x.to(device) for x in images], [{k: v.to(device) for k, v in t.items()} for t in targets]).values())
         optimizer.zero_grad()
@@ -278,13 +274,13 @@ def process(rank, folder):
 
 
 def two():
-    "Two processes: ISR over both is ISR of one that has all positives, and a training keeps the weights of both equal"
+    "ISR over two processes equals that of one, where an object counts once for each process; a training keeps the weights of both equal"
     if not TINY and torch.cuda.device_count() < 2: raise Skip('there are no two GPUs')
     with tempfile.TemporaryDirectory() as folder: torch.multiprocessing.spawn(process, (folder,), nprocs=2)
     return [dict(backend='gloo' if TINY else 'nccl', equal=True)]
 
 
-PARTS = {'checks': (checks, 90), 'kernels': (kernels, 90), 'steps': (steps, 150), 'training': (training, 240), 'two': (two, 60)}
+PARTS = {'checks': (checks, 90), 'kernels': (kernels, 90), 'steps': (steps, 140), 'training': (training, 220), 'two': (two, 60)}
 
 
 def one_part(name):
@@ -299,7 +295,7 @@ def one_part(name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('parts', nargs='*', help=f'of {", ".join(PARTS)}; all if none is given')
-    parser.add_argument('--out', type=Path, default=HERE.parents[1]/'runs/records/bench/gpu.json')
+    parser.add_argument('--out', type=Path, help='runs/records/bench/gpu.json if not given; where it exists, the other parts stay in it')
     parser.add_argument('--tiny', action='store_true', help='on the CPU, everything tiny')
     parser.add_argument('--child', help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -307,12 +303,14 @@ def main():
     if given.child:
         given.out.write_text(json.dumps(one_part(given.child)))
         return
+    if given.tiny and not given.out: parser.error('--tiny needs --out FILE: what it measures is no record')
+    given.out = given.out or HERE.parents[1]/'runs/records/bench/gpu.json'
     if not given.tiny and not torch.cuda.is_available(): sys.exit('torch sees no GPU here; --tiny tries the script on the CPU')
-    import pisa.lab.files as files
     env = dict(os.environ, PISA_GPU='cpu' if given.tiny else 'cuda')
     gpu = None if given.tiny else torch.cuda.get_device_name()
     result = {'machine': {'gpu': gpu, 'gpus': torch.cuda.device_count(), 'cuda': torch.version.cuda, 'tiny': given.tiny},
               'versions': {'torch': torch.__version__, 'torchvision': torchvision.__version__, 'python': sys.version.split()[0]}, 'parts': {}}
+    if given.out.exists(): result['parts'] = json.loads(given.out.read_text())['parts']
     for name in given.parts or PARTS:
         start = time.time()
         with tempfile.TemporaryDirectory() as tmp:
@@ -323,7 +321,7 @@ def main():
             except subprocess.TimeoutExpired: part = {'failed': f'it took more than {PARTS[name][1]} seconds'}
         result['parts'][name] = part | {'seconds': round(time.time() - start, 1)}
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(given.out, result)  # after each part
+        write_json(given.out, result)  # after each part
         print(f"{name}: {part.get('skipped') or part.get('failed') or 'done'}, {result['parts'][name]['seconds']} s", flush=True)
     sys.exit(any('failed' in p or any(r.get('outcome') == 'failed' for r in p.get('rows', ())) for p in result['parts'].values()))
 
