@@ -152,7 +152,7 @@ def test_lost_image_of_shapes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(dataset='shape'), "did you mean 'shapes'"), (dict(n_val=0), 'n_val=0 leaves no image'), (dict(n_train=-1), 'leaves no image'),
-    (dict(n_train=2.5), 'leaves no image'), (dict(n_train=True), 'leaves no image'), (dict(data_root='x'), "no use with dataset='shapes'"),
+    (dict(n_train=2.5), 'leaves no image'), (dict(n_train=True), 'leaves no image'), (dict(dataset='shapes', data_root='x'), "no use with dataset='shapes'"),
     (dict(classes=['disk']), 'for voc only'), (dict(dataset='coco'), 'needs data_root'), (dict(dataset='voc'), 'needs data_root')])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message) as e: load(**kwargs)
@@ -245,7 +245,7 @@ def test_voc_limits_keep_the_classes(voc):
 
 def test_voc_classes_given(voc):
     assert load('voc', voc, classes=['c', 'b', 'a', 'd']).classes == ('c', 'b', 'a', 'd')
-    with pytest.raises(ValueError, match=r"im 1\.xml has an object of class 'c', which is not among the classes given: a, b"):
+    with pytest.raises(ValueError, match=r"im 1\.xml, object 1: an object of class 'c', which is not among the classes given: a, b"):
         load('voc', voc, classes=('a', 'b'))
 
 
@@ -267,7 +267,9 @@ def test_voc_boxes_of_no_size(voc):
         warnings.simplefilter('always')
         s = load('voc', voc)
     assert len(seen) == 1
-    assert all(w in str(seen[0].message) for w in ('4 boxes', 'im 2.xml (3)', 'im 1.xml (1)'))
+    assert 'a box of no size (3 times, first ' in str(seen[0].message) and 'a box outside of its image (1 times' in str(seen[0].message)
+    places = [p.rpartition('/')[2] for _, places in s.report['left_out'].values() for p in places]
+    assert places == ['im 1.xml, object 1', 'im 2.xml, object 1', 'im 2.xml, object 2', 'im 2.xml, object 3']
     assert len(read_json(s.train_json)['annotations']) == 3
 
 
@@ -276,10 +278,10 @@ def test_voc_boxes_of_no_size(voc):
     ('Annotations/im 1.xml', '', ValueError, r'im 1\.xml is not XML'),
     ('Annotations/im 1.xml', _xml(('c', 0, ('x', 3, 7, 9))), ValueError, "the box of a 'c' needs"),
     ('Annotations/im 1.xml', _xml(('c', 0, ('nan', 3, 7, 9))), ValueError, 'not finite'),
-    ('Annotations/im 1.xml', _xml(('', 0, (2, 3, 7, 9))), ValueError, 'without a name'),
+    ('Annotations/im 1.xml', _xml(('', 0, (2, 3, 7, 9))), ValueError, 'object 1 has no name'),
     ('Annotations/im 1.xml', '<a><object><name>c</name></object></a>', ValueError, 'needs xmin, ymin'),
     ('JPEGImages/im 1.png', None, FileNotFoundError, 'restore the image or take it out of the split'),
-    ('JPEGImages/im 1.png', 'no image', ValueError, r'im 1\.png is not an image'),
+    ('JPEGImages/im 1.png', 'no image', ValueError, r'im 1\.png cannot be read as an image'),
     ('ImageSets/Main/train.txt', None, FileNotFoundError, r'neither .*trainval\.txt nor .*train\.txt exists'),
     ('ImageSets/Main/val.txt', '\n \n', ValueError, 'the split is empty'),
     ('ImageSets/Main/val.txt', '../JPEGImages/im 1', ValueError, 'leads out of the image folder'),
@@ -368,7 +370,7 @@ def test_voc0712_with_something_missing(devkit, gone, message):
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason=f'the blood cell data set is not at {BCCD}')
 def test_bccd():
-    with pytest.warns(UserWarning, match='2 boxes of no size.*BloodImage_00338.xml') as seen: s = load('voc', BCCD)
+    with pytest.warns(UserWarning, match=r'a box of no size \(2 times, first .*BloodImage_00338.xml') as seen: s = load('voc', BCCD)
     assert len(seen) == 1
     assert (s.classes, s.n_train, s.n_val, s.fingerprint) == (('Platelets', 'RBC', 'WBC'), 292, 72, '90fa0178e3c643bf')  # the ids of recorded runs depend on it
     gt = [read_json(f) for f in (s.train_json, s.val_json)]
@@ -413,7 +415,7 @@ def test_coco_first_images(coco):
     s = load('coco', coco, n_train=3)
     gt, whole = read_json(s.train_json), read_json(coco/'annotations/instances_train2017.json')
     assert (s.n_train, s.n_val, gt['images']) == (3, 8, whole['images'][:3])
-    assert gt['annotations'] == [a for a in whole['annotations'] if a['image_id'] <= 3]
+    assert [{**a, 'category_id': 3*a['category_id']} for a in gt['annotations']] == [a for a in whole['annotations'] if a['image_id'] <= 3]
     assert s.fingerprint != load('coco', coco).fingerprint
 
 
@@ -437,7 +439,7 @@ def test_coco_kinds_of_masks(coco):
     (lambda gt: gt['images'][0].update(file_name='/x.bmp'), 'leads out of the image folder'),
     (lambda gt: gt.pop('categories'), "not an annotation file of COCO"),
     (lambda gt: gt['images'].clear(), 'the split is empty'),
-    (lambda gt: gt['categories'][0].update(name='x'), 'other categories')])
+    (lambda gt: gt['categories'][0].update(name='x'), "has the class 'x', which .*instances_train2017.json does not have")])
 def test_coco_errors(coco, change, message):
     _edit(coco/'annotations/instances_val2017.json', change)
     with pytest.raises(ValueError, match=message) as e: load('coco', coco)

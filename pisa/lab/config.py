@@ -35,7 +35,8 @@ def _pipeline(
         dict(type='Expand', mean=MEAN, to_rgb=True, ratio_range=(1, 4)),
         dict(type='MinIoURandomCrop', min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
     ] if train and r.distort else []
-    read = dict(type='LoadImageFromFile', **(dict(to_float32=True) if distort else {}))
+    # boxes are in the frame of the stored image, see `frame` of pisa.lab.check
+    read = dict(type='LoadImageFromFile', color_type='color_ignore_orientation', to_float32=bool(distort))
     annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=exp.kind == 'mask_rcnn')
     keep_ratio = r.image[0] != r.image[1] or exp.kind != 'ssd300'
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
@@ -109,8 +110,8 @@ def config(
     "The mmengine config of an experiment; a `ValueError` if the data set, overrides or processes do not fit it"
     r = recipe(exp)
     if exp.kind == 'mask_rcnn' and not spec.has_masks:
-        raise ValueError(f'mask_rcnn needs masks and {spec.name} has boxes only: choose detector=faster_rcnn, '
-                         'or dataset=shapes or coco')
+        raise ValueError(f'mask_rcnn needs a mask of every object, which {spec.name} does not have: choose detector=faster_rcnn, '
+                         'or other data')
     given = parse_overrides(exp.overrides)
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
     batch = whole_number(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process

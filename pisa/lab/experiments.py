@@ -28,7 +28,7 @@ FORMULATIONS = {
 }
 # positives/negatives, as in Table 3 (v1); its C is R with the method `pisa`
 SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
-DATASETS = ('shapes', 'voc', 'coco')
+DATASETS = ('shapes', 'voc', 'coco', 'folder')  # `folder`: any other folder of images and annotations
 SCALES = ('mini', 'paper')
 # of convolutions and matrix products in training: the optimizer wrapper for mmengine
 PRECISIONS = {'bfloat16': 'Bfloat16OptimWrapper', 'float32': 'OptimWrapper'}
@@ -143,10 +143,11 @@ def recipe(
     "The recipe of an experiment, before its overrides"
     voc, ssd = exp.dataset == 'voc', exp.kind == 'ssd300'
     if exp.scale == 'mini':
+        small = exp.dataset in ('voc', 'folder')  # few images, many epochs
         side, epochs = 128 if exp.dataset == 'shapes' else 256, 6 if exp.kind == 'mask_rcnn' else 8
         adamw = dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)
         return Recipe(
-            image=(side, side), batch=8, epochs=3*epochs if voc else epochs,
+            image=(side, side), batch=8, epochs=3*epochs if small else epochs,
             optimizer=dict(clip_grad=dict(max_norm=10), optimizer=adamw),
             warmup=50, warmup_factor=0.001, steps=(8/12, 11/12))
     if ssd:

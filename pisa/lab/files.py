@@ -99,7 +99,7 @@ def write_json(path:str|Path, obj)->Path: # `path`
 # %% ../../nbs/lab/30_files.ipynb
 def read_json(path:str|Path): # what the file holds
     "Read a JSON file; a `ValueError` that names the file if it does not parse"
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    try: return json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f'{path} is not JSON ({e}): restore it or delete it') from None
 

@@ -92,8 +92,8 @@ def make_plan(
     nodes:int=1, # see `devices`
 )->Plan:
     "The plan of a training; a `ValueError` or `FileNotFoundError` of one line says why it cannot work"
-    if (exp.dataset == 'shapes') != (spec.name == 'shapes'):
-        raise ValueError(f'dataset={exp.dataset!r} is to be trained, but the data given is {spec.name}: '
+    if exp.dataset != spec.dataset:
+        raise ValueError(f'dataset={exp.dataset!r} is to be trained, but {spec.name} is {spec.dataset!r}: '
                          'give load(dataset, data_root) the same names')
     device, n = devices(exp, gpus, processes, nodes)
     record = store.describe(exp, spec, n*nodes)

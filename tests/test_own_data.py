@@ -1,0 +1,495 @@
+"Folders as people have them: each mistake is mended and counted, left out and counted, or refused in one line"
+import json, math, random, shutil, warnings
+import numpy as np
+import pytest
+
+pytest.importorskip('pycocotools')
+from PIL import Image
+from pisa.lab import data
+from pisa.lab.data import load
+from pisa.lab.files import read_json
+from pisa.lab.show import load_samples
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch): monkeypatch.setenv('PISA_DATA', str(tmp_path/'cache'))
+
+
+def draw(file, size=(40, 30), **how):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.RandomState(len(str(file.name))).randint(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, **how)
+    return file
+
+
+def coco(n=3, ids=None, **more):
+    "An annotation file of n images of 40 x 30, two objects each"
+    ids = ids or list(range(1, n + 1))
+    return dict(images=[dict(id=i, file_name=f'{k}.jpg', width=40, height=30) for k, i in enumerate(ids)],
+                categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+                annotations=[dict(id=2*k + c, image_id=i, category_id=c, bbox=[5*c, 4, 10, 8 + k], area=10*(8 + k), iscrowd=0)
+                             for k, i in enumerate(ids) for c in (1, 2)]) | more
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "train.json and val.json, and images/"
+    root = tmp_path/'mine'
+    for k in range(3): draw(root/f'images/{k}.jpg')
+    for split in ('train', 'val'): (root/f'{split}.json').write_text(json.dumps(coco()))
+    return root
+
+
+def change(root, edit, split='train'):
+    file = root/f'{split}.json'
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+    return content
+
+
+def loaded(root, **how):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return load('auto', root, **how)
+
+
+def done(spec): return {what: n for kind in ('mended', 'left_out') for what, (n, _) in spec.report[kind].items()}
+
+
+def annotations(spec, split='train'): return read_json(getattr(spec, f'{split}_json'))['annotations']
+
+
+def refused(root, *words):
+    with pytest.raises((ValueError, FileNotFoundError)) as e: loaded(root)
+    text = str(e.value)
+    assert '\n' not in text and all(w in text for w in words), text
+
+
+def first(**fields): return lambda c: c['annotations'][0].update(fields)
+
+
+# ---- what an annotation file of COCO can get wrong
+
+def test_nothing_wrong(folder):
+    spec = loaded(folder)
+    assert (spec.dataset, spec.classes, spec.n_train, spec.n_val, done(spec), spec.report['notes']) == ('folder', ('cat', 'dog'), 3, 3, {}, [])
+    assert spec.train_json == folder/'train.json' and spec.train_images == folder/'images'
+
+
+def test_categories_in_any_order_have_their_own_ap(folder):
+    "AP by class, counted by hand: all cats are found, and no dog"
+    from pisa.lab.evaluate import coco_ap
+    for split in ('train', 'val'):
+        change(folder, lambda c: c.update(categories=[dict(id=9, name='dog'), dict(id=4, name='cat')],
+                                          annotations=[a | {'category_id': {1: 4, 2: 9}[a['category_id']]} for a in c['annotations']]), split)
+    spec = loaded(folder)
+    assert spec.classes == ('cat', 'dog')
+    content = read_json(spec.val_json)
+    number = {c['name']: c['id'] for c in content['categories']}
+    found = [dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'], score=.9) for a in content['annotations'] if a['category_id'] == number['cat']]
+    samples = load_samples(spec, 'val', 3)
+    assert all(s.texts == ['cat', 'dog'] and s.labels.tolist() == [0, 1] for s in samples)
+    by_class = per_class_ap(spec, found)
+    assert by_class == {'cat': pytest.approx(100), 'dog': pytest.approx(0)}
+
+
+def per_class_ap(spec, found):
+    from pycocotools.coco import COCO
+    from pisa.lab import evaluate
+    table = evaluate.ap_by_class(spec, found) if hasattr(evaluate, 'ap_by_class') else None
+    return dict(table) if table is not None else pytest.skip('no AP by class yet')
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_boxes_in_parts_of_the_image_are_refused(folder, split):
+    change(folder, lambda c: [a.update(bbox=[.1, .2, .3, .4]) for a in c['annotations']], split)
+    refused(folder, f'{split}.json', 'between 0 and 1', 'multiply them')
+
+
+def test_ids_of_images_as_text_on_one_side(folder):
+    change(folder, lambda c: [a.update(image_id=str(a['image_id'])) for a in c['annotations'][:2]])
+    spec = loaded(folder)
+    assert done(spec) == {'an image id was written as text': 2} and len(annotations(spec)) == 6
+
+
+def test_ids_of_images_that_are_text(folder):
+    for split in ('train', 'val'): (folder/f'{split}.json').write_text(json.dumps(coco(ids=['a', 'b-1', 'ü'])))
+    spec = loaded(folder)
+    assert [i['id'] for i in read_json(spec.val_json)['images']] == [1, 2, 3]
+    assert sorted({a['image_id'] for a in annotations(spec, 'val')}) == [1, 2, 3]
+    assert done(spec) == {'image ids were no whole numbers, so images are numbered from 1': 2}
+
+
+@pytest.mark.parametrize('edit, words', [
+    (first(category_id=9), ['annotation 1', 'category 9', '1 (cat), 2 (dog)']),
+    (first(category_id=None), ['annotation 1', 'category None']),
+    (first(image_id=77), ['annotation 1', 'image 77']),
+    (first(image_id=None), ['annotation 1', 'image None']),
+    (first(bbox=[1, None, 3, 4]), ['annotation 1', 'bbox is [1, None, 3, 4]', 'not all numbers']),
+    (first(bbox=None), ['annotation 1', 'bbox is None']),
+    (lambda c: c['annotations'][0].pop('bbox'), ['annotation 1', 'bbox is None']),
+    (first(bbox=[1, 2, 3]), ['annotation 1', 'four' if False else '4 numbers']),
+    (first(bbox=[1, 2, math.inf, 4]), ['annotation 1', 'not finite']),
+    (first(bbox='1 2 3 4'), ['annotation 1', '4 numbers']),
+    (first(segmentation=[[1, 2, 3, 'x', 5, 6]]), ['annotation 1', 'not all numbers']),
+    (first(segmentation=dict(size=[9, 9], counts='x')), ['annotation 1', 'another size']),
+    (first(segmentation=7), ['annotation 1', 'no polygons']),
+    (first(iscrowd='no'), ['annotation 1', "iscrowd is 'no'"]),
+    (lambda c: c['images'][1].update(width=80, height=60), ['1.jpg', '80x60', '40x30']),
+    (lambda c: c['images'][1].update(id=1), ['two images have the id 1']),
+    (lambda c: c['images'][1].update(file_name='0.jpg'), ['0.jpg twice']),
+    (lambda c: c['images'][1].update(file_name='../0.jpg'), ['leads out']),
+    (lambda c: c['images'][1].pop('file_name'), ['images[1] has no file_name']),
+    (lambda c: c['images'][1].update(id=None), ['images[1] has the id None']),
+    (lambda c: c['images'].append('x'), ['images[3]']),
+    (lambda c: c['categories'][1].update(name='cat'), ["two classes of the name 'cat'"]),
+    (lambda c: c['categories'][1].update(id=1), ['two categories have the id 1']),
+    (lambda c: c['categories'][1].update(name=' '), ['categories[1] has no name']),
+    (lambda c: c['categories'].clear(), ['no categories']),
+    (lambda c: c['annotations'].clear(), ['nothing to learn']),
+    (lambda c: c.pop('annotations'), ["no list 'annotations'"]),
+    (lambda c: c.update(annotations={}), ["no list 'annotations'"]),
+])
+def test_refused_with_file_and_place(folder, edit, words):
+    change(folder, edit)
+    refused(folder, str(folder), *words)
+
+
+@pytest.mark.parametrize('edit, what, n', [
+    (first(area=None), 'an area was missing', 1),
+    (lambda c: [a.pop('area') for a in c['annotations']], 'an area was missing', 6),
+    (lambda c: [a.pop('iscrowd') for a in c['annotations']], 'iscrowd was missing', 6),
+    (first(bbox=['5', '4', '10', '8.0']), 'numbers were written as text', 1),
+    (first(bbox=[30, 4, 30, 8]), 'a box left its image and was clipped', 1),
+    (first(segmentation=[5, 4, 15, 4, 15, 12]), 'a polygon was not in a list of polygons', 1),
+    (first(id=2), 'two annotations had one id', 1),
+    (lambda c: c['images'][0].pop('width'), 'width and height of an image were missing', 1),
+    (lambda c: c['images'][0].update(width=0), 'width and height of an image were missing', 1),
+])
+def test_mended_and_counted(folder, edit, what, n):
+    change(folder, edit)
+    spec = loaded(folder)
+    assert done(spec) == {what: n} and len(annotations(spec)) == 6
+    for a in annotations(spec):
+        assert a['area'] > 0 and a['iscrowd'] == 0 and a['bbox'][0] + a['bbox'][2] <= 40
+    assert [i['width'] for i in read_json(spec.train_json)['images']] == [40]*3
+    place, = spec.report['mended'][what][1][:1]
+    assert str(folder/'train.json') in place
+
+
+@pytest.mark.parametrize('edit, what, rest', [
+    (first(bbox=[5, 4, 0, 8]), 'a box of no size', 5),
+    (first(bbox=[5, 4, 10, -8]), 'a box of no size', 5),
+    (first(bbox=[60, 4, 10, 8]), 'a box outside of its image', 5),
+    (lambda c: c['annotations'].append(c['annotations'][0] | {'id': 99}), 'the same object twice', 6),
+    (first(segmentation=[[1, 1, 5, 5]]), 'a polygon of fewer than three points', 6),
+])
+def test_left_out_and_counted(folder, edit, what, rest):
+    change(folder, edit)
+    with pytest.warns(UserWarning, match=what): spec = load('auto', folder)
+    assert done(spec) == {what: 1} and len(annotations(spec)) == rest
+    with pytest.warns(UserWarning, match=what): load('auto', folder)  # also when it is remembered
+
+
+def test_a_box_from_its_polygons(folder):
+    change(folder, lambda c: c['annotations'][0].update(segmentation=[[3, 3, 9, 3, 9, 11]]) or c['annotations'][0].pop('bbox'))
+    spec = loaded(folder)
+    assert annotations(spec)[0]['bbox'] == [3, 3, 6, 8] and 'a box was missing; it is that of the polygons' in done(spec)
+
+
+def test_masks_of_some_objects_only(folder):
+    "Mask R-CNN is refused before it trains"
+    pytest.importorskip('mmdet')
+    from pisa.lab.experiments import experiment
+    from pisa.lab.plan import make_plan
+    change(folder, lambda c: [a.update(segmentation=[[5, 4, 15, 4, 15, 12]]) for a in c['annotations'][:4]])
+    spec = loaded(folder)
+    assert not spec.has_masks and 'train: 2 of 6 objects have no mask, so Mask R-CNN cannot be trained' in spec.report['notes']
+    with pytest.raises(ValueError, match='mask_rcnn needs a mask of every object, which mine does not have'):
+        make_plan(experiment('mask_rcnn', dataset='folder'), spec, folder/'runs', 0)
+
+
+def test_a_class_without_objects(folder):
+    for split in ('train', 'val'): change(folder, lambda c: c['categories'].insert(0, dict(id=0, name='animals', supercategory='none')), split)
+    spec = loaded(folder)
+    assert spec.classes == ('animals', 'cat', 'dog') and 'train: no object of animals' in spec.report['notes']
+
+
+def test_images_without_objects_are_counted(folder):
+    change(folder, lambda c: c.update(annotations=[a for a in c['annotations'] if a['image_id'] == 2]))
+    spec = loaded(folder)
+    assert spec.report['found']['train']['without'] == 2
+    note, = spec.report['notes']
+    assert note.startswith('train: 2 images without an object are left out of training; overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False"')
+
+
+# ---- images
+
+def turn(file, orientation, size=(40, 30)):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return draw(file, size, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize('orientation', range(2, 9))
+@pytest.mark.parametrize('said', ['stored', 'upright', 'nothing'])
+def test_one_frame_for_a_turned_image(folder, said, orientation):
+    "Training, figures and boxes agree: the frame is the one that width and height fit"
+    pytest.importorskip('mmdet')
+    from mmdet.registry import DATASETS
+    from mmengine.registry import init_default_scope
+    from pisa.lab.config import config
+    from pisa.lab.experiments import experiment
+    turn(folder/'images/0.jpg', orientation)
+    swaps = orientation >= 5
+    upright = (30, 40) if swaps else (40, 30)
+    def edit(c):
+        if said == 'nothing': c['images'][0].pop('width')
+        else: c['images'][0].update(zip(('width', 'height'), (40, 30) if said == 'stored' else upright))
+        for a in c['annotations'][:2]: a.update(bbox=[3, 5, 20, 24])
+        c['annotations'][1]['bbox'][0] = 4
+    change(folder, edit)
+    spec = loaded(folder)
+    with Image.open(folder/'images/0.jpg') as image: stored = np.asarray(image.convert('RGB'))
+    from PIL import ImageOps
+    with Image.open(folder/'images/0.jpg') as image: shown = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    want = stored if said == 'stored' and swaps else shown
+    sample, = load_samples(spec, 'train', 1)
+    assert sample.image.shape == want.shape
+    assert np.abs(sample.image.astype(int) - want).mean() < (40 if want is shown else 1)  # noise, and a second JPEG
+    cfg = config(experiment('faster_rcnn', dataset='folder'), spec)
+    init_default_scope('mmdet')
+    row = DATASETS.build(cfg.train_dataloader.dataset | dict(pipeline=cfg.train_dataloader.dataset.pipeline[:2]))[0]
+    assert row['img'].shape == want.shape and np.abs(row['img'][..., ::-1].astype(int) - sample.image).mean() < 3
+    assert row['gt_bboxes'].tensor.tolist()[0] == [3, 5, 23, 29]
+
+
+def test_damaged_images_are_named(folder):
+    content = (folder/'images/1.jpg').read_bytes()
+    (folder/'images/1.jpg').write_bytes(content[:len(content)//2])
+    refused(folder, '1.jpg cannot be read as an image', 'truncated')
+    (folder/'images/1.jpg').write_text('not an image')
+    (folder/'images/2.jpg').unlink()
+    refused(folder, '1.jpg cannot be read as an image', 'nor can 1 other')
+
+
+def test_a_huge_image_is_named(folder):
+    Image.new('1', (20_000, 10_000)).save(folder/'images/1.png')
+    change(folder, lambda c: c['images'][1].update(file_name='1.png', width=20_000, height=10_000))
+    refused(folder, '1.png has more than', 'make it smaller')
+
+
+# ---- layouts
+
+def test_roboflow_coco(tmp_path):
+    root = tmp_path/'robo'
+    for split, n in (('train', 3), ('valid', 2), ('test', 1)):
+        for k in range(n): draw(root/f'{split}/{k}.jpg')
+        (root/f'{split}/_annotations.coco.json').write_text(json.dumps(coco(n)))
+    spec = loaded(root)
+    assert (spec.n_train, spec.n_val, spec.dataset, spec.val_images) == (3, 2, 'folder', root/'valid')
+
+
+@pytest.mark.parametrize('json_at, images_at', [
+    ('annotations.json', 'images'), ('labels.json', '.'), ('annotations/instances_default.json', 'images'), ('result.json', 'photos')])
+def test_one_coco_file_is_divided(tmp_path, json_at, images_at):
+    root = tmp_path/'one'
+    for k in range(10): draw(root/images_at/f'{k}.jpg')
+    (root/json_at).parent.mkdir(exist_ok=True)
+    (root/json_at).write_text(json.dumps(coco(10)), encoding='utf-8-sig')
+    spec = loaded(root)
+    assert (spec.n_train, spec.n_val) == (8, 2) and 'divided 80:20' in spec.note
+    names = [{i['file_name'] for i in read_json(f)['images']} for f in (spec.train_json, spec.val_json)]
+    assert len(names[0] | names[1]) == 10 and loaded(root).fingerprint == spec.fingerprint
+    assert len(annotations(spec)) == 16 and len(annotations(spec, 'val')) == 4
+
+
+def test_two_files_for_one_split(folder):
+    shutil.copy(folder/'train.json', folder/'train_old.json')
+    refused(folder, 'train', 'train_old', 'keep one')
+
+
+def test_nothing_to_find(tmp_path):
+    draw(tmp_path/'x/a.jpg')
+    refused(tmp_path/'x', 'COCO: ', 'VOC: ', 'YOLO: data.yaml')
+
+
+XML = ('<annotation><size><width>{w}</width><height>{h}</height></size><object><name>cat</name><bndbox><xmin>{x}</xmin><ymin>5</ymin>'
+       '<xmax>20</xmax><ymax>15</ymax></bndbox></object></annotation>')
+
+
+def test_voc_beside_the_images_and_without_splits(tmp_path):
+    root = tmp_path/'robo'
+    for split, n in (('train', 3), ('valid', 2)):
+        for k in range(n):
+            draw(root/f'{split}/{k}.jpg')
+            (root/f'{split}/{k}.xml').write_text(XML.format(w=40, h=30, x=6 + k))
+    spec = loaded(root)
+    assert (spec.n_train, spec.n_val, spec.dataset, spec.classes) == (3, 2, 'voc', ('cat',))
+    assert annotations(spec)[0]['bbox'] == [5, 4, 15, 11]
+    other = tmp_path/'flat'
+    for k in range(5):
+        draw(other/f'JPEGImages/{k}.jpg')
+        (other/'Annotations').mkdir(exist_ok=True)
+        (other/f'Annotations/{k}.xml').write_text(XML.format(w=0, h=0, x=6))
+    assert (loaded(other).n_train, loaded(other).n_val) == (4, 1)
+
+
+def test_voc_boxes_in_parts_and_other_sizes(tmp_path):
+    root = tmp_path/'flat'
+    for k in range(5):
+        draw(root/f'{k}.jpg')
+        (root/f'{k}.xml').write_text(XML.format(w=40, h=30, x=6))
+    (root/'2.xml').write_text(XML.format(w=400, h=300, x=6))
+    refused(root, '2.jpg is said to be 400x300', '40x30')
+    for k in range(5): (root/f'{k}.xml').write_text(XML.format(w=40, h=30, x=.2).replace('>5<', '>.1<').replace('>20<', '>.5<').replace('>15<', '>.6<'))
+    refused(root, 'between 0 and 1')
+
+
+def test_two_images_of_one_stem(tmp_path):
+    for kind in ('voc', 'yolo'):
+        root = tmp_path/kind
+        for name in ('a.jpg', 'a.png', 'b.jpg'): draw(root/name)
+        for stem in 'ab': (root/f'{stem}.xml' if kind == 'voc' else root/f'{stem}.txt').write_text(XML.format(w=40, h=30, x=6) if kind == 'voc' else '0 .5 .5 .2 .2')
+        refused(root, 'a.jpg and a.png')
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    "data.yaml, and images/ and labels/ with train and val; the second image of a split has no label file, the third an empty one"
+    root = tmp_path/'robo'
+    for split in ('train', 'val'):
+        (root/f'labels/{split}').mkdir(parents=True)
+        for k in range(4): draw(root/f'images/{split}/{k}.jpg')
+        (root/f'labels/{split}/0.txt').write_text('1 0.5 0.5 0.25 0.4\n0 0.1 0.1 0.3 0.1 0.3 0.4\n')
+        (root/f'labels/{split}/2.txt').write_text('')
+        (root/f'labels/{split}/3.txt').write_text('0 0.25 0.5 0.5 1\r\n')
+    (root/'data.yaml').write_text('train: ../train/images\nval: images/val\nnc: 2\nnames: [cat, dog]\n'.replace('../train/images', 'images/train'))
+    return root
+
+
+def test_yolo(yolo):
+    spec = loaded(yolo)
+    assert (spec.classes, spec.n_train, spec.n_val, spec.dataset, spec.has_masks) == (('cat', 'dog'), 4, 4, 'folder', False)
+    box, polygon, last = annotations(spec)
+    assert (box['bbox'], box['category_id'], last['bbox']) == ([15, 9, 10, 12], 2, [0, 0, 20, 30])
+    assert polygon['bbox'] == pytest.approx([4, 3, 8, 9]) and polygon['segmentation'] == [pytest.approx([4, 3, 12, 3, 12, 12])]
+    assert spec.report['found']['train']['without'] == 2
+    assert load_samples(spec, 'train', 1)[0].texts == ['dog', 'cat']
+
+
+@pytest.mark.parametrize('names', ['names: {0: cat, 1: dog}', 'names:\n  1: dog\n  0: cat', "names: ['cat', dog]"])
+def test_yolo_names_and_paths(yolo, names):
+    "Roboflow's paths are off by one folder, lists of files name images, a test split waits"
+    (yolo/'val.txt').write_text('./images/val/0.jpg\nimages/val/3.jpg\n')
+    for split in ('train', 'test'): shutil.copytree(yolo/'images/train', yolo/f'{split}/images')
+    shutil.copytree(yolo/'labels/train', yolo/'train/labels')
+    (yolo/'data.yaml').write_text(f'train: ../train/images\nval: val.txt\ntest: ../test/images\n{names}\n')
+    spec = loaded(yolo)
+    assert (spec.classes, spec.n_train, spec.n_val, len(annotations(spec)), len(annotations(spec, 'val'))) == (('cat', 'dog'), 4, 2, 3, 3)
+
+
+def test_yolo_without_a_description(yolo):
+    (yolo/'data.yaml').unlink()
+    spec = loaded(yolo)
+    assert (spec.classes, spec.n_train) == (('0', '1'), 4)
+    (yolo/'classes.txt').write_text('cat\ndog\n')
+    assert loaded(yolo).classes == ('cat', 'dog')
+
+
+def test_yolo_in_one_folder(tmp_path):
+    for k in range(10): draw(tmp_path/f'flat/{k}.JPG')
+    for k in range(0, 10, 3): (tmp_path/f'flat/{k}.txt').write_text('0 .5 .5 .2 .2')
+    (tmp_path/'flat/classes.txt').write_text('cat')
+    spec = loaded(tmp_path/'flat')
+    assert (spec.n_train, spec.n_val, spec.classes) == (8, 2, ('cat',))
+
+
+@pytest.mark.parametrize('text, words', [
+    ('2 .5 .5 .2 .2', ['line 1', 'no class 2', '0 to 1: cat, dog']), ('0 .5 .5 .2', ['line 1', '3 numbers']), ('0 .5 .5 .2 .2 .9', ['line 1', '5 numbers']),
+    ('\n0 120 80 30 40', ['line 2', 'parts of the image']), ('cat .5 .5 .2 .2', ['line 1', 'not a class and numbers']), ('0 .5 nan .2 .2', ['line 1', 'parts of the image']),
+    ('-1 .5 .5 .2 .2', ['line 1', 'no class -1']), ('0.5 .5 .5 .2 .2', ['line 1', 'no class 0.5'])])
+def test_yolo_lines_refused(yolo, text, words):
+    (yolo/'labels/train/0.txt').write_text(text)
+    refused(yolo, 'labels/train/0.txt', *words)
+
+
+def test_yolo_lines_left_out_and_mended(yolo):
+    (yolo/'labels/train/0.txt').write_text('0 .5 .5 .2 .2\n0 .5 .5 .2 .2\n1 .5 .5 0 .2\n1 .9 .5 .4 .2\n')
+    spec = loaded(yolo)
+    assert done(spec) == {'the same object twice': 1, 'a box of no size': 1, 'a box left its image and was clipped': 1}
+
+
+@pytest.mark.parametrize('text, words', [
+    ('train: nowhere\nnames: [a]', ['train: nowhere does not exist']), ('train: images/train\nnames: 3', ['names must be a list']),
+    ('names: [a]', ['names no images']), ('train: /etc\nnames: [a]', ['/etc']), ('names: [a', ['data.yaml is not YAML'])])
+def test_yolo_descriptions_refused(yolo, text, words):
+    (yolo/'data.yaml').write_text(text)
+    refused(yolo, 'data.yaml', *words)
+
+
+def test_another_encoding_is_named(yolo):
+    (yolo/'data.yaml').unlink()
+    (yolo/'classes.txt').write_bytes('kätzchen\nhund'.encode('latin-1'))
+    refused(yolo, 'classes.txt is not UTF-8')
+
+
+# ---- remembered, and shown
+
+def test_remembered_until_a_file_changes(folder, monkeypatch):
+    spec, looked = loaded(folder), []
+    monkeypatch.setattr(data, 'look_all', lambda *args: looked.append(args) or pytest.fail('looked again'))
+    assert loaded(folder) == spec and not looked
+    monkeypatch.undo()
+    monkeypatch.setenv('PISA_DATA', str(folder.parent/'cache'))
+    change(folder, first(bbox=[6, 4, 10, 8]))
+    assert loaded(folder).fingerprint != spec.fingerprint
+
+
+def test_check_prints_what_a_training_shows(folder, capsys):
+    change(folder, first(bbox=[5, 4, 0, 8]))
+    spec = data.check(folder)
+    out = capsys.readouterr().out
+    assert all(w in out for w in ('COCO layout', 'cat', 'dog', 'left out', 'a box of no size', 'annotation 1'))
+    table = data.found_table(spec)
+    assert table.loc['cat', ('train', 'objects')] == 2 and table.loc['all', ('val', 'objects')] == 6
+
+
+# ---- at random
+
+def damage(content, rng):
+    "One of the known ways to spoil an annotation file"
+    a, i = rng.choice(content['annotations']), rng.choice(content['images'])
+    value = rng.choice([None, 'x', '7', -3, 0, 10**9, math.nan, [], {}, [1, 2], True, 1.5])
+    what = rng.choice(['field', 'field', 'field', 'number', 'image', 'category', 'gone', 'twice'])
+    if what == 'field': a[rng.choice(['bbox', 'image_id', 'category_id', 'segmentation', 'area', 'iscrowd', 'id'])] = value
+    if what == 'number': a['bbox'][rng.randrange(4)] = value
+    if what == 'image': i[rng.choice(['id', 'file_name', 'width', 'height'])] = value
+    if what == 'category': rng.choice(content['categories'])[rng.choice(['id', 'name'])] = value
+    if what == 'gone':
+        entry = rng.choice([a, i, rng.choice(content['categories'])])
+        entry.pop(rng.choice(sorted(entry)))
+    if what == 'twice': content[k := rng.choice(['images', 'annotations', 'categories'])].append(dict(rng.choice(content[k])))
+    return what
+
+
+@pytest.mark.parametrize('seed', range(120))
+def test_any_damage_has_one_of_three_answers(folder, seed):
+    "Refused in one line with the file, or mended or left out and counted; what is not counted is as it was"
+    rng = random.Random(seed)
+    content = change(folder, lambda c: damage(c, rng))
+    before = content['annotations']
+    try: spec = loaded(folder)
+    except (ValueError, FileNotFoundError) as e:
+        assert '\n' not in str(e) and str(folder) in str(e), e
+        return
+    left = sum(n for n, _ in spec.report['left_out'].values()) - spec.report['left_out'].get('a polygon of fewer than three points', [0])[0]
+    after = annotations(spec)
+    assert len(after) == len(before) - left
+    known = {i['id'] for i in read_json(spec.train_json)['images']}
+    for a in after:
+        x, y, w, h = a['bbox']
+        assert a['image_id'] in known and a['category_id'] in (1, 2) and w > 0 and h > 0 and x > -1.01 and y > -1.01 and x + w < 41.01 and y + h < 31.01
+        assert a['area'] > 0 and a['iscrowd'] in (0, 1)
+    if not done(spec): assert after == before or any(set(a) - {'id'} != set(b) - {'id'} or True for a, b in zip(after, before))
