@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as rle
 from refusal import refused
 from pisa.lab.data import load
-from pisa.lab.evaluate import VOC_KINDS, class_ap, coco_ap, pr_curves, precisions, resamples, voc_ap, voc_curves, weighted_ap, write_results
+from pisa.lab.evaluate import VOC_KINDS, class_ap, coco_ap, confusion, pr_curves, precisions, resamples, voc_ap, voc_curves, weighted_ap, write_results
 from pisa.lab.files import read_json, write_json
 from pisa.lab.metric import COCOAP, to_coco
 
@@ -485,3 +485,27 @@ def test_of_objects_that_overlap_alike_the_last_is_taken(tmp_path):
     dets = [dict(image_id=1, category_id=1, bbox=[float(x), 0., 10., 10.], score=s) for x, s in ((1, .9), (4, .8))]
     got = weighted_ap(dets, file, np.ones((1, 1), int))['AP50'][0]
     assert got == pytest.approx(coco_ap(dets, file)['AP50'], abs=1e-9) and got < 60
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_confusion_against_loops(tmp_path, seed):
+    "Made-up objects and detections; pairs are found by looking at all of them again and again"
+    rng = np.random.RandomState(seed)
+    box = lambda: [*(rng.rand(2)*30).tolist(), *(5 + rng.rand(2)*20).tolist()]
+    objects = [dict(id=k, image_id=int(rng.randint(3)), category_id=int(rng.choice([2, 5, 7])), bbox=box(), area=1., iscrowd=int(rng.rand() < .1)) for k in range(30)]
+    found = [dict(image_id=o['image_id'], category_id=int(rng.choice([2, 5, 7])), score=float(rng.rand()),
+                  bbox=[x + float(rng.randn()) for x in o['bbox']]) for o in objects for _ in range(2)]
+    write_json(tmp_path/'gt.json', dict(images=[dict(id=i) for i in range(3)], annotations=objects, categories=[dict(id=i, name=str(i)) for i in (7, 2, 5)]))
+    def iou(a, b):
+        w, h = (max(0, min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k])) for k in (0, 1))
+        return w*h/(a[2]*a[3] + b[2]*b[3] - w*h)
+    names, want = [2, 5, 7], np.zeros((4, 4), int)
+    for i in range(3):
+        gs, ds = [o for o in objects if o['image_id'] == i], [d for d in found if d['image_id'] == i and d['score'] >= .3]
+        while pairs := [(iou(d['bbox'], g['bbox']), d, g) for d in ds for g in gs if iou(d['bbox'], g['bbox']) >= .5]:
+            _, d, g = max(pairs, key=lambda p: p[0])
+            ds.remove(d), gs.remove(g)
+            if not g['iscrowd']: want[names.index(g['category_id']), names.index(d['category_id'])] += 1
+        for g in gs: want[names.index(g['category_id']), 3] += not g['iscrowd']
+        for d in ds: want[3, names.index(d['category_id'])] += 1
+    assert (confusion(found, tmp_path/'gt.json') == want).all() and want[:3, :3].sum() > 5

@@ -79,7 +79,7 @@ def test_nothing_wrong(folder):
 
 def test_categories_in_any_order_have_their_own_ap(folder):
     "AP by class, counted by hand: all cats are found, and no dog"
-    from pisa.lab.evaluate import coco_ap
+    from pisa.lab.evaluate import class_ap, precisions
     for split in ('train', 'val'):
         change(folder, lambda c: c.update(categories=[dict(id=9, name='dog'), dict(id=4, name='cat')],
                                           annotations=[a | {'category_id': {1: 4, 2: 9}[a['category_id']]} for a in c['annotations']]), split)
@@ -90,15 +90,8 @@ def test_categories_in_any_order_have_their_own_ap(folder):
     found = [dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'], score=.9) for a in content['annotations'] if a['category_id'] == number['cat']]
     samples = load_samples(spec, 'val', 3)
     assert all(s.texts == ['cat', 'dog'] and s.labels.tolist() == [0, 1] for s in samples)
-    by_class = per_class_ap(spec, found)
-    assert by_class == {'cat': pytest.approx(100), 'dog': pytest.approx(0)}
-
-
-def per_class_ap(spec, found):
-    from pycocotools.coco import COCO
-    from pisa.lab import evaluate
-    table = evaluate.ap_by_class(spec, found) if hasattr(evaluate, 'ap_by_class') else None
-    return dict(table) if table is not None else pytest.skip('no AP by class yet')
+    ap = class_ap(precisions(found, spec.val_json))[..., 0]
+    assert dict(zip(spec.classes, ap.mean(0))) == {'cat': pytest.approx(100), 'dog': pytest.approx(0)}
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -493,3 +486,16 @@ def test_any_damage_has_one_of_three_answers(folder, seed):
         assert a['image_id'] in known and a['category_id'] in (1, 2) and w > 0 and h > 0 and x > -1.01 and y > -1.01 and x + w < 41.01 and y + h < 31.01
         assert a['area'] > 0 and a['iscrowd'] in (0, 1)
     if not done(spec): assert after == before or any(set(a) - {'id'} != set(b) - {'id'} or True for a, b in zip(after, before))
+
+
+# ---- through the notebook
+
+def test_the_training_notebook_takes_a_folder(yolo, tmp_path):
+    "It says what is in it and what was done to it, and shows AP by class and the confusion of classes"
+    pytest.importorskip('mmdet')
+    from notebooks import log, papermill, pictures
+    (yolo/'labels/train/3.txt').write_text('0 0.25 0.5 0.5 1\n0 0.25 0.5 0.5 1\n')
+    text = log(papermill('train', tmp_path/'out.ipynb', data_root=yolo, runs_dir=tmp_path/'runs', overrides='train_cfg.max_epochs=1', precision='float32'))
+    assert 'YOLO layout' in text and 'train: 4 images, 2 of them without an object' in text and 'the same object twice' in text
+    run, = (tmp_path/'runs').glob('faster_rcnn-pisa-folder-s0-*')
+    assert (run/'metrics.json').exists() and pictures(tmp_path/'out.ipynb') == 4  # images, losses, confusion, detections

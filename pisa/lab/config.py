@@ -110,8 +110,8 @@ def config(
     "The mmengine config of an experiment; a `ValueError` if the data set, overrides or processes do not fit it"
     r = recipe(exp)
     if exp.kind == 'mask_rcnn' and not spec.has_masks:
-        raise ValueError(f'mask_rcnn needs a mask of every object, which {spec.name} does not have: choose detector=faster_rcnn, '
-                         'or other data')
+        raise ValueError(f'mask_rcnn needs a mask of every object, which {spec.name} does not have: '
+                         'choose detector=faster_rcnn, or other data')
     given = parse_overrides(exp.overrides)
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
     batch = whole_number(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process

@@ -21,7 +21,8 @@ from .show import load_samples, show_samples
 
 # %% auto 0
 __all__ = ['VOC_KINDS', 'IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'voc_curves', 'average_precision', 'voc_ap',
-           'resamples', 'coco_matches', 'weighted_ap', 'write_results', 'load_test_dev', 'show_detections']
+           'resamples', 'coco_matches', 'weighted_ap', 'write_results', 'load_test_dev', 'confusion', 'show_confusion',
+           'show_detections']
 
 # %% ../../nbs/lab/36_evaluate.ipynb
 def _checked(
@@ -307,6 +308,63 @@ def load_test_dev(
     classes, n = tuple(c['name'] for c in data['categories']), len(data['images'])
     return DataSpec('test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n, fingerprint,
                     f"COCO test-dev: {n} images, whose annotations COCO's server keeps")
+
+# %% ../../nbs/lab/36_evaluate.ipynb
+def _pairs(
+    iou:np.ndarray, # [D, G]
+    least:float, # IoU of a pair
+)->list[tuple[int, int]]: # detection, object
+    "Pairs by descending IoU, each detection and each object at most once"
+    order, used, out = np.argsort(-iou, axis=None, kind='stable'), (set(), set()), []
+    for d, g in zip(*np.unravel_index(order, iou.shape)):
+        if iou[d, g] < least: break
+        if d in used[0] or g in used[1]: continue
+        used[0].add(d), used[1].add(g)
+        out.append((int(d), int(g)))
+    return out
+
+def confusion(
+    detections:Sequence[dict], # COCO results
+    gt_json:str|Path, # annotations in COCO's format
+    score:float=0.3, # detections below it are left out
+    iou:float=0.5, # at least, of an object and its detection
+)->np.ndarray: # [C + 1, C + 1] counts: rows objects, the last: none; columns detections, the last: missed
+    "How often an object of a class is detected as each class; classes in the order of their ids"
+    from pycocotools import mask as rle
+    detections, data, ids = _read(detections, gt_json, None)
+    number = {id: k for k, id in enumerate(sorted(c['id'] for c in data['categories']))}
+    found, truth = ({i: [] for i in ids} for _ in range(2))
+    for d in detections:
+        if d['score'] >= score: found[d['image_id']].append(d)
+    for a in data['annotations']: truth[a['image_id']].append(a)
+    table = np.zeros((len(number) + 1, len(number) + 1), int)
+    for i in ids:
+        ds, gs = found[i], truth[i]
+        boxes = [np.array([a['bbox'] for a in rows], float).reshape(-1, 4) for rows in (ds, gs)]
+        pairs = _pairs(np.asarray(rle.iou(*boxes, [0]*len(gs))).reshape(len(ds), len(gs)), iou)
+        of = dict(pairs)
+        for k, d in enumerate(ds):
+            g = gs[of[k]] if k in of else None
+            row = -1 if g is None else number[g['category_id']]
+            if g is None or not g['iscrowd']: table[row, number[d['category_id']]] += 1
+        for k, g in enumerate(gs):
+            if k not in of.values() and not g['iscrowd']: table[number[g['category_id']], -1] += 1
+    return table
+
+# %% ../../nbs/lab/36_evaluate.ipynb
+def show_confusion(
+    table:np.ndarray, # [C + 1, C + 1] of `confusion`
+    classes:Sequence[str], # C
+)->plt.Figure:
+    "The counts as a picture; a row is shaded by its shares"
+    import seaborn as sns
+    share = table/np.maximum(table.sum(1, keepdims=True), 1)
+    side = 2 + .45*len(table)
+    fig, ax = plt.subplots(figsize=(side + 1, side), layout='constrained')
+    sns.heatmap(share, annot=table, fmt='d', cmap='Blues', vmin=0, vmax=1, cbar=False, linewidths=.5, ax=ax,
+                xticklabels=[*classes, 'missed'], yticklabels=[*classes, 'no object'])
+    ax.set(xlabel='detected as', ylabel='object')
+    return fig
 
 # %% ../../nbs/lab/36_evaluate.ipynb
 def show_detections(
