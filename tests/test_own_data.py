@@ -168,7 +168,7 @@ def test_mended_and_counted(folder, edit, what, n):
         assert a['area'] > 0 and a['iscrowd'] == 0 and a['bbox'][0] + a['bbox'][2] <= 40
     assert [i['width'] for i in read_json(spec.train_json)['images']] == [40]*3
     place, = spec.report['mended'][what][1][:1]
-    assert str(folder/'train.json') in place
+    assert place.startswith('train.json: ')
 
 
 @pytest.mark.parametrize('edit, what, rest', [

@@ -225,10 +225,13 @@ def _check_folder(
     objects = sum(map(sum, found['train']['objects'].values()))
     if not objects:
         raise ValueError(f'{root}: no image of the training split has an object, so there is nothing to learn')
+    shorter = lambda places: [place.replace(f'{root.resolve()}/', '').replace(f'{root}/', '') for place in places]
+    mended, left_out = ({what: [n, shorter(places)] for what, (n, places) in done.items()}
+                        for done in (tally.mended, tally.left_out))
     of = {s: part.name + ('' if len(parts) > 1 else ' (divided 80:20)') for s, (part, _) in divided.items()}
     write_json(folder/'about.json', dict(
         kind=kind, of=of, classes=names, files=files, found=found, fingerprint=_fingerprint(divided, names),
-        mended=tally.mended, left_out=tally.left_out, notes=_notes(found),
+        mended=mended, left_out=left_out, notes=_notes(found),
         has_masks=found['train']['masks'] == objects))
 
 def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None)->DataSpec:
