@@ -141,3 +141,22 @@ def test_weights_of_another_detector_are_refused(trained, spec, tmp_path):
     other = train(tmp_path, spec, 'retinanet')
     with pytest.raises(ValueError, match='are not of this detector') as e: predict.evaluate(run, spec, folder, 0, tmp_path / other / 'weights.pth')
     assert '\n' not in str(e.value)
+
+
+def test_predict(trained, spec, tmp_path):
+    "The detections of `evaluate` in two of its images; a damaged image is named and passed over"
+    folder, run = trained
+    images = sorted(spec.val_images.iterdir())[:2]
+    for f in images: shutil.copy(f, tmp_path)
+    (tmp_path / 'x.jpg').write_text('no image')
+    text = log(papermill('predict', tmp_path / 'out.ipynb', run=run, runs_dir=folder, images=tmp_path, score=0.02, out=tmp_path / 'found'))
+    assert 'in 2 images' in text and 'passed over: ' in text and 'x.jpg cannot be read as an image' in text
+    found = read_json(tmp_path / 'found/detections.json')
+    known = [d for d in read_json(folder / run / 'detections.json') if d['image_id'] in (1, 2) and d['score'] >= 0.02]
+    assert len(found) == len(known) > 0 and {d['name'] for d in found} <= set(spec.classes)
+    for d, k in zip(*(sorted(rows, key=lambda d: (d['image_id'], -d['score'])) for rows in (found, known))):
+        assert (d['image_id'], d['category_id']) == (k['image_id'], k['category_id'])
+        assert d['bbox'] == pytest.approx(k['bbox'], abs=0.05) and d['score'] == pytest.approx(k['score'], abs=1e-3) and 'segmentation' in d
+    assert len((tmp_path / 'found/detections.csv').read_text().splitlines()) == len(found) + 1 and pictures(tmp_path / 'out.ipynb') == 1
+    wrong = last_line(papermill('predict', tmp_path / 'out.ipynb', run=run, runs_dir=folder, images=tmp_path / 'none'))
+    assert 'names no image: give a file, a folder, or a pattern' in wrong

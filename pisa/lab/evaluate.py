@@ -379,7 +379,7 @@ def show_detections(
     shown.sort(key=lambda d: d['score'])  # the highest is drawn last
     spec = replace(spec, has_masks=any('segmentation' in d for d in detections))
     truth = load_samples(spec, 'val', indices) if 'annotations' in read_json(spec.val_json) else []
-    fig = show_samples([*truth, *load_samples(spec, 'val', indices, shown)], spec, len(indices))
+    fig = show_samples([*truth, *load_samples(spec, 'val', indices, shown)], spec.classes, len(indices))
     fig.axes[0].set_ylabel('ground truth')
     fig.axes[-len(indices)].set_ylabel('detections')  # the first row, if there is no ground truth
     return fig

@@ -7,18 +7,25 @@ from __future__ import annotations
 import contextlib, shlex, tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+import numpy as np
 import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.dataset import Compose
+from PIL import Image, ImageOps
 from . import runs as store
+from .check import look
 from .config import config
 from .data import DataSpec
 from .experiments import RECIPE, Experiment, experiment
 from .files import records_dir
 from .hooks import Progress
+from .metric import to_coco
 from .weights import load_weights, no_pickles
 from .worker import OwnRunner, quiet
 
 # %% auto 0
-__all__ = ['train_line', 'trained', 'same_classes', 'evaluate']
+__all__ = ['train_line', 'trained', 'same_classes', 'device_of', 'evaluate', 'pixels_of', 'Detector']
 
 # %% ../../nbs/lab/56_predict.ipynb
 def train_line(
@@ -72,6 +79,15 @@ def same_classes(
                      f'trained on {some(own)}: choose data with the same classes')
 
 # %% ../../nbs/lab/56_predict.ipynb
+def device_of(gpus:str|int)->str: # 'cpu' or 'cuda'
+    "Where one process works: 'auto' is a GPU if there is one"
+    found = torch.cuda.is_available()
+    if gpus not in ('auto', 0, 1):
+        raise ValueError(f"gpus={gpus!r}: one process works here. Choose from: 'auto', 0 (CPU), 1")
+    if gpus == 1 and not found: raise ValueError('gpus=1, but torch sees no GPU here: gpus=0 takes the CPU')
+    return 'cuda' if found and gpus else 'cpu'
+
+# %% ../../nbs/lab/56_predict.ipynb
 def evaluate(
     run:str, # the id of a complete run
     spec:DataSpec, # its validation images are used; its classes must be the run's
@@ -82,10 +98,7 @@ def evaluate(
     "Evaluate a trained run; errors of one line say what is missing or does not fit"
     record, exp, file = trained(run, runs, weights)
     same_classes(record, spec)
-    found = torch.cuda.device_count()
-    if gpus not in ('auto', 0, 1):
-        raise ValueError(f"gpus={gpus!r}: one process evaluates. Choose from: 'auto', 0 (CPU), 1")
-    if gpus == 1 and not found: raise ValueError('gpus=1, but torch sees no GPU here: gpus=0 evaluates on the CPU')
+    device = device_of(gpus)
     if spec.fingerprint != record['data']['fingerprint']:
         kept = [pair for pair in exp.overrides.split() if not pair.startswith('val_dataloader.dataset.')]
         exp = replace(exp, overrides=' '.join(kept))
@@ -93,9 +106,53 @@ def evaluate(
     cfg = config(exp, replace(spec, has_masks=True, n_train=record['data']['n_train']))
     if not spec.has_masks: cfg.val_evaluator.iou_types = ('bbox',)
     with quiet(), no_pickles(), tempfile.TemporaryDirectory() as tmp:
-        runner = OwnRunner(cfg, 'cuda' if found and gpus else 'cpu', Path(tmp), run, hooks=[Progress()])
+        runner = OwnRunner(cfg, device, Path(tmp), run, hooks=[Progress()])
         load_weights(runner.model, file)
         with contextlib.redirect_stdout(None): runner.val_loop  # pycocotools prints that it reads
         metrics = runner.val()
     metric, = runner.val_evaluator.metrics
     return metrics, metric.detections, metric.images
+
+# %% ../../nbs/lab/56_predict.ipynb
+def pixels_of(image:str|Path|np.ndarray|Image.Image)->np.ndarray: # [H, W, 3] uint8, RGB
+    "An image as an array; a `ValueError` of one line if it cannot be read, or has another shape"
+    if isinstance(image, (str, Path)):
+        look(Path(image))
+        with Image.open(image) as opened: return np.asarray(ImageOps.exif_transpose(opened).convert('RGB'))
+    if isinstance(image, Image.Image): return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        about = f'{image.dtype}{list(image.shape)}' if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f'an image is a file, an image of PIL, or an array [H, W, 3] of uint8, not {about}')
+    return image
+
+class Detector:
+    "A trained run, to look at images with; the errors are those of `trained`"
+    def __init__(self,
+        run:str, # the id of a complete run
+        runs:str|Path|None=None, # folder of all runs; the project's if not given
+        gpus:str|int='auto', # 'auto' (a GPU if there is one), 0 (CPU) or 1
+        weights:str|Path|None=None, # a file in place of the run's own
+    ):
+        record, exp, file = trained(run, runs, weights)
+        d, nowhere = record['data'], [Path()]*4
+        self.classes, self.masks = tuple(d['classes']), exp.kind == 'mask_rcnn'
+        cfg = config(exp, DataSpec(d['name'], self.classes, *nowhere, tuple(d['area_limits']), True, d['n_train'],
+                                   d['n_val'], d['fingerprint'], d['note'], exp.dataset))
+        with quiet(), no_pickles():
+            register_all_modules()
+            self.model = MODELS.build(cfg.model).to(device_of(gpus)).eval()
+            load_weights(self.model, file)
+            transforms = cfg.val_dataloader.dataset.pipeline[1:]  # without the reader
+            self.transforms = Compose([dict(type='LoadImageFromNDArray'), *transforms])
+
+    @torch.no_grad()
+    def __call__(self,
+        image:str|Path|np.ndarray|Image.Image,
+        score:float=0.3, # detections below it are left out
+    )->list[dict]: # COCO results: bbox [x, y, w, h], score, category_id (from 1), segmentation; and `name` of the class
+        "What is in an image, the highest score first"
+        data = self.transforms(dict(img=np.ascontiguousarray(pixels_of(image)[..., ::-1]), img_id=0))
+        sample, = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))
+        found = to_coco(sample.pred_instances.cpu().to_dict(), 0, range(1, len(self.classes) + 1), self.masks)
+        found = [d | {'name': self.classes[d['category_id'] - 1]} for d in found if d['score'] >= score]
+        return sorted(found, key=lambda d: -d['score'])

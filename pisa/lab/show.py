@@ -78,14 +78,14 @@ def _draw(ax:plt.Axes, sample:Sample, palette:Sequence[tuple])->None:
 
 def show_samples(
     samples:Sequence[Sample],
-    spec:DataSpec, # their data set
+    classes:Sequence[str], # their names
     columns:int=4, # images in a row
 )->plt.Figure:
     "Images with their boxes and texts, one colour per class"
     rows, height = -(-len(samples)//columns), max(s.image.shape[0]/s.image.shape[1] for s in samples)
     fig, axes = plt.subplots(rows, columns, squeeze=False, layout='constrained', figsize=(2.6*columns, 2.6*rows*height))
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
-    palette = sns.color_palette('colorblind', len(spec.classes))
+    palette = sns.color_palette('colorblind', len(classes))
     for ax, sample in zip(axes.flat, samples): _draw(ax, sample, palette)
     return fig
 
@@ -96,4 +96,4 @@ def show_grid(
     columns:int=4, # images in a row
 )->plt.Figure:
     "Images of a data set with their objects"
-    return show_samples(load_samples(spec, split, indices), spec, columns)
+    return show_samples(load_samples(spec, split, indices), spec.classes, columns)
