@@ -71,8 +71,8 @@ def settings(
     if not isinstance(given, Mapping):
         raise ValueError(f'{name}={given!r}: give a dict of {", ".join(known)}, or None for off')
     if {'bias', 'k'} & {*given} - {*known}:
-        released = {'isr': 'gamma and beta', 'carl': 'k and b (and form="add")'}[name]
-        raise ValueError(f"{name} takes {', '.join(known)}. What mmdet's own PISA calls k and bias is {released} here")
+        here = {'isr': 'gamma for k, and beta for bias', 'carl': "b for bias, and form='add'"}[name]
+        raise ValueError(f"{name} takes {', '.join(known)}. For settings of mmdet's own PISA write {here}")
     for key in given: one_of(f'a key of {name}', key, known)
     return kind(**given)
 

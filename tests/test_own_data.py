@@ -73,7 +73,8 @@ def first(**fields): return lambda c: c['annotations'][0].update(fields)
 
 def test_nothing_wrong(folder):
     spec = loaded(folder)
-    assert (spec.dataset, spec.classes, spec.n_train, spec.n_val, done(spec), spec.report['notes']) == ('folder', ('cat', 'dog'), 3, 3, {}, [])
+    assert (spec.dataset, spec.classes, spec.n_train, spec.n_val, done(spec)) == ('folder', ('cat', 'dog'), 3, 3, {})
+    assert spec.report['notes'] == [f'3 images are in both splits, the first is {folder}/images/0.jpg']
     assert spec.train_json == folder/'train.json' and spec.train_images == folder/'images'
 
 
@@ -213,8 +214,7 @@ def test_images_without_objects_are_counted(folder):
     change(folder, lambda c: c.update(annotations=[a for a in c['annotations'] if a['image_id'] == 2]))
     spec = loaded(folder)
     assert spec.report['found']['train']['without'] == 2
-    note, = spec.report['notes']
-    assert note.startswith('train: 2 images without an object are left out of training; overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False"')
+    assert spec.report['notes'][-1].startswith('train: 2 images without an object are left out of training; overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False"')
 
 
 # ---- images
@@ -393,7 +393,7 @@ def test_yolo_without_a_description(yolo):
 
 def test_yolo_in_one_folder(tmp_path):
     for k in range(10): draw(tmp_path/f'flat/{k}.JPG')
-    for k in range(0, 10, 3): (tmp_path/f'flat/{k}.txt').write_text('0 .5 .5 .2 .2')
+    for k in range(9): (tmp_path/f'flat/{k}.txt').write_text('0 .5 .5 .2 .2')
     (tmp_path/'flat/classes.txt').write_text('cat')
     spec = loaded(tmp_path/'flat')
     assert (spec.n_train, spec.n_val, spec.classes) == (8, 2, ('cat',))
@@ -426,6 +426,34 @@ def test_another_encoding_is_named(yolo):
     (yolo/'data.yaml').unlink()
     (yolo/'classes.txt').write_bytes('kätzchen\nhund'.encode('latin-1'))
     refused(yolo, 'classes.txt is not UTF-8')
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (lambda root: shutil.rmtree(root/'labels/train'), ['no image of train has a label file', 'labels/train/0.txt']),
+    (lambda root: [f.write_text('') for f in (root/'labels/val').iterdir()], ['validation split has an object']),
+    (lambda root: (root/'data.yaml').write_text('train: images/train\nval: images/val\nnames: [cat, dog]\nkpt_shape: [2, 2]'), ['keypoints']),
+    (lambda root: (root/'data.yaml').write_text('train: images/train\nval: images/val\nnames: [cat, dog]\nnc: 5'), ['nc is 5']),
+    (lambda root: Image.fromarray(np.zeros((30, 40), np.float32)).save(root/'images/train/9.tif'), ['9.tif', '32 bits']),
+    (lambda root: (root/'images/train/9.jpg').symlink_to(root/'nowhere'), ['9.jpg', 'does not exist'])])
+def test_yolo_folders_refused(yolo, spoil, words):
+    spoil(yolo)
+    refused(yolo, *words)
+
+
+def test_yolo_files_without_a_partner_are_named(yolo):
+    (yolo/'labels/train/7.txt').write_text('0 .5 .5 .2 .2')
+    notes = loaded(yolo).report['notes']
+    assert any('train: 1 images have no label file' in n and 'train/1.txt' in n for n in notes)
+    assert any('train: 1 label files have no image' in n and 'train/7.txt' in n for n in notes)
+
+
+def test_what_is_behind_a_link_counts(yolo, tmp_path):
+    shutil.move(yolo/'labels', tmp_path/'store')
+    (yolo/'labels').symlink_to(tmp_path/'store')
+    before = loaded(yolo)
+    (tmp_path/'store/train/3.txt').write_text('1 0.25 0.5 0.5 0.9')
+    after = loaded(yolo)
+    assert before.fingerprint != after.fingerprint and annotations(after)[-1]['category_id'] == 2
 
 
 # ---- remembered, and shown

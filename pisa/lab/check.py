@@ -42,6 +42,7 @@ def look(file:Path)->tuple[int, int, int]: # width and height as stored, EXIF or
     try:
         with Image.open(file) as image:
             size, turn = image.size, image.getexif().get(0x0112, 1)
+            if image.mode in ('I', 'F'): raise ValueError('it has 32 bits a pixel, where 8 are needed')
             image.draft('RGB', (1, 1))
             image.load()
     except FileNotFoundError: raise

@@ -17,7 +17,8 @@ from .layouts import IMAGES, KINDS, Part, exists, find_layout, read_coco
 from .shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, render
 
 # %% auto 0
-__all__ = ['COCO_AREA_LIMITS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load', 'coco_test_dev']
+__all__ = ['COCO_AREA_LIMITS', 'TEXTS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load',
+           'coco_test_dev']
 
 # %% ../../nbs/lab/34_data.ipynb
 COCO_AREA_LIMITS = (32**2, 96**2)  # px^2, COCO's own limits of small and large, for `coco` and `voc`
@@ -128,17 +129,20 @@ def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
 
 # %% ../../nbs/lab/34_data.ipynb
 _CHECK = 1  # version of the checks, part of the cache key
+TEXTS = ('.json', '.xml', '.txt', '.yaml', '.yml', '.names')
 
 def _state(root:Path)->str: # sha256
-    "What a folder holds: contents, and of images names, sizes and times"
-    sha = hashlib.sha256()
-    for top, folders, files in os.walk(root):
-        folders.sort()
+    "What a folder holds, also behind links: contents of text files, and of all others sizes and times"
+    sha, been = hashlib.sha256(), set()
+    for top, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if os.path.realpath(Path(top, f)) not in been)
+        been.update(os.path.realpath(Path(top, f)) for f in folders)
         for name in sorted(files):
             f = Path(top, name)
-            about = os.stat(f)
+            if not f.exists(): continue  # a link to nothing
+            about = f.stat()
             sha.update(f'{f.relative_to(root)} {about.st_size}'.encode())
-            if f.suffix.lower() in IMAGES: sha.update(str(about.st_mtime_ns).encode())
+            if f.suffix.lower() not in TEXTS: sha.update(str(about.st_mtime_ns).encode())
             else:
                 with f.open('rb') as content: sha.update(hashlib.file_digest(content, 'sha256').digest())
     return sha.hexdigest()
@@ -183,9 +187,13 @@ def _found(content:dict)->dict: # for a table
     return dict(images=n, without=n - len({a['image_id'] for a in real}), objects=counts,
                 crowds=len(content['annotations']) - len(real), masks=sum('segmentation' in a for a in real))
 
-def _notes(found:dict[str, dict])->list[str]:
+def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->list[str]:
     "What one should know of a data set that is not wrong"
-    notes, train = [], found['train']
+    notes = [note for part in {id(part): part for part, _ in divided.values()}.values() for note in part.notes]
+    files = [{str(part.folder/part.images[i]['file_name']) for i in at} for part, at in divided.values()]
+    if both := sorted(files[0] & files[1]): notes.append(f'{len(both)} images are in both splits, the first is '
+                                                         f'{both[0]}')
+    train = found['train']
     for split in found:
         empty = [n for n, k in found[split]['objects'].items() if not sum(k)]
         if empty: notes.append(f'{split}: no object of ' + ', '.join(empty))
@@ -222,16 +230,17 @@ def _check_folder(
         as_it_is = as_it_is and [c['name'] for c in part.categories] == names
         if not as_it_is: write_text(folder/f'{split}.json', json.dumps(content))
         files[split] = [str(part.source if as_it_is else final/f'{split}.json'), str(part.folder)]
+    for split, use in (('training', 'learn'), ('validation', 'find')):
+        if not sum(map(sum, found[split[:5] if split == 'training' else 'val']['objects'].values())):
+            raise ValueError(f'{root}: no image of the {split} split has an object, so there is nothing to {use}')
     objects = sum(map(sum, found['train']['objects'].values()))
-    if not objects:
-        raise ValueError(f'{root}: no image of the training split has an object, so there is nothing to learn')
     shorter = lambda places: [place.replace(f'{root.resolve()}/', '').replace(f'{root}/', '') for place in places]
     mended, left_out = ({what: [n, shorter(places)] for what, (n, places) in done.items()}
                         for done in (tally.mended, tally.left_out))
     of = {s: part.name + ('' if len(parts) > 1 else ' (divided 80:20)') for s, (part, _) in divided.items()}
     write_json(folder/'about.json', dict(
         kind=kind, of=of, classes=names, files=files, found=found, fingerprint=_fingerprint(divided, names),
-        mended=mended, left_out=left_out, notes=_notes(found),
+        mended=mended, left_out=left_out, notes=_notes(found, divided),
         has_masks=found['train']['masks'] == objects))
 
 def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None)->DataSpec:
@@ -280,6 +289,7 @@ def check(
     dataset:str='auto', # one of `DATASETS`
 )->DataSpec:
     "Check a folder as a training does, and print what is in it; the errors are those of `load`"
+    if data_root is None: raise ValueError('check needs data_root, a folder of images and annotations')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         spec = load(dataset, data_root)

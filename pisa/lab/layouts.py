@@ -4,9 +4,9 @@
 
 # %% ../../nbs/lab/32_layouts.ipynb 4
 from __future__ import annotations
-import hashlib, re, xml.etree.ElementTree as ET
+import hashlib, os, re, xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from .files import read_json
 
@@ -28,6 +28,7 @@ class Part:
     digest:str = ''        # sha256 of the annotation file, if it is one file; else each image has its `content`, bytes
     relative:bool=False    # boxes and polygons are in 0 to 1, of the upright image
     exact:bool=False       # boxes are clipped to their image to the last fraction of a pixel
+    notes:list[str] = field(default_factory=list)  # what one should know
 
 def where(part:Part, a:dict)->str:
     "The place of an annotation"
@@ -262,6 +263,7 @@ def yolo_objects(
         out.append(a)
     return out
 
+# %% ../../nbs/lab/32_layouts.ipynb
 def label_file(image:Path, root:Path)->Path:
     "Where the labels of an image are: in `labels` if it is in `images`, else beside it"
     parts = [*image.relative_to(root).with_suffix('.txt').parts]
@@ -277,16 +279,25 @@ def read_yolo(
     classes:Sequence[str]|None, # see `yolo_objects`
 )->Part:
     "Read label files of YOLO"
-    images, annotations = [], []
+    images, annotations, missing = [], [], []
     by_stem(files)
     for i, image in enumerate(files, 1):
         file = label_file(image, root)
-        content = file.read_bytes() if file.is_file() else b''
+        if not file.is_file(): missing.append(file)
+        content = b'' if file in missing[-1:] else file.read_bytes()
         images.append(dict(id=i, file_name=image.relative_to(root).as_posix(), content=content, where=str(file)))
         objects = yolo_objects(file, classes) if content else []
         annotations += [dict(a, id=len(annotations) + k, image_id=i) for k, a in enumerate(objects, 1)]
+    if files and len(missing) == len(files): raise FileNotFoundError(
+        f'{root}: no image of {name} has a label file; that of {files[0].name} was looked for at {missing[0]}')
+    own = {label_file(f, root) for f in files}
+    here = {f for folder in {f.parent for f in own} for f in folder.glob('*.txt') if f.name != 'classes.txt'}
+    lost = sorted(here - own)
+    notes = [f'{name}: {len(rows)} {what}, the first is {rows[0]}' for what, rows in (
+        ('images have no label file, so they count as images without objects', missing),
+        ('label files have no image', lost)) if rows]
     categories = [dict(id=i, name=n) for i, n in enumerate(classes or (), 1)]
-    return Part(name, root, root, images, annotations, categories, relative=True)
+    return Part(name, root, root, images, annotations, categories, relative=True, notes=notes)
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def _yaml(root:Path)->tuple[Path, dict]|None: # the file and what it says
@@ -310,13 +321,14 @@ def _yolo_images(file:Path, says:dict, key:str)->list[Path]:
         else:
             raise FileNotFoundError(f'{file}: {key}: {value} does not exist, neither from {near[0].parent} nor from '
                                     f'{root}; correct it')
-        place = place.resolve()
-        if not place.is_relative_to(root.resolve()):
+        place = Path(os.path.normpath(place))
+        if not place.is_relative_to(root):
             raise ValueError(f'{file}: {key}: {value} leads out of {root}: put the images into it')
         if place.is_dir(): out += images_in(place)
         else:
             lines = [line.strip().removeprefix('./') for line in read_text(place).splitlines() if line.strip()]
-            out += [exists(place.parent/inside(line, place), f'{place} names it') for line in lines]
+            of = lambda line: Path(line) if Path(line).is_relative_to(root) else place.parent/inside(line, place)
+            out += [exists(of(line), f'{place} names it') for line in lines]
     return out
 
 def _class_names(file:Path, says:dict)->list[str]:
@@ -334,13 +346,18 @@ def find_yolo(
     root:Path,
 )->dict[str, tuple[str, list[Path], list[str]|None]]: # of each split: name, images, classes
     "The splits of a folder in the layout of YOLO; empty if it is none"
-    root = root.resolve()
     if found := _yaml(root):
         file, says = found
+        classes = _class_names(file, says)
+        if says.get('kpt_shape'):
+            raise ValueError(f'{file} describes keypoints (kpt_shape), which are not read: export boxes or polygons')
+        if says.get('nc', len(classes)) != len(classes):
+            raise ValueError(f"{file}: nc is {says['nc']}, but there are {len(classes)} names; correct it")
         splits = splits_of(k for k in says if says[k] and splits_of([str(k)]))
         if not splits: raise ValueError(f'{file} names no images: add train: and val:, the folders of images')
-        return {s: (n, _yolo_images(file, says, n), _class_names(file, says)) for s, n in splits.items()}
-    texts = [f for pattern in ('classes.txt', '*.names', 'labels/classes.txt') for f in sorted(root.glob(pattern))]
+        return {s: (n, _yolo_images(file, says, n), classes) for s, n in splits.items()}
+    patterns = 'classes.txt', '*.names', 'labels/classes.txt', 'labels/*/classes.txt'
+    texts = [f for pattern in patterns for f in sorted(root.glob(pattern))]
     names = [line.strip() for line in read_text(texts[0]).splitlines() if line.strip()] if texts else None
     labels = [f for pattern in ('labels', '*/labels') for f in root.glob(pattern) if f.is_dir()]
     if not labels: # beside the images
@@ -366,7 +383,7 @@ def find_layout(
         if not (splits := finders[each](root)): continue
         if each == 'coco': return each, {s: read_coco(*found) for s, found in splits.items()}
         if each == 'voc': return each, {s: read_voc(*found) for s, found in splits.items()}
-        return each, {s: read_yolo(name, root.resolve(), *found) for s, (name, *found) in splits.items()}
+        return each, {s: read_yolo(name, root, *found) for s, (name, *found) in splits.items()}
     looked = dict(coco='a JSON file with images, annotations and categories', voc='Annotations/ with XML files and '
                                                                                   'JPEGImages/, or XML files beside '
                                                                                   'images',
