@@ -70,9 +70,10 @@ def settings(
     known, name = [f.name for f in fields(kind)], kind.__name__.lower()
     if not isinstance(given, Mapping):
         raise ValueError(f'{name}={given!r}: give a dict of {", ".join(known)}, or None for off')
-    if {'bias', 'k'} & {*given} - {*known}:
-        here = {'isr': 'gamma for k, and beta for bias', 'carl': "b for bias, and form='add'"}[name]
-        raise ValueError(f"{name} takes {', '.join(known)}. For settings of mmdet's own PISA write {here}")
+    if wrong := [key for key in given if key in ('k', 'bias') and key not in known]:
+        released = {'isr': 'gamma and beta', 'carl': 'k and b (and form="add")'}[name]
+        raise ValueError(f"{name} does not know {wrong[0]!r}; it takes {', '.join(known)}. "
+                         f"What mmdet's own PISA calls k and bias is {released} here")
     for key in given: one_of(f'a key of {name}', key, known)
     return kind(**given)
 

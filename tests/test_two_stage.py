@@ -224,7 +224,7 @@ def test_an_iou_of_deltas_is_refused(head, kind):
 
 @pytest.mark.parametrize('wrong', [dict(isr=dict(k=2)), dict(isr=dict(bias=0)), dict(carl=dict(bias=0.2)), dict(carl=dict(gamma=2))])
 def test_unknown_keys_are_refused_at_once(wrong):
-    with pytest.raises(ValueError, match='does not know'): roi_head(**wrong)
+    with pytest.raises(ValueError, match='does not know|is not known'): roi_head(**wrong)
 
 
 @pytest.mark.parametrize('objects', [(3, 2), (1, 0, 4)])

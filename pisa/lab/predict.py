@@ -43,8 +43,7 @@ def train_line(
     if exp.dataset != 'shapes': given['data_root'] = data_root
     if runs: given['runs_dir'] = runs
     parameters = ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
-    return (f'papermill nbs/train.ipynb runs/{exp.detector}-{exp.method}.ipynb {parameters} '
-            '--log-output --no-progress-bar')
+    return f'papermill nbs/train.ipynb runs/train.ipynb {parameters}'
 
 def trained(
     run:str, # the id
