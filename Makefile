@@ -76,7 +76,7 @@ paper: $(STAMP)  ## render the paper's tables, figures and page from records and
 	nbdev_clean --fname nbs/paper/index.ipynb
 
 shown: $(STAMP)  ## run the other notebooks that are committed with their pictures: 9 minutes
-	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True nbs/14_torchvision.ipynb nbs/implementations.ipynb
+	jupyter nbconvert --to notebook --execute --inplace --coalesce-streams nbs/14_torchvision.ipynb nbs/implementations.ipynb
 	nbdev_clean
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
