@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from PIL import Image, ImageOps
+from .files import first_of
 from .layouts import Part, where
 
 # %% auto 0
-__all__ = ['TURNED', 'Tally', 'look', 'look_all', 'frame', 'turned_copy', 'ids_of', 'position', 'classes_of', 'numbers',
-           'polygons', 'box_of', 'clipped', 'mask_area', 'area_and_crowd', 'mended', 'check_split']
+__all__ = ['TURNED', 'FORMATS', 'Tally', 'look', 'look_all', 'frame', 'turned_copy', 'ids_of', 'position', 'classes_of',
+           'numbers', 'polygons', 'box_of', 'clipped', 'mask_area', 'area_and_crowd', 'mended', 'check_split']
 
 # %% ../../nbs/lab/33_check.ipynb
 @dataclass
@@ -36,13 +37,15 @@ class Tally:
 
 # %% ../../nbs/lab/33_check.ipynb
 TURNED = {5, 6, 7, 8}  # orientations of EXIF that swap width and height
+FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP', 'DIB', 'WEBP', 'TIFF')  # that the readers for training and for figures have
 
 def look(file:Path)->tuple[int, int, int]: # width and height as stored, EXIF orientation
     "Read an image; a `ValueError` of one line if it cannot be read"
     try:
         with Image.open(file) as image:
             size, turn = image.size, image.getexif().get(0x0112, 1)
-            if image.mode in ('I', 'F'): raise ValueError('it has 32 bits a pixel, where 8 are needed')
+            if image.format not in FORMATS: raise ValueError(f'it is a {image.format}; save it as JPEG or PNG')
+            if image.mode[0] in 'IF': raise ValueError('it has 16 or 32 bits a channel; save it with 8')
             image.draft('RGB', (1, 1))
             image.load()
     except FileNotFoundError: raise
@@ -70,8 +73,7 @@ def look_all(
         bar = dict(total=len(names), desc=f'checking {folder.name}', unit='image', disable=len(names) < 500)
         found = list(tqdm(pool.map(one, names), **bar))
     wrong = [e for e in found if isinstance(e, Exception)]
-    if wrong:
-        raise type(wrong[0])(f'{wrong[0]}' + (f' (nor can {len(wrong) - 1} other images be read)' if wrong[1:] else ''))
+    if wrong: raise first_of(wrong, 'images')
     return found
 
 # %% ../../nbs/lab/33_check.ipynb
@@ -271,14 +273,18 @@ def _checked_images(
         raise ValueError(f'{part.source} names the image {twice[0]} twice: make the two entries one')
     whole = all(isinstance(i['id'], int) for i in part.images)
     if not whole: tally.mend('image ids were no whole numbers, so images are numbered from 1', str(part.source))
-    images, turned = {}, []
+    images, turned, wrong = {}, [], []
     for k, (at, look) in enumerate(zip(positions, seen), 1):
         image = part.images[at]
-        w, h, turn = frame(image, look, part.source, tally)
+        try: w, h, turn = frame(image, look, part.source, tally)
+        except ValueError as e:
+            wrong.append(e)
+            continue
         images[at] = dict(id=image['id'] if whole else k, file_name=image['file_name'], width=w, height=h)
         if turn:
             turned.append(image['file_name'])
             tally.mend('an image was turned as its EXIF orientation says', f"{part.folder/image['file_name']}")
+    if wrong: raise first_of(wrong, 'images')
     return images, turned
 
 # %% ../../nbs/lab/33_check.ipynb
@@ -289,33 +295,33 @@ def check_split(
     seen:Sequence[tuple[int, int, int]], # of `look`, of these images
     tally:Tally, # filled
 )->tuple[dict, list[str]]: # the split in COCO's form; the images that have to be turned
-    "Compare a split with its images, and mend it; a `ValueError` of one line names the file and the place that is "
-    "wrong"
+    """Compare a split with its images, and mend it.
+
+    A `ValueError` of one line names the file and the place that is wrong, and counts the others."""
     ids, label = ids_of(part.images, 'images', part.source), _labels(part, classes)
     images, turned = _checked_images(part, positions, seen, tally)
-    out, known, inside_one, numbered = [], set(), 0, set()
-    for a in part.annotations:
+    out, known, numbered, wrong = [], set(), set(), []
+    def checked(a): # None: it is left out, or not of the images that are taken
         id, place = a.get('image_id'), where(part, a)
         at = position(ids, id)
-        if at is None:
-            raise ValueError(f'{place} is of the image {id!r}, which does not exist: add the image or delete the '
-                             'annotation')
-        if at not in images: continue  # not one of those that are taken
+        if at is None: raise ValueError(
+            f'{place} is of the image {id!r}, which does not exist: add the image or delete the annotation')
+        if at not in images: return
         if type(id) is not type(part.images[at]['id']): tally.mend('an image id was written as text', place)
-        if part.digest:
-            if str(a.get('id')) in numbered: tally.mend('two annotations had one id', place)
-            numbered.add(str(a.get('id')))
-        if not (new := mended(part, a, images[at], label(a), tally)): continue
+        if part.digest and str(a.get('id')) in numbered: tally.mend('two annotations had one id', place)
+        numbered.add(str(a.get('id')))
+        if not (new := mended(part, a, images[at], label(a), tally)): return
         same = hash((at, new['category_id'], *new['bbox'], str(new.get('segmentation'))))
-        if same in known:
-            tally.leave('the same object twice', place)
-            continue
+        if same in known: return tally.leave('the same object twice', place)
         known.add(same)
-        x, y, w, h = new['bbox']
-        inside_one += x + w <= 1 and y + h <= 1
-        out.append(dict(id=len(out) + 1, **new))
-    if out and inside_one == len(out):
-        raise ValueError(f'{part.source}: all boxes lie between 0 and 1, as parts of the image: multiply them by its '
-                         'width and height')
+        return new
+    for a in part.annotations:
+        try: new = checked(a)
+        except ValueError as e: wrong.append(e)
+        else:
+            if new: out.append(dict(id=len(out) + 1, **new))
+    if wrong: raise first_of(wrong, 'annotations')
+    if out and all(a['bbox'][0] + a['bbox'][2] <= 1 and a['bbox'][1] + a['bbox'][3] <= 1 for a in out): raise ValueError(
+        f'{part.source}: all boxes lie between 0 and 1, as parts of the image: multiply them by its width and height')
     categories = [dict(id=i, name=n, supercategory='') for i, n in enumerate(classes, 1)]
     return dict(images=[*images.values()], annotations=out, categories=categories), turned

@@ -4,16 +4,16 @@
 
 # %% ../../nbs/lab/34_data.ipynb 4
 from __future__ import annotations
-import hashlib, json, os, shutil, struct, tempfile, warnings
+import contextlib, hashlib, json, os, shutil, struct, tempfile, time, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from numpy.random import RandomState
 from ..prime import one_of
-from .files import data_dir, read_json, write_json, write_text
+from .files import counted, data_dir, read_json, write_json, write_text
 from .check import Tally, check_split, classes_of, look_all, turned_copy
-from .layouts import IMAGES, KINDS, Part, exists, find_layout, read_coco
+from .layouts import KINDS, Part, exists, find_layout, read_coco, unread_in
 from .shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, render
 
 # %% auto 0
@@ -128,7 +128,8 @@ def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
         f'small is under {AREA_LIMITS[0]} px^2 of mask, large over {AREA_LIMITS[1]}')
 
 # %% ../../nbs/lab/34_data.ipynb
-_CHECK = 1  # version of the checks, part of the cache key
+_CHECK = 1  # version of the checks, part of the fingerprint
+_KEPT = 2   # version of what is kept in the cache
 TEXTS = ('.json', '.xml', '.txt', '.yaml', '.yml', '.names')
 
 def _state(root:Path)->str: # sha256
@@ -157,8 +158,8 @@ def _divided(
         part, = parts.values()
         order = sorted(range(len(part.images)), key=lambda i: part.images[i]['file_name'])
         if len(order) < 2:
-            raise ValueError(f'{part.source} names {len(order)} images: at least two are needed, one to train and one '
-                             'to evaluate on')
+            raise ValueError(f'{part.source} names {counted(len(order), "image")}: at least two are needed, one to '
+                             'train and one to evaluate on')
         RandomState(0).shuffle(order)
         cut = max(1, len(order)//5)
         out = dict(train=(part, sorted(order[cut:])), val=(part, sorted(order[:cut])))
@@ -191,18 +192,18 @@ def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->li
     "What one should know of a data set that is not wrong"
     notes = [note for part in {id(part): part for part, _ in divided.values()}.values() for note in part.notes]
     files = [{str(part.folder/part.images[i]['file_name']) for i in at} for part, at in divided.values()]
-    if both := sorted(files[0] & files[1]): notes.append(f'{len(both)} images are in both splits, the first is '
-                                                         f'{both[0]}')
+    if both := sorted(files[0] & files[1]):
+        notes.append(f'{counted(len(both), "image")} in both splits, the first is {both[0]}')
     train = found['train']
     for split in found:
         empty = [n for n, k in found[split]['objects'].items() if not sum(k)]
         if empty: notes.append(f'{split}: no object of ' + ', '.join(empty))
-    if train['without']: notes.append(f"train: {train['without']} images without an object are left out of training; "
-                                      'overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False" keeps '
-                                      'them')
+    if train['without']:
+        notes.append(f"train: {counted(train['without'], 'image')} without an object, not used to train; "
+                     'overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False" uses them')
     total = sum(sum(k) for k in train['objects'].values())
-    if 0 < train['masks'] < total: notes.append(f"train: {total - train['masks']} of {total} objects have no mask, so "
-                                                "Mask R-CNN cannot be trained")
+    if 0 < train['masks'] < total:
+        notes.append(f"train: {total - train['masks']} of {total} objects without a mask, so Mask R-CNN cannot be trained")
     return notes
 
 # %% ../../nbs/lab/34_data.ipynb
@@ -217,6 +218,7 @@ def _check_folder(
     kind, parts = find_layout(root, kind)
     divided, tally = _divided(parts, n_train, n_val), Tally()
     names, found, files = classes_of([*parts.values()], classes), {}, {}
+    for f in unread_in(root): tally.leave(f'an image of a kind that is not read ({f.suffix}; save it as JPEG or PNG)', str(f))
     for split, (part, at) in divided.items():
         seen, before = look_all(part.folder, [part.images[i]['file_name'] for i in at], part.source), tally.total()
         content, turned = check_split(part, at, names, seen, tally)
@@ -238,29 +240,38 @@ def _check_folder(
     mended, left_out = ({what: [n, shorter(places)] for what, (n, places) in done.items()}
                         for done in (tally.mended, tally.left_out))
     of = {s: part.name + ('' if len(parts) > 1 else ' (divided 80:20)') for s, (part, _) in divided.items()}
+    sources = dict.fromkeys(str(part.source.relative_to(root)) for part in parts.values() if part.source != root)
     write_json(folder/'about.json', dict(
-        kind=kind, of=of, classes=names, files=files, found=found, fingerprint=_fingerprint(divided, names),
+        kind=kind, by=[*sources], of=of, classes=names, files=files, found=found, fingerprint=_fingerprint(divided, names),
         mended=mended, left_out=left_out, notes=_notes(found, divided),
         has_masks=found['train']['masks'] == objects))
+
+def _forget(folder:Path, days:int=90)->None:
+    "Delete what is kept beside `folder` and was not used for so many days; `folder` is used now"
+    with contextlib.suppress(OSError):  # another process deletes too, or the cache is not ours
+        os.utime(folder)
+        for f in folder.parent.iterdir():
+            if f.stat().st_mtime < time.time() - days*86_400: shutil.rmtree(f, ignore_errors=True)
 
 def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None)->DataSpec:
     "A folder in one of the layouts"
     kind = dataset if dataset in KINDS else 'auto'
     asked = kind, n_train, n_val, classes and [*classes]
-    key = hashlib.sha256(json.dumps([_CHECK, str(root), _state(root), *asked]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([_CHECK, _KEPT, str(root), _state(root), *asked]).encode()).hexdigest()[:16]
     final = data_dir()/'folders'/f'{root.name}-{key}'
     about = read_json(_once(final, lambda folder: _check_folder(folder, final, root, *asked))/'about.json')
+    _forget(final)
     if about['left_out']: warnings.warn(f'{root.name}: left out ' + '; '.join(
         f'{what} ({n} times, first {places[0]})' for what, (n, places) in about['left_out'].items()))
     n, of, (small, large) = {s: f['images'] for s, f in about['found'].items()}, about['of'], COCO_AREA_LIMITS
+    by = f' ({", ".join(about["by"])})' if about['by'] else ''
     year = all(Path(file).stem == f'instances_{s}2017' for s, (file, _) in about['files'].items())
     files = [Path(f) for s in ('train', 'val') for f in about['files'][s]]
     return DataSpec(
         root.name, tuple(about['classes']), *files, COCO_AREA_LIMITS, about['has_masks'], n['train'], n['val'],
         about['fingerprint'],
-        f'{root.name}, {about["kind"].upper()} layout: {n["train"]} images of {of["train"]} for training and '
-        f'{n["val"]} of {of["val"]}; '
-        f'small is under {small} px^2, large over {large}',
+        f'{root.name}, {about["kind"].upper()} layout{by}: {counted(n["train"], "image")} of {of["train"]} for training and '
+        f'{n["val"]} of {of["val"]}; small is under {small} px^2, large over {large}',
         'voc' if about['kind'] == 'voc' else 'coco' if about['kind'] == 'coco' and year else 'folder',
         {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')})
 
@@ -295,8 +306,8 @@ def check(
         spec = load(dataset, data_root)
     print(spec.note)
     for split, found in spec.report['found'].items():
-        print(f"{split}: {found['images']} images, {found['without']} of them without an object; {found['crowds']} "
-              "crowds or difficult objects")
+        print(f"{split}: {counted(found['images'], 'image')}, {found['without']} of them without an object; "
+              f"crowds or difficult objects: {found['crowds']}")
     print(found_table(spec).to_string())
     if len(table := treatment_table(spec)): print(table.to_string(index=False))
     for note in spec.report['notes']: print(note)

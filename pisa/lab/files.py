@@ -11,8 +11,8 @@ import torch
 from ..prime import one_of
 
 # %% auto 0
-__all__ = ['root', 'runs_dir', 'records_dir', 'figures_dir', 'data_dir', 'refuse_unknown', 'one_line', 'write_bytes',
-           'write_text', 'write_json', 'read_json', 'seed_everything']
+__all__ = ['root', 'runs_dir', 'records_dir', 'figures_dir', 'data_dir', 'refuse_unknown', 'one_line', 'counted', 'first_of',
+           'write_bytes', 'write_text', 'write_json', 'read_json', 'seed_everything']
 
 # %% ../../nbs/lab/30_files.ipynb
 def root(
@@ -64,6 +64,18 @@ def one_line(e:BaseException)->str:
     "Type and message of an error in one line, cut to 300 characters"
     text = ' '.join(f'{type(e).__name__}: {e}'.split())
     return text if len(text) <= 300 else text[:299] + '…'
+
+def counted(n:int, what:str)->str:
+    "'1 image', '2 images'"
+    return f'{n} {what}' + 's'*(n != 1)
+
+def first_of(
+    errors:Sequence[Exception],
+    what:str, # the kind of thing that each is about, in the plural
+)->Exception:
+    "The first of several errors of one line, with the number of the others"
+    more = f' (further wrong {what}: {len(errors) - 1})' if len(errors) > 1 else ''
+    return type(errors[0])(f'{errors[0]}{more}')
 
 # %% ../../nbs/lab/30_files.ipynb
 def write_bytes(

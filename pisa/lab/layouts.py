@@ -8,12 +8,12 @@ import hashlib, os, re, xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from .files import read_json
+from .files import counted, first_of, read_json
 
 # %% auto 0
-__all__ = ['IMAGES', 'TRAIN', 'VAL', 'KINDS', 'Part', 'where', 'inside', 'exists', 'read_text', 'images_in', 'by_stem',
-           'splits_of', 'read_coco', 'image_folder', 'find_coco', 'voc_objects', 'read_voc', 'find_voc', 'yolo_objects',
-           'label_file', 'read_yolo', 'find_yolo', 'find_layout']
+__all__ = ['IMAGES', 'UNREAD', 'TRAIN', 'VAL', 'KINDS', 'Part', 'where', 'inside', 'exists', 'read_text', 'images_in',
+           'unread_in', 'by_stem', 'splits_of', 'read_coco', 'image_folder', 'find_coco', 'voc_objects', 'read_voc',
+           'find_voc', 'yolo_object', 'label_file', 'read_yolo', 'find_yolo', 'find_layout']
 
 # %% ../../nbs/lab/32_layouts.ipynb
 @dataclass
@@ -36,6 +36,7 @@ def where(part:Part, a:dict)->str:
 
 # %% ../../nbs/lab/32_layouts.ipynb
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+UNREAD = ('.gif', '.heic', '.heif', '.avif', '.jp2', '.jxl', '.dng', '.psd', '.svg')  # pictures that are not read
 # names of a split, the preferred ones first
 TRAIN, VAL = ('trainval', 'train', 'training'), ('val', 'valid', 'validation', 'test', 'testing')
 
@@ -60,6 +61,10 @@ def read_text(file:Path)->str:
 def images_in(folder:Path)->list[Path]: # sorted
     "The image files of a folder and of those in it"
     return sorted(f for f in folder.rglob('*') if f.suffix.lower() in IMAGES and not f.name.startswith('.'))
+
+def unread_in(folder:Path)->list[Path]: # sorted
+    "The pictures of a folder and of those in it that are of no kind that is read"
+    return sorted(f for f in folder.rglob('*') if f.suffix.lower() in UNREAD and not f.name.startswith('.'))
 
 def by_stem(files:Iterable[Path])->dict[str, Path]:
     "Images by their names without the ending; two images of one name are refused"
@@ -168,13 +173,17 @@ def read_voc(
     pairs:Sequence[tuple[Path, Path]], # an image and its annotation
 )->Part:
     "Read annotations of VOC"
-    images, annotations = [], []
+    images, annotations, wrong = [], [], []
     for i, (image, file) in enumerate(pairs, 1):
         content = file.read_bytes()
-        size, objects = voc_objects(file, content)
+        try: size, objects = voc_objects(file, content)
+        except ValueError as e:
+            wrong.append(e)
+            continue
         name_in = image.relative_to(folder).as_posix()
         images.append(dict(id=i, file_name=name_in, content=content, where=str(file), **size))
         annotations += [dict(o, id=len(annotations) + k, image_id=i) for k, o in enumerate(objects, 1)]
+    if wrong: raise first_of(wrong, 'files')
     return Part(name, folder, pairs[0][1].parent if pairs else folder, images, annotations, [], exact=True)
 
 # %% ../../nbs/lab/32_layouts.ipynb
@@ -205,9 +214,11 @@ def _beside(images:Path, xmls:Path)->list[tuple[Path, Path]]:
     known = by_stem(f for f in sorted(images.iterdir()) if f.suffix.lower() in IMAGES)
     files = sorted(xmls.glob('*.xml'))
     for f in files:
-        if str(images/f.stem) not in known:
-            raise FileNotFoundError(f'{images/f.stem}.jpg does not exist, but {f} is its annotation: restore the '
-                                    'image or delete the file')
+        if str(images/f.stem) in known: continue
+        if there := next((g.name for g in unread_in(images) if g.stem == f.stem), None):
+            raise ValueError(f'{images/there}: images of this kind are not read; save it as JPEG or PNG')
+        raise FileNotFoundError(f'{images/f.stem}.jpg does not exist, but {f} is its annotation: restore the '
+                                'image or delete the file')
     return [(known[str(images/f.stem)], f) for f in files]
 
 def find_voc(
@@ -234,34 +245,27 @@ def find_voc(
     return dict(all=(root.name, root, _beside(root, root))) if any(root.glob('*.xml')) else {}
 
 # %% ../../nbs/lab/32_layouts.ipynb
-def yolo_objects(
-    file:Path, # a label file
+def yolo_object(
+    line:str, # of a label file
     classes:Sequence[str]|None, # None: the class is called by its number
-)->list[dict]: # annotations, in parts of the image
-    "The objects of a label file; a `ValueError` of one line names the line that is wrong"
-    out = []
-    for i, line in enumerate(read_text(file).splitlines(), 1):
-        if not line.strip(): continue
-        place = f'{file}, line {i}'
-        try: label, *numbers = map(float, line.split())
-        except ValueError:
-            raise ValueError(f'{place}: {line.strip()[:60]!r} is not a class and numbers; correct it') from None
-        if not label.is_integer() or label < 0 or classes is not None and label >= len(classes):
-            known = f'0 to {len(classes) - 1}: {", ".join(classes[:10])}' if classes else 'whole numbers from 0'
-            raise ValueError(f'{place}: there is no class {label:g}; the classes are {known}')
-        if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2): raise ValueError(
-            f'{place} has {len(numbers)} numbers after the class: a box has four, a polygon has six or more, in '
-            'pairs; correct it')
-        if not all(-1 <= x <= 2 for x in numbers): raise ValueError(
-            f'{place}: {line.strip()[:60]!r} is not in parts of the image, from 0 to 1; divide by its width and height')
-        a = {'name': f'{label:g}'} if classes is None else {'category_id': int(label) + 1}
-        a.update(where=place, iscrowd=0)
-        if len(numbers) == 4:
-            x, y, w, h = numbers
-            a['bbox'] = [x - w/2, y - h/2, w, h]
-        else: a['segmentation'] = [numbers]
-        out.append(a)
-    return out
+    place:str, # the file and the line, for messages
+)->dict: # an annotation, in parts of the image
+    "The object of a line; a `ValueError` of one line if it is wrong"
+    try: label, *numbers = map(float, line.split())
+    except ValueError:
+        raise ValueError(f'{place}: {line.strip()[:60]!r} is not a class and numbers; correct it') from None
+    if not label.is_integer() or label < 0 or classes is not None and label >= len(classes):
+        known = f'0 to {len(classes) - 1}: {", ".join(classes[:10])}' if classes else 'whole numbers from 0'
+        raise ValueError(f'{place}: there is no class {label:g}; the classes are {known}')
+    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2): raise ValueError(
+        f'{place} has {counted(len(numbers), "number")} after the class: a box has four, a polygon has six or more, in '
+        'pairs; correct it')
+    if not all(-1 <= x <= 2 for x in numbers): raise ValueError(
+        f'{place}: {line.strip()[:60]!r} is not in parts of the image, from 0 to 1; divide by its width and height')
+    a = {'name': f'{label:g}'} if classes is None else {'category_id': int(label) + 1}
+    if len(numbers) > 4: return a | dict(where=place, iscrowd=0, segmentation=[numbers])
+    x, y, w, h = numbers
+    return a | dict(where=place, iscrowd=0, bbox=[x - w/2, y - h/2, w, h])
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def label_file(image:Path, root:Path)->Path:
@@ -275,29 +279,34 @@ def label_file(image:Path, root:Path)->Path:
 def read_yolo(
     name:str, # of the split
     root:Path, # of the data set
+    source:Path, # `data.yaml`, or the folder of the labels
     files:Sequence[Path], # images
-    classes:Sequence[str]|None, # see `yolo_objects`
+    classes:Sequence[str]|None, # see `yolo_object`
 )->Part:
     "Read label files of YOLO"
-    images, annotations, missing = [], [], []
+    images, annotations, missing, wrong = [], [], [], []
     by_stem(files)
     for i, image in enumerate(files, 1):
         file = label_file(image, root)
         if not file.is_file(): missing.append(file)
         content = b'' if file in missing[-1:] else file.read_bytes()
         images.append(dict(id=i, file_name=image.relative_to(root).as_posix(), content=content, where=str(file)))
-        objects = yolo_objects(file, classes) if content else []
-        annotations += [dict(a, id=len(annotations) + k, image_id=i) for k, a in enumerate(objects, 1)]
+        for k, line in enumerate(read_text(file).splitlines() if content else [], 1):
+            if not line.strip(): continue
+            try: a = yolo_object(line, classes, f'{file}, line {k}')
+            except ValueError as e: wrong.append(e)
+            else: annotations.append(a | dict(id=len(annotations) + 1, image_id=i))
+    if wrong: raise first_of(wrong, 'lines')
     if files and len(missing) == len(files): raise FileNotFoundError(
         f'{root}: no image of {name} has a label file; that of {files[0].name} was looked for at {missing[0]}')
     own = {label_file(f, root) for f in files}
     here = {f for folder in {f.parent for f in own} for f in folder.glob('*.txt') if f.name != 'classes.txt'}
     lost = sorted(here - own)
-    notes = [f'{name}: {len(rows)} {what}, the first is {rows[0]}' for what, rows in (
-        ('images have no label file, so they count as images without objects', missing),
-        ('label files have no image', lost)) if rows]
+    notes = [f'{name}: {counted(len(rows), what)} without {lack}, the first is {rows[0]}' for what, lack, rows in (
+        ('image', 'a label file, taken for images without objects', missing),
+        ('label file', 'an image', lost)) if rows]
     categories = [dict(id=i, name=n) for i, n in enumerate(classes or (), 1)]
-    return Part(name, root, root, images, annotations, categories, relative=True, notes=notes)
+    return Part(name, root, source, images, annotations, categories, relative=True, notes=notes)
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def _yaml(root:Path)->tuple[Path, dict]|None: # the file and what it says
@@ -344,7 +353,7 @@ def _class_names(file:Path, says:dict)->list[str]:
 # %% ../../nbs/lab/32_layouts.ipynb
 def find_yolo(
     root:Path,
-)->dict[str, tuple[str, list[Path], list[str]|None]]: # of each split: name, images, classes
+)->dict[str, tuple[str, Path, list[Path], list[str]|None]]: # of each split: see `read_yolo`
     "The splits of a folder in the layout of YOLO; empty if it is none"
     if found := _yaml(root):
         file, says = found
@@ -355,38 +364,43 @@ def find_yolo(
             raise ValueError(f"{file}: nc is {says['nc']}, but there are {len(classes)} names; correct it")
         splits = splits_of(k for k in says if says[k] and splits_of([str(k)]))
         if not splits: raise ValueError(f'{file} names no images: add train: and val:, the folders of images')
-        return {s: (n, _yolo_images(file, says, n), classes) for s, n in splits.items()}
+        return {s: (n, file, _yolo_images(file, says, n), classes) for s, n in splits.items()}
     patterns = 'classes.txt', '*.names', 'labels/classes.txt', 'labels/*/classes.txt'
     texts = [f for pattern in patterns for f in sorted(root.glob(pattern))]
     names = [line.strip() for line in read_text(texts[0]).splitlines() if line.strip()] if texts else None
     labels = [f for pattern in ('labels', '*/labels') for f in root.glob(pattern) if f.is_dir()]
     if not labels: # beside the images
         images = [f for f in images_in(root) if f.with_suffix('.txt').is_file()]
-        return dict(all=(root.name, images_in(root), names)) if images else {}
+        return dict(all=(root.name, root, images_in(root), names)) if images else {}
     if (root/'images').is_dir(): folders = {f.name: f for f in sorted((root/'images').iterdir()) if f.is_dir()}
     else: folders = {f.parent.name: f.parent/'images' for f in labels}
     splits = splits_of(folders)
-    if 'train' in splits: return {s: (n, images_in(folders[n]), names) for s, n in splits.items()}
-    return dict(all=('images', images_in(exists(root/'images', 'the images of labels/ are expected there')), names))
+    if 'train' in splits: return {s: (n, labels[0], images_in(folders[n]), names) for s, n in splits.items()}
+    return dict(all=('images', labels[0], images_in(exists(root/'images', 'the images of labels/ are expected there')), names))
 
 # %% ../../nbs/lab/32_layouts.ipynb
-KINDS = ('coco', 'voc', 'yolo')
+KINDS = {'coco': 'a JSON file with images, annotations and categories',
+         'voc': 'Annotations/ with XML files and JPEGImages/, or XML files beside images',
+         'yolo': 'data.yaml, or images/ and labels/'}
+
+def _read(kind:str, root:Path)->dict[str, Part]: # empty if the folder is not of this kind
+    if kind == 'coco': return {s: read_coco(*found) for s, found in find_coco(root).items()}
+    if kind == 'voc': return {s: read_voc(*found) for s, found in find_voc(root).items()}
+    return {s: read_yolo(name, root, *found) for s, (name, *found) in find_yolo(root).items()}
 
 def find_layout(
     root:Path, # a folder
     kind:str='auto', # one of `KINDS`; 'auto': whichever it is
 )->tuple[str, dict[str, Part]]: # one of `KINDS`; 'train' and 'val', or one of them, or 'all'
-    "Find out how a folder is laid out, and read it; a `ValueError` or `FileNotFoundError` of one line says what is "
-    "wrong"
-    finders = dict(voc=find_voc, coco=find_coco, yolo=find_yolo)
-    for each in finders if kind == 'auto' else [kind]:
-        if not (splits := finders[each](root)): continue
-        if each == 'coco': return each, {s: read_coco(*found) for s, found in splits.items()}
-        if each == 'voc': return each, {s: read_voc(*found) for s, found in splits.items()}
-        return each, {s: read_yolo(name, root, *found) for s, (name, *found) in splits.items()}
-    looked = dict(coco='a JSON file with images, annotations and categories', voc='Annotations/ with XML files and '
-                                                                                  'JPEGImages/, or XML files beside '
-                                                                                  'images',
-                  yolo='data.yaml, or images/ and labels/')
-    looked = '; '.join(f'{k.upper()}: {v}' for k, v in looked.items() if kind in ('auto', k))
+    """Find out how a folder, or the only folder in it, is laid out, and read it.
+
+    A `ValueError` or `FileNotFoundError` of one line says what is wrong."""
+    folder = root
+    for _ in range(3):
+        for each in ('voc', 'coco', 'yolo') if kind == 'auto' else [kind]:
+            if parts := _read(each, folder): return each, parts
+        inner = [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(('.', '__'))]
+        if len(inner) != 1: break
+        folder, = inner
+    looked = '; '.join(f'{k.upper()}: {v}' for k, v in KINDS.items() if kind in ('auto', k))
     raise FileNotFoundError(f'{root} has none of what is looked for: {looked}')
