@@ -321,7 +321,8 @@ def check_split(
         else:
             if new: out.append(dict(id=len(out) + 1, **new))
     if wrong: raise first_of(wrong, 'annotations')
-    if out and all(a['bbox'][0] + a['bbox'][2] <= 1 and a['bbox'][1] + a['bbox'][3] <= 1 for a in out): raise ValueError(
+    tiny = lambda x, y, w, h: x + w <= 1 and y + h <= 1
+    if out and all(tiny(*a['bbox']) for a in out): raise ValueError(
         f'{part.source}: all boxes lie between 0 and 1, as parts of the image: multiply them by its width and height')
     categories = [dict(id=i, name=n, supercategory='') for i, n in enumerate(classes, 1)]
     return dict(images=[*images.values()], annotations=out, categories=categories), turned

@@ -203,7 +203,8 @@ def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->li
                      'overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False" uses them')
     total = sum(sum(k) for k in train['objects'].values())
     if 0 < train['masks'] < total:
-        notes.append(f"train: {total - train['masks']} of {total} objects without a mask, so Mask R-CNN cannot be trained")
+        notes.append(f"train: {total - train['masks']} of {total} objects without a mask, so Mask R-CNN cannot be "
+                     'trained')
     return notes
 
 # %% ../../nbs/lab/34_data.ipynb
@@ -218,7 +219,8 @@ def _check_folder(
     kind, parts = find_layout(root, kind)
     divided, tally = _divided(parts, n_train, n_val), Tally()
     names, found, files = classes_of([*parts.values()], classes), {}, {}
-    for f in unread_in(root): tally.leave(f'an image of a kind that is not read ({f.suffix}; save it as JPEG or PNG)', str(f))
+    for f in unread_in(root):
+        tally.leave(f'an image of a kind that is not read ({f.suffix}; save it as JPEG or PNG)', str(f))
     for split, (part, at) in divided.items():
         seen, before = look_all(part.folder, [part.images[i]['file_name'] for i in at], part.source), tally.total()
         content, turned = check_split(part, at, names, seen, tally)
@@ -242,10 +244,12 @@ def _check_folder(
     of = {s: part.name + ('' if len(parts) > 1 else ' (divided 80:20)') for s, (part, _) in divided.items()}
     sources = dict.fromkeys(str(part.source.relative_to(root)) for part in parts.values() if part.source != root)
     write_json(folder/'about.json', dict(
-        kind=kind, by=[*sources], of=of, classes=names, files=files, found=found, fingerprint=_fingerprint(divided, names),
+        kind=kind, by=[*sources], of=of, classes=names, files=files, found=found,
+        fingerprint=_fingerprint(divided, names),
         mended=mended, left_out=left_out, notes=_notes(found, divided),
         has_masks=found['train']['masks'] == objects))
 
+# %% ../../nbs/lab/34_data.ipynb
 def _forget(folder:Path, days:int=90)->None:
     "Delete what is kept beside `folder` and was not used for so many days; `folder` is used now"
     with contextlib.suppress(OSError):  # another process deletes too, or the cache is not ours
@@ -253,6 +257,7 @@ def _forget(folder:Path, days:int=90)->None:
         for f in folder.parent.iterdir():
             if f.stat().st_mtime < time.time() - days*86_400: shutil.rmtree(f, ignore_errors=True)
 
+# %% ../../nbs/lab/34_data.ipynb
 def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None)->DataSpec:
     "A folder in one of the layouts"
     kind = dataset if dataset in KINDS else 'auto'
@@ -270,8 +275,8 @@ def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Se
     return DataSpec(
         root.name, tuple(about['classes']), *files, COCO_AREA_LIMITS, about['has_masks'], n['train'], n['val'],
         about['fingerprint'],
-        f'{root.name}, {about["kind"].upper()} layout{by}: {counted(n["train"], "image")} of {of["train"]} for training and '
-        f'{n["val"]} of {of["val"]}; small is under {small} px^2, large over {large}',
+        f'{root.name}, {about["kind"].upper()} layout{by}: {counted(n["train"], "image")} of {of["train"]} for '
+        f'training and {n["val"]} of {of["val"]}; small is under {small} px^2, large over {large}',
         'voc' if about['kind'] == 'voc' else 'coco' if about['kind'] == 'coco' and year else 'folder',
         {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')})
 

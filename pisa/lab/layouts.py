@@ -376,7 +376,8 @@ def find_yolo(
     else: folders = {f.parent.name: f.parent/'images' for f in labels}
     splits = splits_of(folders)
     if 'train' in splits: return {s: (n, labels[0], images_in(folders[n]), names) for s, n in splits.items()}
-    return dict(all=('images', labels[0], images_in(exists(root/'images', 'the images of labels/ are expected there')), names))
+    images = exists(root/'images', 'the images of labels/ are expected there')
+    return dict(all=('images', labels[0], images_in(images), names))
 
 # %% ../../nbs/lab/32_layouts.ipynb
 KINDS = {'coco': 'a JSON file with images, annotations and categories',
