@@ -95,6 +95,7 @@ def retinanet(kind:str, classes:int, **transform)->RetinaNet:
     s = SIZES['mini']
     sides = anchors(*(s.dense_scale*2**(i/3) for i in range(3)))
     head = RetinaNetHead(s.channels, 9, classes, norm_layer=partial(nn.GroupNorm, 8))
+    for part in (head.classification_head, head.regression_head): part.conv = part.conv[:s.dense_convs]  # of four
     return RetinaNet(resnet_fpn(), classes, anchor_generator=sides, head=head, detections_per_img=100, **transform)
 
 def fcos(kind:str, classes:int, **transform)->FCOS:
