@@ -282,7 +282,7 @@ def test_voc_boxes_of_no_size(voc):
     ('Annotations/im 1.xml', '<a><object><name>c</name></object></a>', ValueError, 'needs xmin, ymin'),
     ('JPEGImages/im 1.png', None, FileNotFoundError, 'restore the image or take it out of the split'),
     ('JPEGImages/im 1.png', 'no image', ValueError, r'im 1\.png cannot be read as an image'),
-    ('ImageSets/Main/train.txt', None, FileNotFoundError, r'neither .*trainval\.txt nor .*train\.txt exists'),
+    ('ImageSets/Main/train.txt', None, FileNotFoundError, r'neither .*train\.txt nor .*trainval\.txt exists'),
     ('ImageSets/Main/val.txt', '\n \n', ValueError, 'the split is empty'),
     ('ImageSets/Main/val.txt', '../JPEGImages/im 1', ValueError, 'leads out of the image folder'),
     ('ImageSets/Main/val.txt', '/etc/passwd', ValueError, 'leads out of the image folder'),

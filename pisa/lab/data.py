@@ -13,7 +13,7 @@ from numpy.random import RandomState
 from ..prime import one_of
 from .files import counted, data_dir, read_json, write_json, write_text
 from .check import Tally, check_split, classes_of, look_all, turned_copy
-from .layouts import KINDS, Part, exists, find_layout, read_coco, unread_in
+from .layouts import KINDS, UNREAD, Part, exists, find_layout, images_in, read_coco, walk
 from .shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, render
 
 # %% auto 0
@@ -21,7 +21,7 @@ __all__ = ['COCO_AREA_LIMITS', 'TEXTS', 'DATASETS', 'DataSpec', 'found_table', '
            'coco_test_dev']
 
 # %% ../../nbs/lab/34_data.ipynb
-COCO_AREA_LIMITS = (32**2, 96**2)  # px^2, COCO's own limits of small and large, for `coco` and `voc`
+COCO_AREA_LIMITS = (32**2, 96**2)  # px^2, COCO's own limits of small and large, for all but `shapes`
 
 @dataclass(frozen=True)
 class DataSpec:
@@ -29,7 +29,7 @@ class DataSpec:
     name:str                  # 'shapes', or the name of the folder
     classes:tuple[str, ...]   # C names, by label
     train_json:Path           # annotations in COCO's format; its categories are in the order of `classes`
-    train_images:Path         # the folder that the `file_name`s in `train_json` start from
+    train_images:Path         # where the `file_name`s of `train_json` start; those of turned copies are absolute
     val_json:Path
     val_images:Path
     area_limits:tuple[int, int]  # px^2 of the original image: below the first is small, above the second large
@@ -69,7 +69,7 @@ def _all_there(
     "A `FileNotFoundError` of one line if images are missing"
     here = {e.name for e in os.scandir(exists(folder, f'the images of {source} are expected there'))}
     missing = [n for n in names if n not in here and not ('/' in n and (folder/n).is_file())]
-    others = f' (nor do {len(missing) - 1} other images)' if len(missing) > 1 else ''
+    others = f' (nor {counted(len(missing) - 1, "other image")})' if len(missing) > 1 else ''
     if missing: raise FileNotFoundError(f'{folder/missing[0]} does not exist{others}, but {source} names it: {cure}')
 
 # %% ../../nbs/lab/34_data.ipynb
@@ -130,22 +130,17 @@ def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
 # %% ../../nbs/lab/34_data.ipynb
 _CHECK = 1  # version of the checks, part of the fingerprint
 _KEPT = 2   # version of what is kept in the cache
-TEXTS = ('.json', '.xml', '.txt', '.yaml', '.yml', '.names')
+TEXTS = ('.json', '.xml', '.txt', '.yaml', '.yml', '.names', '.labels')
 
 def _state(root:Path)->str: # sha256
     "What a folder holds, also behind links: contents of text files, and of all others sizes and times"
-    sha, been = hashlib.sha256(), set()
-    for top, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if os.path.realpath(Path(top, f)) not in been)
-        been.update(os.path.realpath(Path(top, f)) for f in folders)
-        for name in sorted(files):
-            f = Path(top, name)
-            if not f.exists(): continue  # a link to nothing
-            about = f.stat()
-            sha.update(f'{f.relative_to(root)} {about.st_size}'.encode())
-            if f.suffix.lower() not in TEXTS: sha.update(str(about.st_mtime_ns).encode())
-            else:
-                with f.open('rb') as content: sha.update(hashlib.file_digest(content, 'sha256').digest())
+    sha = hashlib.sha256()
+    for f in walk(root):
+        about = f.stat()
+        sha.update(f'{f.relative_to(root)} {about.st_size}'.encode())
+        if f.suffix.lower() not in TEXTS: sha.update(str(about.st_mtime_ns).encode())
+        else:
+            with f.open('rb') as content: sha.update(hashlib.file_digest(content, 'sha256').digest())
     return sha.hexdigest()
 
 def _divided(
@@ -179,17 +174,19 @@ def _fingerprint(divided:dict[str, tuple[Part, list[int]]], classes:Sequence[str
     return sha.hexdigest()[:16]
 
 def _found(content:dict)->dict: # for a table
-    "What a checked split holds: images, those without objects, and objects of each class by size"
+    "What a checked split holds: images, objects by class and size, and what no detector trains on"
     (small, large), names = COCO_AREA_LIMITS, {c['id']: c['name'] for c in content['categories']}
     counts = {n: [0, 0, 0] for n in names.values()}
     real = [a for a in content['annotations'] if not a['iscrowd']]
     for a in real: counts[names[a['category_id']]][(a['area'] >= small) + (a['area'] > large)] += 1
     n = len(content['images'])
     return dict(images=n, without=n - len({a['image_id'] for a in real}), objects=counts,
+                tiny=sum(min(a['bbox'][2:]) < 1 for a in real),
+                narrow=sum(min(i['width'], i['height']) < 32 for i in content['images']),
                 crowds=len(content['annotations']) - len(real), masks=sum('segmentation' in a for a in real))
 
 def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->list[str]:
-    "What one should know of a data set that is not wrong"
+    "Notes on a data set that are not errors"
     notes = [note for part in {id(part): part for part, _ in divided.values()}.values() for note in part.notes]
     files = [{str(part.folder/part.images[i]['file_name']) for i in at} for part, at in divided.values()]
     if both := sorted(files[0] & files[1]):
@@ -201,11 +198,35 @@ def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->li
     if train['without']:
         notes.append(f"train: {counted(train['without'], 'image')} without an object, not used to train; "
                      'overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False" uses them')
+    if train['tiny']:
+        notes.append(f"train: {counted(train['tiny'], 'object')} of less than a pixel in width or height, not trained "
+                     'on')
+    if train['narrow']:
+        notes.append(f"train: {counted(train['narrow'], 'image')} of less than 32 pixels in width or height, not used "
+                     'at paper scale')
     total = sum(sum(k) for k in train['objects'].values())
     if 0 < train['masks'] < total:
         notes.append(f"train: {total - train['masks']} of {total} objects without a mask, so Mask R-CNN cannot be "
                      'trained')
     return notes
+
+# %% ../../nbs/lab/34_data.ipynb
+def _check_part(
+    folder:Path, final:Path, # see `_check_folder`
+    kind:str, split:str, part:Part, at:list[int], names:Sequence[str], tally:Tally,
+)->tuple[dict, list[str]]: # what was found; the annotation file and the folder of the images
+    "Check one split, and write it in COCO's form unless its file can be used as it is"
+    seen, before = look_all(part.folder, [part.images[i]['file_name'] for i in at], part.source), tally.total()
+    content, turned = check_split(part, at, names, seen, tally)
+    for image in content['images']:
+        if image['file_name'] not in turned: continue
+        copy = f"turned/{split}/{image['id']}.jpg"
+        turned_copy(part.folder/image['file_name'], folder/copy)
+        image['file_name'] = str(final/copy)
+    as_it_is = kind == 'coco' and len(at) == len(part.images) and tally.total() == before and not part.changed
+    as_it_is = as_it_is and [c['name'] for c in part.categories] == names
+    if not as_it_is: write_text(folder/f'{split}.json', json.dumps(content))
+    return _found(content), [str(part.source if as_it_is else final/f'{split}.json'), str(part.folder)]
 
 # %% ../../nbs/lab/34_data.ipynb
 def _check_folder(
@@ -218,26 +239,15 @@ def _check_folder(
     "Read and check a folder; write its splits in COCO's form, and `about.json`"
     kind, parts = find_layout(root, kind)
     divided, tally = _divided(parts, n_train, n_val), Tally()
-    names, found, files = classes_of([*parts.values()], classes), {}, {}
-    for f in unread_in(root):
+    names, found, files = classes_of([*parts.values()], classes, tally), {}, {}
+    for f in images_in(root, UNREAD):
         tally.leave(f'an image of a kind that is not read ({f.suffix}; save it as JPEG or PNG)', str(f))
     for split, (part, at) in divided.items():
-        seen, before = look_all(part.folder, [part.images[i]['file_name'] for i in at], part.source), tally.total()
-        content, turned = check_split(part, at, names, seen, tally)
-        for image in content['images']:
-            if image['file_name'] not in turned: continue
-            copy = f"turned/{split}/{image['id']}.jpg"
-            turned_copy(part.folder/image['file_name'], folder/copy)
-            image['file_name'] = str(final/copy)
-        found[split] = _found(content)
-        as_it_is = kind == 'coco' and len(at) == len(part.images) and tally.total() == before
-        as_it_is = as_it_is and [c['name'] for c in part.categories] == names
-        if not as_it_is: write_text(folder/f'{split}.json', json.dumps(content))
-        files[split] = [str(part.source if as_it_is else final/f'{split}.json'), str(part.folder)]
-    for split, use in (('training', 'learn'), ('validation', 'find')):
-        if not sum(map(sum, found[split[:5] if split == 'training' else 'val']['objects'].values())):
-            raise ValueError(f'{root}: no image of the {split} split has an object, so there is nothing to {use}')
-    objects = sum(map(sum, found['train']['objects'].values()))
+        found[split], files[split] = _check_part(folder, final, kind, split, part, at, names, tally)
+    objects = {s: sum(map(sum, f['objects'].values())) for s, f in found.items()}
+    for split, what, use in (('train', 'training', 'learn'), ('val', 'validation', 'find')):
+        if not objects[split]:
+            raise ValueError(f'{root}: no image of the {what} split has an object, so there is nothing to {use}')
     shorter = lambda places: [place.replace(f'{root.resolve()}/', '').replace(f'{root}/', '') for place in places]
     mended, left_out = ({what: [n, shorter(places)] for what, (n, places) in done.items()}
                         for done in (tally.mended, tally.left_out))
@@ -247,7 +257,7 @@ def _check_folder(
         kind=kind, by=[*sources], of=of, classes=names, files=files, found=found,
         fingerprint=_fingerprint(divided, names),
         mended=mended, left_out=left_out, notes=_notes(found, divided),
-        has_masks=found['train']['masks'] == objects))
+        has_masks=found['train']['masks'] == objects['train']))
 
 # %% ../../nbs/lab/34_data.ipynb
 def _forget(folder:Path, days:int=90)->None:
@@ -290,7 +300,7 @@ def found_table(spec:DataSpec): # pd.DataFrame: rows are classes, columns splits
             columns[split, size] = {name: n[k] for name, n in found['objects'].items()}
         columns[split, 'objects'] = {name: sum(n) for name, n in found['objects'].items()}
     table = pd.DataFrame(columns)
-    if len(table) > 1: table.loc['all'] = table.sum()
+    if len(table) > 1: table.loc['(all)'] = table.sum()
     return table
 
 def treatment_table(spec:DataSpec): # pd.DataFrame
@@ -327,7 +337,7 @@ def load(
     data_root:str|Path|None=None, # folder of the data set
     n_train:int|None=None, # images: 'shapes' renders so many (2,000), the others take the first so many (all)
     n_val:int|None=None, # likewise (500 for 'shapes')
-    classes:Sequence[str]|None=None, # for VOC's layout, in the order of their labels; else the names found, sorted
+    classes:Sequence[str]|None=None, # by label, where only objects name them (VOC); else the names found, sorted
 )->DataSpec:
     """Find a data set, or render it, check it once, and describe it.
 
