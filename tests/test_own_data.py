@@ -469,7 +469,7 @@ def test_yolo_lines_left_out_and_mended(yolo):
 
 @pytest.mark.parametrize('text, words', [
     ('train: nowhere\nnames: [a]', ['train: nowhere does not exist']), ('train: images/train\nnames: 3', ['names must be a list']),
-    ('names: [a]', ['names no images']), ('train: /etc\nnames: [a]', ['/etc']), ('names: [a', ['data.yaml is not YAML'])])
+    ('train: /etc\nnames: [a]', ['/etc']), ('names: [a', ['data.yaml is not YAML'])])
 def test_yolo_descriptions_refused(yolo, text, words):
     (yolo/'data.yaml').write_text(text)
     refused(yolo, 'data.yaml', *words)
@@ -752,6 +752,128 @@ def test_xml_of_another_encoding(tmp_path, encoding):
         (tmp_path/f'flat/{k}.xml').write_text(XML.format(w=40, h=30, x=6))
     (tmp_path/'flat/1.xml').write_text(f'<?xml version="1.0" encoding="{encoding}"?>' + XML.format(w=40, h=30, x=6))
     refused(tmp_path/'flat', '1.xml', 'save it as UTF-8')
+
+
+@pytest.mark.parametrize('xmls, images, others', [
+    ('annotations/xmls', 'images', ['annotations/trimaps']), ('annotations', 'images', ['Masks']), ('xml', 'train_images', ['overlay']), ('annotations', 'images', ['.'])])
+def test_other_pictures_of_the_same_names(tmp_path, xmls, images, others):
+    root = tmp_path/'pets'
+    for k in range(6):
+        paint(root/images/f'{k}.png', 'red')
+        for where in others:
+            if where != '.' or k == 0: paint(root/where/f'{k}.png', 'blue')
+        (root/xmls).mkdir(exist_ok=True, parents=True)
+        (root/xmls/f'{k}.xml').write_text(XML.format(w=40, h=30, x=6))
+    assert load_samples(loaded(root), 'train', 1)[0].image[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize('xmls, images', [
+    (('train_annotations', 'val_annotations'), ('train_images', 'val_images')), (('annots_train', 'annots_val'), ('images_train', 'images_val')),
+    (('train_xml', 'val_xml'), ('train', 'val')), (('annotations/train', 'annotations/val'), ('train', 'val')),
+    (('train/annotations/xmls', 'val/annotations/xmls'), ('train/images', 'val/images')), (('train_labels', 'val_labels'), ('images/train', 'images/val'))])
+def test_voc_splits_with_images_of_the_same_names(tmp_path, xmls, images):
+    root = tmp_path/'mine'
+    for where, files, colour in zip(images, xmls, ('red', 'blue')):
+        for k in range(3):
+            paint(root/where/f'{k}.png', colour)
+            (root/files).mkdir(exist_ok=True, parents=True)
+            (root/files/f'{k}.xml').write_text(XML.format(w=40, h=30, x=6))
+    spec = loaded(root)
+    assert [load_samples(spec, s, 1)[0].image[0, 0].tolist() for s in ('train', 'val')] == [[255, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize('files, folders, others', [
+    (['train', 'val'], ['images', 'images'], ['train_crops', 'masks_train']), (['train', 'val'], ['training', 'validation'], ['preview']),
+    (['val', 'train'], ['images/valid', 'images/train'], []), (['train'], ['train'], ['test', 'test/images']),
+    (['train', 'val'], ['train', 'val'], ['train_masks', 'val_masks']), (['train', 'val'], ['images/train', 'images/val'], ['labels/train', 'masks/val'])])
+def test_coco_files_and_other_folders(tmp_path, files, folders, others):
+    root, colours = tmp_path/'mine', dict(train='red', val='blue')
+    for file, where in zip(files, folders):
+        content = coco()
+        for i in content['images']: i['file_name'] = f"{file if where == 'images' else ''}{i['file_name']}".replace('jpg', 'png')
+        for i in content['images']: paint(root/where/i['file_name'], colours[file])
+        for i in content['images']:
+            for other in others: paint(root/other/i['file_name'], 'green')
+        (root/f'{file}.json').write_text(json.dumps(content))
+    spec = loaded(root)
+    wanted = dict(red=[255, 0, 0], blue=[0, 0, 255])
+    for split in files: assert load_samples(spec, split, 1)[0].image[0, 0].tolist() == wanted[colours[split]]
+
+
+def test_yolo_with_a_coco_file_for_evaluation(yolo):
+    "As YOLOv5 lays COCO out"
+    (yolo/'annotations').mkdir()
+    content = coco(4)
+    (yolo/'annotations/instances_val.json').write_text(json.dumps(content))
+    spec = loaded(yolo)
+    assert 'YOLO layout' in spec.note and (spec.n_train, spec.n_val) == (4, 4)
+    assert 'the folder also has files of COCO, which are not read: YOLO is' in spec.report['notes']
+    (yolo/'annotations/instances_val.json').write_text('{"images": [{}]}')
+    assert any(n.startswith('COCO is not read: ') for n in loaded(yolo).report['notes'])
+
+
+@pytest.mark.parametrize('where, lists', [('data/obj', ('data/train.txt', 'data/test.txt')), ('obj_train_data', ('train.txt', 'valid.txt')), ('images', ('train.txt', 'val.txt'))])
+def test_yolo_lists(tmp_path, where, lists):
+    root = tmp_path/'mine'
+    for k in range(5):
+        draw(root/where/f'{k}.jpg')
+        (root/where.replace('images', 'labels')).mkdir(exist_ok=True, parents=True)
+        (root/where.replace('images', 'labels')/f'{k}.txt').write_text('0 .5 .5 .2 .2')
+    for name, numbers in zip(lists, ('034', '12')): (root/name).write_text('\n'.join(f'x/{where}/{k}.jpg' for k in numbers))
+    spec = loaded(root)
+    assert [[i['file_name'][-5:] for i in read_json(f)['images']] for f in (spec.train_json, spec.val_json)] == [['0.jpg', '3.jpg', '4.jpg'], ['1.jpg', '2.jpg']]
+    assert not any('label file without an image' in n for n in spec.report['notes'])
+
+
+def test_yolo_folders_of_no_split_are_told(yolo):
+    (yolo/'data.yaml').unlink()
+    draw(yolo/'images/extra/8.jpg')
+    (yolo/'labels/extra').mkdir()
+    (yolo/'labels/extra/8.txt').write_text('0 .5 .5 .2 .2')
+    assert any(n.startswith('1 image in folders of no split that is used') for n in loaded(yolo).report['notes'])
+
+
+@pytest.mark.parametrize('where', ['data.yaml', 'data/data.yaml', 'my.yaml'])
+def test_yolo_descriptions_elsewhere(yolo, where):
+    "Also without splits; a yaml of another tool beside it"
+    (yolo/'data.yaml').unlink()
+    (yolo/'README.md').write_text('x')
+    (yolo/'args.yaml').write_text('names: [x]\nlr: 1')
+    (yolo/where).parent.mkdir(exist_ok=True)
+    (yolo/where).write_text('train: ../images/train\nval: ../images/val\nnames: [cat, dog]\nnc: 2.0')
+    assert loaded(yolo).classes == ('cat', 'dog')
+    (yolo/'args.yaml').unlink()
+    (yolo/where).write_text('names: [cat, dog]')
+    assert (loaded(yolo).classes, loaded(yolo).n_train) == (('cat', 'dog'), 4)
+
+
+def test_a_path_is_not_shortened_to_another_split(yolo):
+    (yolo/'data.yaml').write_text('train: ../training_set/images\nval: ../valid/images\nnames: [cat, dog]')
+    refused(yolo, 'data.yaml: train: ../training_set/images does not exist')
+
+
+@pytest.mark.parametrize('images, labels', [('Images', 'Labels'), ('train_images', 'train_labels'), ('train/img', 'train/labels')])
+def test_yolo_folders_of_other_names(tmp_path, images, labels):
+    root = tmp_path/'mine'
+    for k in range(5):
+        draw(root/images/f'{k}.jpg')
+        (root/labels).mkdir(exist_ok=True, parents=True)
+        (root/labels/f'{k}.txt').write_text('0 .5 .5 .2 .2')
+    assert len(annotations(loaded(root))) == 4
+
+
+def test_two_lists_of_classes(yolo):
+    (yolo/'data.yaml').unlink()
+    (yolo/'classes.txt').write_text('cat\ndog')
+    (yolo/'labels/train/classes.txt').write_text('dog\ncat')
+    refused(yolo, 'classes.txt', 'name the classes differently')
+
+
+def test_a_competition_has_no_annotations_to_test_on(folder):
+    change(folder, lambda c: c.pop('annotations'), 'val')
+    (folder/'val.json').rename(folder/'test.json')
+    spec = loaded(folder)
+    assert (spec.n_train, spec.n_val) == (2, 1) and 'divided 80:20' in spec.note
 
 
 # ---- remembered, and shown

@@ -44,6 +44,7 @@ LONGEST = 100  # times as long as wide: a longer image would have no pixels left
 def suits(image:Image.Image)->None:
     "A `ValueError` if an opened image is of a kind that not all readers read alike"
     if image.mode[0] in 'IF': raise ValueError('it has 16 or 32 bits a channel; save it with 8')
+    if not min(image.size): raise ValueError('it has no pixels')
     if max(image.size) > LONGEST*min(image.size):
         raise ValueError(f'it has {image.width} x {image.height} pixels, which is too long; cut it')
     if image.format not in (None, *FORMATS): raise ValueError(f'it is a {image.format}; save it as JPEG or PNG')

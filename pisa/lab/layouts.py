@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from .files import counted, first_of, read_json
 
 # %% auto 0
-__all__ = ['IMAGES', 'UNREAD', 'TRAIN', 'VAL', 'KINDS', 'FINDERS', 'Part', 'where', 'inside', 'exists', 'read_text', 'walk',
-           'images_in', 'by_stem', 'split_word', 'splits_of', 'read_coco', 'folders_in', 'image_folder', 'find_coco',
-           'voc_objects', 'read_voc', 'find_voc', 'yolo_object', 'label_file', 'read_yolo', 'nearest', 'find_yolo',
-           'unpacked', 'find_layout']
+__all__ = ['IMAGES', 'UNREAD', 'WORDS', 'TRAIN', 'VAL', 'USUAL', 'KINDS', 'FINDERS', 'Part', 'where', 'inside', 'exists',
+           'read_text', 'walk', 'images_in', 'by_stem', 'split_word', 'splits_of', 'read_coco', 'folders_in',
+           'folder_of', 'image_folder', 'find_coco', 'voc_objects', 'read_voc', 'find_voc', 'yolo_object', 'label_file',
+           'read_yolo', 'nearest', 'find_yolo', 'unpacked', 'find_layout']
 
 # %% ../../nbs/lab/32_layouts.ipynb
 @dataclass
@@ -89,19 +89,22 @@ def by_stem(files:Iterable[Path])->dict[str, Path]:
     return out
 
 # %% ../../nbs/lab/32_layouts.ipynb
-# words of each split, preferred ones first
-TRAIN, VAL = ('train', 'training', 'trainval'), ('val', 'valid', 'validation', 'test', 'testing')
+WORDS = dict(train='train', training='train', trainval='trainval', val='val', valid='val', validation='val',
+             test='test', testing='test')
+TRAIN, VAL = ('train', 'trainval'), ('val', 'test')  # of each split, preferred ones first
 
-def split_word(name:str)->str|None: # of `TRAIN` or `VAL`
-    "The last word of a name that tells a split"
-    words = re.findall('[a-z]+', re.sub('train[-_ ]?val', 'trainval', name.lower()))
-    return next((w for w in reversed(words) if w in (*TRAIN, *VAL)), None)
+def split_word(path:str)->str|None: # of `TRAIN` or `VAL`
+    "The word of a path that tells a split: in the first part that has one the last"
+    for part in path.split('/'):
+        words = re.findall('[a-z]+', re.sub('train[-_ ]?val', 'trainval', part.lower()))
+        if found := [WORDS[w] for w in words if w in WORDS]: return found[-1]
 
 def splits_of(names:Iterable[str])->dict[str, str]: # 'train', 'val' to name; empty if none says so
-    "Which of several names is of the training split and which of the validation split"
+    "Which of several paths is of the training split and which of the validation split"
     of, out = {}, {}
     for name in names: of.setdefault(split_word(name), []).append(name)
-    pairs = (('trainval',), ('test',)) if {'trainval', 'test'} <= {*of} else (TRAIN, VAL)
+    whole = {'trainval', 'test'} <= {*of} and not {'train', 'val'} <= {*of}
+    pairs = (('trainval',), ('test',)) if whole else (TRAIN, VAL)
     for split, known in zip(('train', 'val'), pairs):
         if not (word := next((w for w in known if w in of), None)): continue
         out[split], *more = of[word]
@@ -141,44 +144,64 @@ def folders_in(root:Path, depth:int=3)->list[Path]:
         out += folders_in(f, depth - 1)
     return out
 
+USUAL = {'images', 'image', 'jpegimages', 'img', 'imgs', 'data', 'photos', 'pictures'}  # names of folders of images
+
+def folder_of(
+    root:Path, # of the data set
+    found:dict[Path, int], # folders and how many of the images each has
+    word:str|None, # that tells the split of the annotations
+    own:Path, # the folder of the annotations
+    what:str, # for a message
+)->Path:
+    "The folder of the images; a `ValueError` of one line if two are equal"
+    def rank(folder): # the lowest is taken
+        path = folder.relative_to(root).as_posix()
+        words, near = {*re.findall('[a-z]+', path.lower())} - {*WORDS}, folder in (own, root)
+        split = split_word(path)
+        other = bool(word and split) and (split in TRAIN) != (word in TRAIN)
+        return other, bool(words - USUAL) and not near, split != word, not near, not words & USUAL
+    first, *more = sorted((f for f in found if 2*found[f] >= max(found.values())), key=rank)
+    if more and rank(first) == rank(more[0]):
+        raise ValueError(f'{what} are in {first} and in {more[0]}: take one of the two away')
+    return first
+
+# %% ../../nbs/lab/32_layouts.ipynb
 def image_folder(
     file:Path, # an annotation file of COCO
     root:Path, # of the data set
     word:str|None=None, # that tells its split, see `split_word`
 )->Path:
-    "The folder that has the first image of an annotation file; an error of one line if there is none, or more than one"
+    "The folder of the images of an annotation file, see `folder_of`; an error of one line if there is none"
     names = [i['file_name'] for i in read_coco(file, root, annotated=False).images]
     if not names: raise ValueError(f'{file} has no images: the split is empty')
-    def rank(folder): # the lowest is taken
-        own, near = split_word(folder.relative_to(root).as_posix()), folder in (file.parent, root)
-        usual = folder.name.lower() in ('images', 'jpegimages', 'data', 'img')
-        return (0 if own == word and word else 3 if own and word else 1 if near else 2), not usual
-    has = sorted((f for f in folders_in(root) if (f/names[0]).is_file()), key=rank)
-    if not has: raise FileNotFoundError(f'{names[0]}, the first image of {file}, is in none of the folders of {root}: '
-                                        f'put the images into {root/"images"}')
-    if len(has) > 1 and rank(has[0]) == rank(has[1]): raise ValueError(
-        f'{names[0]}, the first image of {file}, is in {has[0]} and in {has[1]}: take one of the two away')
-    return has[0]
+    some = names[::-(-len(names)//50)]  # up to 50 of them, wherever they are in the list
+    found = {f: sum((f/n).is_file() for n in some) for f in folders_in(root)}
+    if not any(found.values()): raise FileNotFoundError(
+        f'{some[0]} and others that {file} names are in none of the folders of {root}: put them into {root/"images"}')
+    return folder_of(root, found, word, file.parent, f'the images of {file}')
 
 def find_coco(
     root:Path,
-)->dict[str, tuple[Path, Path, str]]: # of each split ('all' if there is one): see `read_coco`
+)->dict[str, tuple]: # of each split ('all' if there is one): see `read_coco`
     "The annotation files of COCO in a folder, at most three folders down"
     def is_coco(f):
         with f.open('rb') as content: head = content.read(2**20)
         if re.search(rb'"(images|annotations)"\s*:\s*\[', head): return True
         words = {*re.findall('[a-z]+', f.stem.lower())}  # by its name it should be one
-        return bool(words) and words <= {*TRAIN, *VAL, 'instances', 'annotations', 'coco'}
+        return bool(words) and words <= {*WORDS, 'instances', 'annotations', 'coco'}
     files = [f for f in walk(root, 3) if f.suffix.lower() == '.json' and is_coco(f)]
     files = [f for f in files if f.stem.startswith('instances_')] or files
-    if len(files) == 1: return {'all': (files[0], image_folder(files[0], root), files[0].stem)}
-    paths = {f.relative_to(root).with_suffix('').as_posix(): f for f in files}
-    splits = splits_of(paths)
-    if files and 'train' not in splits: raise ValueError(
+    word = lambda f: split_word(f.stem) or split_word(f.relative_to(root).as_posix())
+    args = lambda f: (f, image_folder(f, root, word(f)), f.stem if split_word(f.stem) else f.relative_to(root).parts[0])
+    listed = [f for f in files if word(f) == 'test' and len(files) > 1 and not re.search(
+        rb'"annotations"\s*:\s*\[\s*\{', f.read_bytes())]  # a list of images, such as that of a competition
+    rest = {f'{word(f)}/{f.relative_to(root)}': f for f in files if f not in listed}
+    if len(rest) == 1: return {'all': args(*rest.values())}
+    splits = splits_of(rest)
+    if rest and 'train' not in splits: raise ValueError(
         f'{root} has {len(files)} annotation files ({", ".join(str(f.relative_to(root)) for f in files[:4])}), and it '
         'is not plain which is for training: name two of them train.json and val.json')
-    name = lambda f: f.stem if split_word(f.stem) else f.relative_to(root).parts[0]
-    return {s: (paths[n], image_folder(paths[n], root, split_word(n)), name(paths[n])) for s, n in splits.items()}
+    return {s: args(rest[n]) for s, n in splits.items()}
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def voc_objects(
@@ -191,7 +214,7 @@ def voc_objects(
     except (ET.ParseError, LookupError, ValueError) as e:
         raise ValueError(f'{file} is not XML that can be read ({e}): restore it, or save it as UTF-8') from None
     for i, o in enumerate(top.iter('object'), 1):
-        name, box, place = (o.findtext('name') or '').strip(), o.find('bndbox'), f'{file}, object {i}'
+        name, box, place = ' '.join((o.findtext('name') or '').split()), o.find('bndbox'), f'{file}, object {i}'
         if not name: raise ValueError(f'{place} has no name: correct it')
         try: x1, y1, x2, y2 = (float(box.findtext(k)) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
         except (AttributeError, TypeError, ValueError):
@@ -201,7 +224,8 @@ def voc_objects(
         hard = int((o.findtext('difficult') or '0').strip().lower() in ('1', '1.0', 'true', 'yes'))
         out.append(dict(name=name, bbox=[x1 - 1, y1 - 1, w, h], iscrowd=hard, difficult=hard, where=place))
     size = {k: top.findtext(f'size/{k}') for k in ('width', 'height')}
-    return {k: int(float(v)) for k, v in size.items() if v and re.fullmatch(r'\s*\d+(\.0*)?\s*', v) and float(v)}, out
+    number = lambda v: v and re.fullmatch(r'\s*\d{1,9}(\.0*)?\s*', v) and float(v)
+    return {k: int(float(v)) for k, v in size.items() if number(v)}, out
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def read_voc(
@@ -209,6 +233,7 @@ def read_voc(
     folder:Path, # that file names start from
     pairs:Sequence[tuple[Path, Path]], # an image and its annotation
     beside:Path|None=None, # a folder whose other images are left out, with a note
+    notes:Sequence[str]=(),
 )->Part:
     "Read annotations of VOC"
     images, annotations, wrong = [], [], []
@@ -225,7 +250,7 @@ def read_voc(
     here = {f for f in beside.iterdir() if f.suffix.lower() in IMAGES} if beside else set()
     others, source = sorted(here - {image for image, _ in pairs}), pairs[0][1].parent if pairs else folder
     left = f'{name}: {counted(len(others), "image")} without an XML file, left out; the first is '
-    notes = [f'{left}{others[0]}'] if others else []
+    notes = [*notes, f'{left}{others[0]}'] if others else [*notes]
     return Part(name, folder, source, images, annotations, [], exact=True, notes=notes)
 
 # %% ../../nbs/lab/32_layouts.ipynb
@@ -236,7 +261,7 @@ def _listed(root:Path, split:Path)->list[tuple[Path, Path]]: # an image and its 
     for stem in dict.fromkeys(read_text(split).split('\n')):
         if not (stem := stem.strip()): continue
         if '/' in inside(stem, split) or '\\' in stem:
-            raise ValueError(f'{split}: {stem!r} leads out of the image folder; correct the name')
+            raise ValueError(f'{split}: {stem!r} leads out of the image folder: give the name of an image in {folder}')
         if str(folder/stem) not in known: raise FileNotFoundError(
             f'{folder/stem}.jpg does not exist, but {split} names it: restore the image or take it out of the split')
         file = exists(root/'Annotations'/f'{stem}.xml', f'{split} names it; restore it or take it out of the split')
@@ -256,17 +281,19 @@ def _xml_folders(root:Path)->dict[Path, list[Path]]: # folder -> its annotations
     "The folders with annotations of VOC, at most three folders down"
     out = {}
     for f in walk(root, 3):
-        if f.suffix.lower() == '.xml' and re.search(rb'<annotation[\s>]', f.read_bytes()[:4096]):
+        if f.suffix.lower() != '.xml': continue
+        content = f.read_bytes()
+        if not content.strip() or re.search(rb'<annotation[\s>]', content[:4096]):
             out.setdefault(f.parent, []).append(f)
     return out
 
 def _beside(root:Path, files:Sequence[Path])->tuple[Path, list[tuple[Path, Path]]]: # folder of the images; the pairs
     "The images of annotations that are in one folder"
-    xmls, stems = files[0].parent, {f.stem for f in files}
-    tree = xmls.relative_to(root).parts[1:]
-    near = [xmls, *folders_in(xmls.parent, 1), *(d.joinpath(*tree) for d in folders_in(root, 1)[1:])]
-    def count(folder): return sum(f.stem in stems and f.suffix.lower() in (*IMAGES, *UNREAD) for f in folder.iterdir())
-    images = max((f for f in dict.fromkeys(near) if f.is_dir()), key=count)
+    xmls, stems, found = files[0].parent, {f.stem for f in files}, {}
+    for f in images_in(root, IMAGES + UNREAD):
+        if f.stem in stems: found[f.parent] = found.get(f.parent, 0) + 1
+    word = split_word(xmls.relative_to(root).as_posix())
+    images = folder_of(root, found, word, xmls, f'the images of {xmls}') if found else xmls
     known = by_stem(f for f in sorted(images.iterdir()) if f.suffix.lower() in IMAGES)
     unread = {f.stem: f for f in images.iterdir() if f.suffix.lower() in UNREAD}
     for f in files:
@@ -277,6 +304,7 @@ def _beside(root:Path, files:Sequence[Path])->tuple[Path, list[tuple[Path, Path]
                                 'take the annotation out')
     return images, [(known[str(images/f.stem)], f) for f in files]
 
+# %% ../../nbs/lab/32_layouts.ipynb
 def find_voc(
     root:Path,
 )->dict[str, tuple]: # of each split: see `read_voc`
@@ -288,20 +316,22 @@ def find_voc(
         train = [pair for y in years for pair in _listed(y, _split_file(y, ('trainval',)))]
         return dict(train=('VOC2007 trainval + VOC2012 trainval', root, train),
                     val=('VOC2007 test', root, _listed(years[0], _split_file(years[0], ('test',)))))
-    lists = [n for n in ('trainval', 'train', 'test', 'val') if (root/'ImageSets'/'Main'/f'{n}.txt').is_file()]
+    lists = {n for n in ('trainval', 'train', 'test', 'val') if (root/'ImageSets'/'Main'/f'{n}.txt').is_file()}
     if lists:
-        both = {'train': ('trainval',), 'val': ('test',)} if {'trainval', 'test'} <= {*lists} else {
-            'train': ('train', 'trainval'), 'val': ('val', 'test')}
-        files = {s: _split_file(root, names) for s, names in both.items()}
+        both = (('trainval',), ('test',)) if {'trainval', 'test'} <= lists else (('train', 'trainval'), ('val', 'test'))
+        files = {s: _split_file(root, names) for s, names in zip(('train', 'val'), both)}
         return {s: (f.stem, root/'JPEGImages', _listed(root, f)) for s, f in files.items()}
     folders = {f.relative_to(root).as_posix(): files for f, files in _xml_folders(root).items()}
     splits = splits_of(folders)
     if 'train' not in splits and len(folders) > 1: raise ValueError(
-        f'{root} has XML files in {" and ".join([*folders][:2])}, and it is not plain which are for training: name the '
-        'folders train and val')
+        f'{root} has XML files in {" and ".join([*folders][:2])}, and it is not plain which are for training: put all '
+        'into one folder, or name the folders train and val')
     if 'train' not in splits: splits = {'all': name for name in folders}
+    notes = [f'{counted(len(files), "annotation file")} in {name}, not used' for name, files in folders.items()
+             if name not in splits.values()]
     found = {s: (n, *_beside(root, folders[n])) for s, n in splits.items()}
-    return {s: (root.name if n == '.' else n, images, pairs, images) for s, (n, images, pairs) in found.items()}
+    return {s: (root.name if n == '.' else n, images, pairs, images, notes[:len(notes)*(s != 'val')])
+            for s, (n, images, pairs) in found.items()}
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def yolo_object(
@@ -330,11 +360,12 @@ def yolo_object(
 def label_file(image:Path, root:Path)->Path:
     "Where the labels of an image are: in `labels` if it is in `images`, else beside it"
     beside = image.with_suffix('.txt')
-    parts = [*beside.relative_to(root).parts]
-    if 'images' not in parts[:-1]: return beside
-    parts[max(i for i, part in enumerate(parts[:-1]) if part == 'images')] = 'labels'
-    usual = root.joinpath(*parts)
-    return beside if beside.is_file() and not usual.is_file() else usual
+    parts, out = [*beside.relative_to(root).parts], []
+    for i, part in reversed([*enumerate(parts[:-1])]):
+        if re.search('images|img', part.lower()):
+            twin = re.sub('images|img', 'labels', part.lower())
+            out += [root.joinpath(*parts[:i], name, *parts[i + 1:]) for name in (twin, twin.capitalize())]
+    return next((f for f in [*out, beside] if f.is_file()), [*out, beside][0])
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def read_yolo(
@@ -343,6 +374,7 @@ def read_yolo(
     source:Path, # `data.yaml`, or the folder of the labels
     files:Sequence[Path], # images
     classes:Sequence[str]|None, # see `yolo_object`
+    notes:Sequence[str]=(),
 )->Part:
     "Read label files of YOLO"
     images, annotations, missing, wrong = [], [], [], []
@@ -361,47 +393,53 @@ def read_yolo(
     if files and len(missing) == len(files): raise FileNotFoundError(
         f'{root}: no image of {name} has a label file; that of {files[0].name} was looked for at {missing[0]}')
     own = {label_file(f, root) for f in files}
-    here = {f for folder in {f.parent for f in own} for f in folder.glob('*.txt') if f.name != 'classes.txt'}
-    lost = sorted(here - own)
-    notes = [f'{name}: {counted(len(rows), what)} without {lack}, the first is {rows[0]}' for what, lack, rows in (
-        ('image', 'a label file, taken for images without objects', missing),
-        ('label file', 'an image', lost)) if rows]
+    here = {f for folder in {f.parent for f in own} for f in folder.glob('*.txt')}
+    stems = {f.stem for folder in {f.parent for f in files} for f in folder.iterdir() if f.suffix.lower() in IMAGES}
+    lost = sorted(f for f in here - own if f.stem not in {'classes', 'notes', 'README', *stems})
+    notes = [*notes]
+    for what, lack, rows in (('image', 'a label file, taken for images without objects', missing),
+                             ('label file', 'an image', lost)):
+        if rows: notes.append(f'{name}: {counted(len(rows), what)} without {lack}, the first is {rows[0]}')
     if classes is None: notes.append(f'{name}: no names of the classes (data.yaml, classes.txt), so numbers')
     categories = [dict(id=i, name=n) for i, n in enumerate(classes or (), 1)]
     return Part(name, root, source, images, annotations, categories, relative=True, notes=notes)
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def _yaml(root:Path)->tuple[Path, dict]|None: # the file and what it says
-    "The description of a YOLO data set, all values as text"
+    "The description of a YOLO data set, all values as text; the one that names images, if there are several"
     import yaml
-    files = [f for f in walk(root, 0) if f.suffix.lower() in ('.yaml', '.yml')]
-    for f in sorted(files, key=lambda f: (f.stem not in ('data', 'dataset'), f.name)):
+    found = []
+    for f in walk(root, 1):
+        if f.suffix.lower() not in ('.yaml', '.yml'): continue
         try: says = yaml.load(read_text(f), yaml.BaseLoader)
         except yaml.YAMLError as e:
             raise ValueError(f'{f} is not YAML ({" ".join(str(e).split())[:80]}): correct it') from None
-        if isinstance(says, dict) and 'names' in says: return f, says
+        if isinstance(says, dict) and 'names' in says: found.append((f, says))
+    order = lambda at: (not any(at[1].get(k) for k in WORDS), at[0].stem not in ('data', 'dataset'), at[0])
+    return min(found, key=order, default=None)
 
-def nearest(root:Path, path:str)->Path|None:
-    "The longest end of a path that exists in a folder"
+def nearest(root:Path, path:str, word:str|None=None)->Path|None:
+    "The longest end of a path that exists in a folder; `word`: only ends that tell this split"
     parts = [p for p in PurePosixPath(path.replace('\\', '/')).parts if p.strip('/.')]
-    ends = (root.joinpath(*parts[i:]) for i in range(len(parts)))
-    return next((end for end in ends if end.exists()), None)
+    ends = ('/'.join(parts[i:]) for i in range(len(parts) or 1))
+    return next((root/end for end in ends if os.path.exists(root/end) and (not word or split_word(end) == word)), None)
 
-def _yolo_images(file:Path, says:dict, key:str)->list[Path]:
-    "The images of a split that a `data.yaml` names by a folder, a list of files, or several of them"
-    root, out = file.parent, []
+def _yolo_images(root:Path, file:Path, says:dict, key:str)->list[Path]:
+    "The images of a split that a description names by a folder, a list of files, or several of them"
+    out = []
     for value in says[key] if isinstance(says[key], list) else [says[key]]:
-        place = nearest(root, f"{says.get('path') or ''}/{value}")
-        if not place: raise FileNotFoundError(
-            f'{file}: {key}: {value} does not exist in {root}; correct it, or put the images into that folder')
+        path, word = f"{says.get('path') or ''}/{value}", split_word(value)
+        place = nearest(file.parent, path, word) or nearest(root, path, word)
+        if not place: raise FileNotFoundError(f'{file}: {key}: {value[:200]} does not exist in {root}; correct it, or '
+                                              'put the images into that folder')
         if place.is_dir(): out += images_in(place)
+        elif place.suffix.lower() in IMAGES: out.append(place)
         else:
             lines = [line.strip() for line in read_text(place).splitlines() if line.strip()]
             found = {line: nearest(root, line) or nearest(place.parent, line) for line in lines}
             missing = [line for line, image in found.items() if not image]
-            if missing: raise first_of([FileNotFoundError(
-                f'{place}: {m} does not exist in {root}: restore it or take it out of the list') for m in missing],
-                'lines')
+            cure = f'does not exist in {root}: restore it or take it out of the list'
+            if missing: raise first_of([FileNotFoundError(f'{place}: {m[:200]} {cure}') for m in missing], 'lines')
             out += found.values()
     return out
 
@@ -411,39 +449,57 @@ def _class_names(file:Path, says:dict)->list[str]:
     if isinstance(names, dict): names = [names.get(str(i)) for i in range(len(names))]
     if not isinstance(names, list) or not names or None in names:
         raise ValueError(f'{file}: names must be a list, or a mapping from 0, 1, 2, ... to names; correct it')
+    nc = str(says.get('nc') or '').strip()
+    if nc and nc not in (str(len(names)), f'{len(names)}.0'):
+        raise ValueError(f'{file}: nc is {nc}, but there are {counted(len(names), "name")}; correct it')
     return names
 
 # %% ../../nbs/lab/32_layouts.ipynb
-def _described(file:Path, says:dict)->dict[str, tuple]: # of each split: see `read_yolo`
-    "The splits of a `data.yaml`"
-    classes, nc = _class_names(file, says), str(says.get('nc') or '').strip()
-    if says.get('kpt_shape'):
-        raise ValueError(f'{file} describes keypoints (kpt_shape), which are not read: export boxes or polygons')
-    if nc and nc != str(len(classes)):
-        raise ValueError(f'{file}: nc is {nc}, but there are {counted(len(classes), "name")}; correct it')
-    splits = splits_of(k for k in says if says[k] and k in (*TRAIN, *VAL))
-    if not splits: raise ValueError(f'{file} names no images: add train: and val:, the folders of images')
-    return {s: (key, file, _yolo_images(file, says, key), classes) for s, key in splits.items()}
+def _lists(root:Path)->dict[str, str]: # of each split: the list, from the folder
+    "Lists of the images of a split: `train.txt`, `val.txt` as darknet has them"
+    def lists(f):
+        if f.suffix != '.txt' or f.stem.lower() not in WORDS: return False
+        with f.open('rb') as content: line = content.readline().decode(errors='replace').strip()
+        return Path(line).suffix.lower() in IMAGES and nearest(root, line) is not None
+    return splits_of(f.relative_to(root).with_suffix('').as_posix() for f in walk(root, 2) if lists(f))
+
+def _names(root:Path)->list[str]|None:
+    "The names of the classes beside labels, one a line; None: there are none"
+    texts = [f for f in walk(root, 3) if f.name in ('classes.txt', '_darknet.labels') or f.suffix == '.names']
+    names = {f: [line.strip() for line in read_text(f).splitlines() if line.strip()] for f in texts}
+    first = next(iter(names.values()), None)
+    for f, other in names.items():
+        if other != first:
+            raise ValueError(f'{texts[0]} and {f} name the classes differently: take one of the two away')
+    return first or None
 
 def find_yolo(
     root:Path,
-)->dict[str, tuple[str, Path, list[Path], list[str]|None]]: # of each split: see `read_yolo`
+)->dict[str, tuple]: # of each split: see `read_yolo`
     "The splits of a folder in the layout of YOLO; empty if it is none"
-    if found := _yaml(root): return _described(*found)
+    file, says = _yaml(root) or (None, {})
+    if says.get('kpt_shape'):
+        raise ValueError(f'{file} describes keypoints (kpt_shape), which are not read: export boxes or polygons')
+    names = _class_names(file, says) if file else _names(root)
+    if splits := splits_of(k for k in says if says[k] and k in WORDS):
+        return {s: (key, file, _yolo_images(root, file, says, key), names) for s, key in splits.items()}
+    if 'train' in (lists := _lists(root)):
+        of = {s: f'{name}.txt' for s, name in lists.items()}
+        return {s: (s, root/of[s], _yolo_images(root, root/of[s], of, s), names) for s in of}
     images = images_in(root)
-    labelled = [f for f in images if label_file(f, root).is_file()]
+    labelled = {f for f in images if label_file(f, root).is_file()}
     if not labelled: return {}
-    own = {f.parent for f in labelled}
-    if any('images' in f.relative_to(root).parts[:-1] for f in labelled):
-        images = [f for f in images if 'images' in f.relative_to(root).parts[:-1]]
-    else: images = [f for f in images if f.parent in own]
-    texts = [f for f in walk(root, 3) if f.name in ('classes.txt', '_darknet.labels') or f.suffix == '.names']
-    names = [line.strip() for line in read_text(texts[0]).splitlines() if line.strip()] if texts else None
-    of, source = {}, label_file(labelled[0], root).parent
+    trees = {f.relative_to(root).parts[0] if f.parent != root else '' for f in labelled}
+    if any('images' in f.parts for f in labelled): images = [f for f in images if 'images' in f.parts]
+    images = [f for f in images if (f.relative_to(root).parts[0] if f.parent != root else '') in trees]
+    of = {}
     for f in images: of.setdefault(split_word(f.parent.relative_to(root).as_posix()), []).append(f)
-    splits = splits_of(filter(None, of))
-    if 'train' not in splits: return dict(all=(root.name, source, images, names))
-    return {s: (word, label_file(of[word][0], root).parent, of[word], names) for s, word in splits.items()}
+    splits, source = splits_of(filter(None, of)), lambda files: label_file(files[0], root).parent
+    if 'train' not in splits: return dict(all=(root.name, source(sorted(labelled)), images, names))
+    left = [f for word, files in of.items() if word not in splits.values() for f in files]
+    unused = f'{counted(len(left), "image")} in folders of no split that is used'
+    notes = [f'{unused}; the first is {left[0]}'] if left else []
+    return {s: (word, source(of[word]), of[word], names, notes*(s == 'train')) for s, word in splits.items()}
 
 # %% ../../nbs/lab/32_layouts.ipynb
 KINDS = {'coco': 'a JSON file with images, annotations and categories',
@@ -459,28 +515,28 @@ def unpacked(folder:Path)->Path:
         folder, = inner
     return folder
 
-def _read(kind:str, root:Path)->dict[str, Part]: # empty if the folder is not of this kind
-    found = FINDERS[kind](root)
+def _read(kind:str, root:Path, found:dict[str, tuple])->dict[str, Part]: # see `FINDERS`
     if kind == 'coco': return {s: read_coco(*args) for s, args in found.items()}
     if kind == 'voc': return {s: read_voc(*args) for s, args in found.items()}
     return {s: read_yolo(name, root, *args) for s, (name, *args) in found.items()}
-
-def _also(kind:str, root:Path)->bool:
-    "Whether a folder has the files of a kind as well"
-    with contextlib.suppress(ValueError, OSError): return bool(FINDERS[kind](root))
-    return False
 
 def find_layout(
     root:Path, # a folder
     kind:str='auto', # one of `KINDS`; 'auto': whichever it is
 )->tuple[str, dict[str, Part]]: # one of `KINDS`; 'train' and 'val', or one of them, or 'all'
     "Find out how a folder is laid out, and read it; a `ValueError` or an `OSError` of one line says what is wrong"
-    folder = unpacked(root)
+    folder, found, wrong = unpacked(root), {}, {}
     for each in FINDERS if kind == 'auto' else [kind]:
-        if not (parts := _read(each, folder)): continue
-        others = [k.upper() for k in FINDERS if k != each and _also(k, folder)] if kind == 'auto' else []
-        if others: next(iter(parts.values())).notes.append(
-            f'the folder also has files of {" and ".join(others)}, which are not read: {each.upper()} is')
-        return each, parts
-    looked = '; '.join(f'{k.upper()}: {v}' for k, v in KINDS.items() if kind in ('auto', k))
-    raise FileNotFoundError(f'{root} has none of what is looked for: {looked}')
+        try: found[each] = FINDERS[each](folder)
+        except (ValueError, OSError) as e: wrong[each] = e
+    order = sorted((k for k in found if found[k]), key=lambda k: not {'train', 'val'} <= {*found[k]})
+    if not order and wrong: raise next(iter(wrong.values()))
+    if not order:
+        looked = '; '.join(f'{k.upper()}: {v}' for k, v in KINDS.items() if kind in ('auto', k))
+        raise FileNotFoundError(f'{root} has none of what is looked for: {looked}')
+    taken, *others = order
+    parts = _read(taken, folder, found[taken])
+    next(iter(parts.values())).notes += [
+        f'the folder also has files of {k.upper()}, which are not read: {taken.upper()} is' for k in others] + [
+        f'{k.upper()} is not read: {" ".join(str(e).split())}' for k, e in wrong.items()]
+    return taken, parts

@@ -123,7 +123,8 @@ def pixels_of(image:str|Path|np.ndarray|Image.Image)->np.ndarray: # [H, W, 3] ui
         with Image.open(file) as opened: return np.asarray(ImageOps.exif_transpose(opened).convert('RGB'))
     if isinstance(image, Image.Image):
         suits(image)
-        return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+        try: return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+        except OSError as e: raise ValueError(f'the image cannot be read ({e})') from None
     fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     if not fits or not image.size:
         about = f'{image.dtype}{list(image.shape)}' if isinstance(image, np.ndarray) else type(image).__name__
