@@ -30,14 +30,14 @@ def one_of(
                      f"Choose from: {', '.join(known)}")
 
 # %% ../nbs/13_prime.ipynb
-METRICS = ('iou_hlr', 'iou', 'iou_before', 'loss')
+METRICS = ('iou_hlr', 'iou', 'iou_before', 'loss', 'local_rank')
 
 @dataclass(frozen=True)
 class ISR:
     "Settings of Importance-based Sample Reweighting; a `ValueError` of one line names what is out of range"
     gamma: float = 2.0         # degree, at least 0 (Eq. 2, v1)
     beta: float = 0.0          # bias, 0 <= beta < 1 (Eq. 2, v1)
-    metric: str = 'iou_hlr'    # what to rank by, one of `METRICS` (Table 7, v1)
+    metric: str = 'iou_hlr'    # what to rank by, one of `METRICS` (Table 7, v1; `local_rank` is ours)
     scope: str|int = 'batch'   # ranked together: 'batch', 'image', 'world', or a number of images (Table 6, v1)
 
     def __post_init__(self):
@@ -136,6 +136,7 @@ def prime_weights(
     gt, label, loss, base, own = pos.gt, pos.label, pos.loss, pos.weight, slice(None)
     if isr.scope == 'world': (score, loss, base), (gt, label), own = gather((score, loss, base), (gt, label))
     elif isr.scope != 'batch': label = label + pos.image.long()//(1 if isr.scope == 'image' else isr.scope)*2**32
+    if isr.metric == 'local_rank': label = gt  # each object is a class of its own
     group = gt if isr.metric == 'iou_hlr' else label
     return isr_weights(score, group, label, loss, isr.gamma, isr.beta, base)[own]
 

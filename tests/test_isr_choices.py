@@ -28,9 +28,10 @@ def by_loops(pos, metric, images, gamma=2., beta=0.1):
     loss = pos.loss.tolist()
     before = bbox_overlaps(pos.prior, pos.gt_box, is_aligned=True).tolist()
     after = bbox_overlaps(pos.box, pos.gt_box, is_aligned=True).tolist()
-    value = dict(iou_hlr=after, iou=after, iou_before=before, loss=loss)[metric]
+    value = dict(iou_hlr=after, iou=after, iou_before=before, loss=loss, local_rank=after)[metric]
     n, weight = len(loss), [0.] * len(loss)
     part = [int(i) // images for i in pos.image]
+    if metric == 'local_rank': part = pos.gt.tolist()  # each object apart
     for c in {(p, int(l)) for p, l in zip(part, pos.label)}:
         mine = [i for i in range(n) if (part[i], int(pos.label[i])) == c]
         local = {i: sum(value[j] > value[i] for j in mine if pos.gt[j] == pos.gt[i]) if metric == 'iou_hlr' else 0 for i in mine}

@@ -229,7 +229,7 @@ def override(
 # %% ../../nbs/lab/45_config.ipynb
 TERMS = {  # the paper's term for a setting, or for each of its values
     'metric': {'iou_hlr': 'IoU-HLR', 'iou': 'IoU', 'iou_before': 'IoU*, before regression',
-               'loss': 'the classification loss'},
+               'loss': 'the classification loss', 'local_rank': 'IoU within each object (not in the paper)'},
     'scope': {'batch': 'all images of a process', 'image': 'each image apart', 'world': 'all images of all processes',
               'number': 'so many images at a time'},
     'form': {'replace': 'in place of the regression loss', 'add': 'beside the regression loss'},
