@@ -184,11 +184,31 @@ def proposals(model):
 def test_baseline_and_pisa_have_the_same_proposals(spec, detector, scale):
     for backbone in backbones(detector, scale):
         models = {(m, f): config.config(experiments.experiment(detector, m, scale=scale, backbone=backbone, formulation=f), spec).model
-                  for m in experiments.METHODS for f in experiments.FORMULATIONS}
+                  for m in experiments.METHODS for f in experiments.FORMULATIONS
+                  if f != 'released' or (m == 'pisa' and detector in experiments.RELEASED)}
         expected = proposals(models['baseline', 'v1'])
         for key, model in models.items(): assert proposals(model) == expected, key
         if detector in TWO_STAGE:
             assert expected['train']['max_per_img'] == expected['test']['rpn']['max_per_img'] == (2000 if scale == 'paper' else 256)
+
+
+@pytest.mark.parametrize('detector, file', [('faster_rcnn', 'faster-rcnn_r50_fpn_pisa_1x_coco'), ('mask_rcnn', 'mask-rcnn_r50_fpn_pisa_1x_coco'),
+                                            ('retinanet', 'retinanet-r50_fpn_pisa_1x_coco'), ('ssd300', 'ssd300_pisa_coco')])
+def test_released_is_what_mmdets_own_configs_say(spec, detector, file):
+    folder = Path(mmdet.__path__[0]) / '.mim/configs/pisa'
+    if not folder.is_dir(): pytest.skip('mmdet came without its configs')
+    theirs, ours = Config.fromfile(folder / f'{file}.py').model, paper_config(spec, detector, formulation='released').model
+    part = lambda model: plain(model.train_cfg.get('rcnn', model.train_cfg))
+    for key in ('isr', 'carl'): assert part(ours)[key] == part(theirs)[key]
+    if detector in TWO_STAGE: assert {k: part(ours)['sampler'][k] for k in part(theirs)['sampler']} == part(theirs)['sampler']
+    head = lambda model: model.get('roi_head', model.get('bbox_head')).type
+    assert head(ours).replace('Released', 'PISA') == head(theirs)
+
+
+def test_released_is_refused_where_mmdet_has_no_head():
+    for words in (dict(detector='atss'), dict(detector='cascade_rcnn'), dict(method='isr'), dict(sampler='R/H*'), dict(detector='torchvision_retinanet')):
+        refused(lambda: experiments.experiment(formulation='released', **words), "formulation='released' is mmdet's own heads, with method='pisa'")
+    assert experiments.experiment(method='baseline', formulation='released') == experiments.experiment(method='baseline')
 
 
 def test_more_proposals():
@@ -215,6 +235,8 @@ def test_summary_says_all_that_a_formulation_sets(spec):
     assert 'ISR-N' not in v1 and v2['method'] == 'pisa: ISR, CARL, ISR-N'
     assert not {'ISR', 'CARL', 'ISR-N', 'formulation'} & said(spec, method='baseline').keys()
     assert 'ISR-N' not in said(spec, detector='retinanet', formulation='v2')  # not in single-stage models
+    released = said(spec, formulation='released')
+    assert (released['ISR'], released['CARL']) == ('k=2.0, bias=0.0', 'k=1.0, bias=0.2') and "mmdet's own heads" in released['formulation']
 
 
 def test_summary_reads_overrides(spec):

@@ -80,7 +80,7 @@ def test_opens_with_a_title_and_a_subtitle(notebook):
 
 def test_no_api_that_only_the_continuations_have():
     "What the heads import is there in the official mmdet 3.3.0 too: the names were looked up in it, once, and are listed here"
-    official = {'mmdet.models.roi_heads': {'CascadeRoIHead', 'PISARoIHead', 'StandardRoIHead'}, 'mmdet.models.dense_heads': {'ATSSHead', 'AnchorHead', 'RetinaHead', 'SSDHead'}, 'mmdet.models.roi_heads.bbox_heads': {'BBoxHead'}, 'mmdet.models.roi_heads.mask_heads': {'FCNMaskHead'}, 'mmdet.models.roi_heads.roi_extractors': {'SingleRoIExtractor'}, 'mmdet.models.utils': {'multi_apply', 'unpack_gt_instances'}, 'mmdet.models.layers': {'multiclass_nms'}, 'mmdet.registry': {'DATASETS', 'MODELS', 'METRICS', 'TASK_UTILS'}, 'mmdet.models.task_modules.samplers': {'OHEMSampler', 'SamplingResult', 'ScoreHLRSampler'},
+    official = {'mmdet.models.roi_heads': {'CascadeRoIHead', 'PISARoIHead', 'StandardRoIHead'}, 'mmdet.models.dense_heads': {'ATSSHead', 'AnchorHead', 'RetinaHead', 'SSDHead', 'PISASSDHead'}, 'mmdet.models.roi_heads.bbox_heads': {'BBoxHead'}, 'mmdet.models.roi_heads.mask_heads': {'FCNMaskHead'}, 'mmdet.models.roi_heads.roi_extractors': {'SingleRoIExtractor'}, 'mmdet.models.utils': {'multi_apply', 'unpack_gt_instances'}, 'mmdet.models.layers': {'multiclass_nms'}, 'mmdet.registry': {'DATASETS', 'MODELS', 'METRICS', 'TASK_UTILS'}, 'mmdet.models.task_modules.samplers': {'OHEMSampler', 'SamplingResult', 'ScoreHLRSampler'},
                 'mmdet.structures': {'DetDataSample'}, 'mmdet.structures.bbox': {'bbox2roi', 'bbox_overlaps', 'cat_boxes', 'get_box_tensor'}, 'mmdet.utils': {'reduce_mean', 'register_all_modules'}}
     for notebook in NUMBERED:
         for cell in sources(notebook):

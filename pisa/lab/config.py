@@ -11,7 +11,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import Registry
 from .data import DataSpec
-from .detectors import MEAN, SIZES, model, preprocessor
+from .detectors import MEAN, SIZES, model, preprocessor, released
 from .experiments import (
     PRECISIONS, TORCHVISION, TWO_STAGE, Experiment, Recipe, checkpoint_of, default_sampler, global_batch,
     parse_overrides, prime_settings, ranked_together, recipe, steps, whole_number)
@@ -78,14 +78,14 @@ def detector(
         return dict(type='TorchvisionDetector', kind=exp.kind, classes=len(spec.classes), side=recipe(exp).image[0],
                     train_cfg=prime, data_preprocessor=preprocessor(exp.kind))
     name = exp.sampler if exp.sampler != 'auto' else default_sampler(exp.detector, exp.method, exp.formulation)
-    sampler = None
-    if name not in (None, 'R/R'):
+    sampler, ours = None, exp.formulation != 'released'
+    if ours and name not in (None, 'R/R'):
         pos, neg = name.split('/')
         sampler = dict(type='PrimeSampler', num=SIZES[exp.scale].rois, pos_fraction=0.25, pos=pos, neg=neg,
                        add_gt_as_proposals=True)
-    return model(exp.detector, exp.scale, len(spec.classes), exp.backbone, checkpoint_of(exp.backbone, exp.pretrained),
-                 prime, sampler, side=recipe(exp).image[0],
-                 sides='voc' if exp.dataset == 'voc' else 'coco')
+    cfg = model(exp.detector, exp.scale, len(spec.classes), exp.backbone, checkpoint_of(exp.backbone, exp.pretrained),
+                prime, sampler, side=recipe(exp).image[0], sides='voc' if exp.dataset == 'voc' else 'coco')
+    return cfg if ours else released(cfg)
 
 # %% ../../nbs/lab/45_config.ipynb
 def stages(
@@ -134,7 +134,7 @@ def config(
         param_scheduler=schedule(r, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
     cfg = override(cfg, given)
-    for stage in stages(cfg): prime_of(stage)  # refuses settings out of range
+    for stage in stages(cfg) if exp.formulation != 'released' else []: prime_of(stage)  # refuses settings out of range
     return cfg
 
 # %% ../../nbs/lab/45_config.ipynb
@@ -268,8 +268,9 @@ def summary(
 )->dict[str, str]: # heading to text
     "An experiment in a few lines"
     train, optimizer, stage = cfg.model.train_cfg, cfg.optim_wrapper.optimizer, stages(cfg)[0]
-    isr, carl = prime_of(stage)
-    parts = {name: settings_text(dataclasses.asdict(of)) for name, of in (('ISR', isr), ('CARL', carl)) if of}
+    if exp.formulation == 'released': isr, carl = stage.isr, stage.carl
+    else: isr, carl = (dataclasses.asdict(of) if of else None for of in prime_of(stage))
+    parts = {name: settings_text(of) for name, of in (('ISR', isr), ('CARL', carl)) if of}
     if exp.detector in TWO_STAGE and stage.sampler.get('neg') == 'score_hlr':
         hlr = {**HLR_DEFAULTS, **(stage.sampler.get('hlr') or {})}
         parts['ISR-N'] = f'Score-HLR of the negatives, {settings_text(hlr)}'
@@ -277,7 +278,8 @@ def summary(
     start = f'from {weights}' if weights else 'from scratch'
     negatives = ' and negatives' if 'ISR-N' in parts else ''
     version = {'v1': 'v1: ISR on positives, CARL in place of the regression loss',
-               'v2': f'v2: ISR on positives{negatives}, CARL added'}[exp.formulation]
+               'v2': f'v2: ISR on positives{negatives}, CARL added',
+               'released': "mmdet's own heads, the authors' released code: as v2"}[exp.formulation]
     precision = 'bfloat16 in convolutions and matrix products, float32 elsewhere'
     return {
         'detector': f'{exp.detector}, backbone {exp.backbone} {start}, scale {exp.scale}',

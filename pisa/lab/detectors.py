@@ -6,6 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
+from mmdet.models.dense_heads import PISASSDHead
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ import pisa.lab.roi_align, pisa.mmdet  # registers the heads with mmdet
 from .experiments import BACKBONES, DETECTORS, TWO_STAGE, backbones
 
 # %% auto 0
-__all__ = ['SIZES', 'FOCAL', 'SSD_SIDES', 'MEAN', 'STD', 'NarrowVGG', 'backbone', 'Size', 'fpn', 'coder', 'assigner',
-           'random_sampler', 'rpn_head', 'roi_extractor', 'box_head', 'mask_head', 'two_stage_model', 'dense_strides',
-           'retinanet_model', 'atss_model', 'ssd_model', 'preprocessor', 'model']
+__all__ = ['SIZES', 'FOCAL', 'SSD_SIDES', 'RELEASED_HEADS', 'MEAN', 'STD', 'NarrowVGG', 'backbone', 'Size', 'fpn', 'coder',
+           'assigner', 'random_sampler', 'rpn_head', 'roi_extractor', 'box_head', 'mask_head', 'two_stage_model',
+           'dense_strides', 'retinanet_model', 'atss_model', 'ssd_model', 'ReleasedSSDHead', 'released', 'preprocessor',
+           'model']
 
 # %% ../../nbs/lab/43_detectors.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
@@ -242,6 +244,24 @@ def ssd_model(scale:str, classes:int, prime:dict, side:int, sides:str)->dict:
             debug=False, **prime),
         test_cfg=dict(nms_pre=1000, nms=dict(type='nms', iou_threshold=0.45), min_bbox_size=0, score_thr=0.02,
                       max_per_img=200))
+
+# %% ../../nbs/lab/43_detectors.ipynb
+RELEASED_HEADS = {'PrimeRoIHead': 'PISARoIHead', 'PrimeRetinaHead': 'PISARetinaHead', 'PrimeSSDHead': 'ReleasedSSDHead'}
+
+@MODELS.register_module(force=True)  # force: running this cell twice is no error
+class ReleasedSSDHead(PISASSDHead):
+    "mmdet's own head; it lacks an attribute that prediction asks for"
+    loss_cls = None
+
+def released(
+    model:dict, # mmdet's config of a detector with PISA
+)->dict: # `model`, changed
+    "mmdet's own heads for PISA in the place of ours"
+    head = model.get('roi_head', model.get('bbox_head'))
+    head['type'] = RELEASED_HEADS[head['type']]
+    if 'roi_head' in model:
+        model['train_cfg']['rcnn']['sampler'] |= dict(type='ScoreHLRSampler', k=0.5, bias=0.)
+    return model
 
 # %% ../../nbs/lab/43_detectors.ipynb
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # of ImageNet, RGB

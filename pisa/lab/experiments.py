@@ -12,10 +12,10 @@ from ..prime import one_of
 
 
 # %% auto 0
-__all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'SAMPLERS', 'DATASETS', 'SCALES', 'PRECISIONS',
-           'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'Backbone', 'backbones',
-           'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values', 'checkpoint_of',
-           'parse_overrides', 'whole_number', 'ranked_together', 'steps', 'global_batch']
+__all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'RELEASED', 'SAMPLERS', 'DATASETS', 'SCALES',
+           'PRECISIONS', 'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'Backbone',
+           'backbones', 'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values',
+           'checkpoint_of', 'parse_overrides', 'whole_number', 'ranked_together', 'steps', 'global_batch']
 
 # %% ../../nbs/lab/41_experiments.ipynb
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_rcnn')
@@ -25,7 +25,9 @@ METHODS = {'baseline': (), 'isr': ('isr',), 'carl': ('carl',), 'pisa': ('isr', '
 FORMULATIONS = {
     'v1': dict(isr=dict(gamma=2.0, beta=0.0), carl=dict(k=1.0, b=0.1, form='replace')),
     'v2': dict(isr=dict(gamma=2.0, beta=0.0), carl=dict(k=1.0, b=0.2, form='add')),
+    'released': dict(isr=dict(k=2.0, bias=0.0), carl=dict(k=1.0, bias=0.2)),  # mmdet's own heads, in their words
 }
+RELEASED = ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd300')  # mmdet has heads for PISA in these
 # positives/negatives, as in Table 3 (v1); its C is R with the method `pisa`
 SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
 DATASETS = ('shapes', 'voc', 'coco', 'folder')  # `folder`: any other folder of images and annotations
@@ -47,7 +49,7 @@ def default_sampler(
 )->str|None: # one of `SAMPLERS`; None: a single-stage detector samples nothing
     "How RoIs are sampled: at random, or with ISR-N if v2 has ISR (not in a cascade, where ISR-N was never tried)"
     if detector not in TWO_STAGE: return None
-    negatives = formulation == 'v2' and 'isr' in METHODS[method] and detector != 'cascade_rcnn'
+    negatives = formulation != 'v1' and 'isr' in METHODS[method] and detector != 'cascade_rcnn'
     return 'R/score_hlr' if negatives else 'R/R'
 
 # %% ../../nbs/lab/41_experiments.ipynb
@@ -190,6 +192,14 @@ def _check_torchvision(detector:str, scale:str, pretrained:str)->None:
         raise ValueError(f"{detector} is trained here at mini scale and from scratch. Take scale='mini', or "
                          'pisa.torchvision.prime(model) in a training of your own')
 
+def _known_formulation(detector:str, method:str, formulation:str, sampler:str)->str: # `formulation`
+    "'v1' for a baseline, which has nothing to formulate; refuse what mmdet's own heads cannot do"
+    if not METHODS[method]: return 'v1'
+    if formulation == 'released' and (method != 'pisa' or detector not in RELEASED or sampler != 'auto'):
+        raise ValueError("formulation='released' is mmdet's own heads, with method='pisa', sampler='auto' and "
+                         f'detector one of {", ".join(RELEASED)}')
+    return formulation
+
 def _needed(overrides:str, usual:dict[str, Any])->str: # sorted `key=value` pairs
     "Overrides without those that repeat a usual value"
     pairs = {k: v for k, v in parse_overrides(overrides).items() if k not in usual or v != usual[k]}
@@ -229,7 +239,7 @@ def experiment(
     if one_of('precision', precision, ('auto', *PRECISIONS)) == 'auto':
         precision = 'bfloat16' if scale == 'mini' else 'float32'
     sampler = _known_sampler(detector, sampler, default_sampler(detector, method, formulation))
-    if formulation == 'v2' and not METHODS[method]: formulation = 'v1'  # a baseline has nothing to formulate
+    formulation = _known_formulation(detector, method, formulation, sampler)
     usual = usual_values(Experiment(detector, method, dataset, scale, backbone, seed, '', formulation))
     overrides = _needed(overrides, usual)
     if pretrained not in ('auto', 'none') and not Path(str(pretrained)).is_file():

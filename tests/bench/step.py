@@ -27,20 +27,13 @@ from samplers import SCALES, scene
 
 DETECTORS = {'faster_rcnn': ('r50', 2, (800, 1333), 5), 'mask_rcnn': ('r50', 2, (800, 1333), 5), 'retinanet': ('r50', 2, (800, 1333), 9), 'ssd300': ('vgg16', 8, (300, 300), 15)}
 PAPER = {'faster_rcnn': 1.015, 'mask_rcnn': 1.025, 'retinanet': 1.093, 'ssd300': 1.121}  # Table 1 (v1)
-RELEASED = {'PrimeRoIHead': 'PISARoIHead', 'PrimeRetinaHead': 'PISARetinaHead', 'PrimeSSDHead': 'PISASSDHead'}
 
 
 def config(detector, method):
     "mmdet's config of a detector with a method; 'mmdet' is PISA with mmdet's own heads"
-    prime = {} if method == 'baseline' else prime_settings('pisa')
-    cfg = ConfigDict(pisa.lab.detectors.model(detector, 'paper', 80, DETECTORS[detector][0], None, prime))
-    if method == 'mmdet':
-        head = cfg.get('roi_head', cfg.get('bbox_head'))
-        head.type = RELEASED[head.type]
-        keys = cfg.train_cfg.get('rcnn', cfg.train_cfg)
-        keys.isr, keys.carl = dict(k=2., bias=0.), dict(k=1., bias=0.2)
-        if head.type == 'PISARoIHead': keys.sampler.update(type='ScoreHLRSampler', k=0.5, bias=0.)  # it takes no other
-    return cfg
+    prime = {} if method == 'baseline' else prime_settings('pisa', 'released' if method == 'mmdet' else 'v1')
+    cfg = pisa.lab.detectors.model(detector, 'paper', 80, DETECTORS[detector][0], None, prime)
+    return ConfigDict(pisa.lab.detectors.released(cfg) if method == 'mmdet' else cfg)
 
 
 def samples(images, size, per_image=10):
