@@ -102,6 +102,54 @@ def test_categories_in_any_order_have_their_own_ap(folder):
     assert dict(zip(spec.classes, ap.mean(0))) == {'cat': pytest.approx(100), 'dog': pytest.approx(0)}
 
 
+def iou(a, b):
+    w, h = (min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
+    inter = max(w, 0)*max(h, 0)
+    return inter/(a[2]*a[3] + b[2]*b[3] - inter)
+
+
+def ap_by_loops(found, truth):
+    "COCO's AP of one class: the best free object above the threshold, precision at 101 recalls, thresholds 0.5 to 0.95"
+    total = 0.
+    for threshold in range(50, 100, 5):
+        taken, hits = set(), []
+        for d in sorted(found, key=lambda d: -d['score']):
+            free = [(iou(d['bbox'], t['bbox']), k) for k, t in enumerate(truth) if t['image_id'] == d['image_id'] and k not in taken]
+            best, k = max(free, default=(0, None))
+            hits.append(best >= threshold/100)
+            if hits[-1]: taken.add(k)
+        points = [(sum(hits[:n])/len(truth), sum(hits[:n])/n) for n in range(1, len(hits) + 1)]  # recall, precision
+        total += sum(max((p for r, p in points if r >= k/100 - 1e-12), default=0) for k in range(101))/101
+    return 100*total/10
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_ap_by_class_against_loops(folder, seed):
+    "Categories in any order, with any ids; each class keeps its name"
+    from pisa.lab.evaluate import class_ap, precisions
+    rng = random.Random(seed)
+    names = ['cat', 'dog', 'cow', 'ant']
+    ids = dict(zip(names, rng.sample(range(100), 4)))
+    def edit(c):
+        c['categories'] = [dict(id=ids[n], name=n) for n in rng.sample(names, 4)]
+        c['annotations'] = [dict(id=k + 1, image_id=k % 3 + 1, category_id=ids[names[k % 4]], bbox=[1 + 3*(k // 3), 2 + rng.random(), 12, 9 + rng.random()],
+                                 area=110, iscrowd=0) for k in range(24)]
+    state = rng.getstate()
+    for split in ('train', 'val'):
+        rng.setstate(state)
+        content = change(folder, edit, split)
+    spec = loaded(folder)
+    assert spec.classes == tuple(sorted(names, key=ids.get))
+    number = {n: k for k, n in enumerate(spec.classes, 1)}  # the ids of the file that is evaluated with
+    own = {c['name']: c['id'] for c in read_json(spec.val_json)['categories']}
+    assert sorted(own, key=own.get) == [*number]
+    found = {n: [dict(image_id=a['image_id'], bbox=[v + rng.gauss(0, 1) for v in a['bbox'][:2]] + a['bbox'][2:], score=rng.random())
+                 for a in content['annotations'] if a['category_id'] == ids[n] for _ in range(rng.randrange(3))] for n in names}
+    results = [dict(d, category_id=own[n]) for n in names for d in found[n]]
+    got = dict(zip(spec.classes, class_ap(precisions(results, spec.val_json))[..., 0].mean(0)))
+    for n in names: assert got[n] == pytest.approx(ap_by_loops(found[n], [a for a in content['annotations'] if a['category_id'] == ids[n]]), abs=1e-6)
+
+
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_boxes_in_parts_of_the_image_are_refused(folder, split):
     change(folder, lambda c: [a.update(bbox=[.1, .2, .3, .4]) for a in c['annotations']], split)
