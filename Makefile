@@ -18,6 +18,9 @@ PRECISION ?= $(shell grep -qwE 'amx_bf16|avx512_bf16|bf16' /proc/cpuinfo 2> /dev
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
 
+# of `make train`: half of the cores; where others use them too, more threads wait for each other
+THREADS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 3 ? n/2 : 1)))
+
 NUMERIC := $(addprefix tests/test_,hlr.py isr.py carl.py two_stage.py single_stage.py samplers.py roi_align.py) \
            tests/test_processes.py::test_two_processes_killed_and_resumed_have_the_loss_curve_of_one
 
@@ -35,7 +38,7 @@ $(STAMP):
 	@rm -f $(VENV)/.pisa-????????????; touch $@
 
 train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
-	papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) -p precision $(PRECISION) $(ARGS) --log-output --no-progress-bar
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) -p precision $(PRECISION) $(ARGS) --log-output --no-progress-bar
 	@echo 'What was trained, with pictures: runs/$(DETECTOR).ipynb'
 
 test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export

@@ -76,7 +76,7 @@ class Recorder(Hook):
 class Progress(Hook):
     "A bar with the loss and the time left, for training and for evaluation"
     def bar(self, total, unit, initial=0): # of fixed size: a terminal of unknown size would show no bar
-        return tqdm(total=total, unit=unit, initial=initial, file=sys.stdout, mininterval=5, miniters=1,
+        return tqdm(total=total, unit=unit, initial=initial, file=sys.stdout, mininterval=15, miniters=1,
                     ncols=100, nrows=20, ascii=' =')
     def before_train(self, runner):
         self.train_bar = self.bar(runner.max_iters, 'step', runner.iter)

@@ -53,7 +53,8 @@ def trained(
     "A run that can be evaluated; if weights are missing, a `FileNotFoundError` of one line says how to get them"
     path = store.find(run or 'none', runs)
     if not store.is_complete(path):
-        raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}: pisa.lab.runs.load() lists them')
+        raise FileNotFoundError(f'there is no complete run {run!r} in {path.parent}: pisa.lab.runs.load() lists them; '
+                                'if they are elsewhere, give the folder of all runs')
     record, file = store.read_record(path), Path(weights).expanduser() if weights else path/'weights.pth'
     exp = Experiment(**{f.name: record[f.name] for f in fields(Experiment)})
     if file.is_file(): return record, exp, file
