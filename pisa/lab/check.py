@@ -26,7 +26,6 @@ class Tally:
     "What was mended and left out: how often, and the first places"
     mended:dict[str, list] = field(default_factory=dict)    # what -> [count, places]
     left_out:dict[str, list] = field(default_factory=dict)
-    notes:list[str] = field(default_factory=list)           # what else one should know
 
     def mend(self, what:str, place:str)->None: self._add(self.mended, what, place)
     def leave(self, what:str, place:str)->None: self._add(self.left_out, what, place)
