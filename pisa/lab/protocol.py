@@ -5,29 +5,35 @@
 # %% ../../nbs/lab/58_protocol.ipynb 3
 from __future__ import annotations
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
+from scipy import stats
+from . import runs as store
 from .data import load
 from .experiments import TWO_STAGE, Experiment, experiment
+from .files import records_dir
 from .rows import TABLES, row_experiment
 from .train import train
 
 # %% auto 0
-__all__ = ['VARIANTS', 'EPOCHS', 'MAIN', 'PHOTOS', 'PRIMARY', 'variant', 'Group', 'groups', 'planned', 'Comparison', 'value',
-           'differences', 'judged', 'size', 'primary_table', 'train_planned']
+__all__ = ['FINGERPRINTS', 'EPOCHS', 'VARIANTS', 'FIRST', 'MAIN', 'PHOTOS', 'MARGIN', 'PRIMARY', 'variant', 'Group', 'groups',
+           'planned', 'Comparison', 'rows_of', 'counted_runs', 'differences', 'judged', 'holm', 'diverged',
+           'primary_table', 'train_planned']
+
+# %% ../../nbs/lab/58_protocol.ipynb
+FINGERPRINTS = {'shapes': 'e82b22dde69ed250', 'bccd': '90fa0178e3c643bf', 'damage': '610565eabbe37bf2'}
+EPOCHS = {'damage': 8}  # where they are not the recipe's
 
 # %% ../../nbs/lab/58_protocol.ipynb
 VARIANTS = ('baseline', 'isr', 'carl', 'v1', 'v2', 'released', 'within')
-EPOCHS = {'damage': 8}  # where they are not the recipe's
 
 def variant(
     detector:str, # one of `DETECTORS`
     name:str, # one of `VARIANTS`
-    data:str='shapes', # or 'bccd' or 'damage', which are folders of VOC
+    data:str='shapes', # one of `FINGERPRINTS`
     epochs:int|None=None, # in place of the recipe's
 )->Experiment: # of seed 0
     "A detector with a variant of PISA"
@@ -40,125 +46,181 @@ def variant(
     return experiment(detector, method, 'shapes' if data == 'shapes' else 'voc', 'mini', formulation=formulation,
                       overrides=' '.join(overrides))
 
+# %% ../../nbs/lab/58_protocol.ipynb
+FIRST = 101  # the first seed
+MAIN, PHOTOS = ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd300'), ('faster_rcnn', 'retinanet', 'ssd300')
+
 @dataclass(frozen=True)
 class Group:
     "Trainings with the same number of seeds"
     name:str
-    data:str    # 'shapes', 'bccd' or 'damage'
-    seeds:int   # 1 up to this
+    data:str    # one of `FINGERPRINTS`
+    seeds:int   # how many, from `FIRST` up
     trainings:tuple[Experiment, ...]  # of seed 0
 
-# %% ../../nbs/lab/58_protocol.ipynb
-MAIN, PHOTOS = ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd300'), ('faster_rcnn', 'retinanet', 'ssd300')
+def _rows(*tables:int|str)->list[Experiment]:
+    return [row_experiment(r.name, scale='mini', seed=0) for t in tables for r in TABLES[t].rows]
 
-def _rows(*tables:int|str)->tuple[Experiment, ...]:
-    return tuple(row_experiment(r.name, scale='mini', seed=0) for t in tables for r in TABLES[t].rows)
-
-def _group(name:str, data:str, seeds:int, trainings:Sequence[Experiment], before:Sequence[Group]=())->Group:
-    "Trainings that no group before has on this data"
-    known = {e for g in before if g.data == data for e in g.trainings}
-    return Group(name, data, seeds, tuple(e for e in dict.fromkeys(trainings) if e not in known))
+def _each(detectors:Sequence[str], variants:Sequence[str], data:str='shapes', epochs:int|None=None)->list[Experiment]:
+    return [variant(d, v, data, epochs) for d in detectors for v in variants]
 
 def groups()->list[Group]:
-    "All groups, in their order"
-    each = lambda detectors, variants, **more: [variant(d, v, **more) for d in detectors for v in variants]
-    out = [_group('formulations', 'shapes', 6, each(MAIN, ('baseline', 'v1', 'v2', 'released', 'within')))]
+    "All groups, in their order; what a group before has on the same data is not in a later one"
+    out, known = [], set()
     for name, data, seeds, trainings in (
-        ('photographs', 'bccd', 6, each(PHOTOS, ('baseline', 'isr', 'carl', 'v1', 'within'), data='bccd')),
-        ('photographs', 'damage', 3, each(PHOTOS, ('baseline', 'isr', 'carl', 'v1', 'within'), data='damage')),
+        ('formulations', 'shapes', 6, _each(MAIN, ('baseline', 'v1', 'v2', 'released', 'within'))),
+        ('blood cells', 'bccd', 6, _each(PHOTOS, ('baseline', 'isr', 'carl', 'v1', 'within'), 'bccd')),
+        ('damage', 'damage', 6, _each(PHOTOS, ('baseline', 'v1', 'within'), 'damage')),
+        ('32 epochs', 'shapes', 6, _each(('faster_rcnn',), ('baseline', 'v1'), epochs=32)),
         ('Tables 3, 4 and 7, and the gradient of CARL', 'shapes', 6, _rows(3, 4, 7, 'text')),
+        ('parts, on damage', 'damage', 3, _each(PHOTOS, ('isr', 'carl'), 'damage')),
         ('length', 'shapes', 3, [e for n in (2, 4, 16, 32)
-                                 for e in each(('faster_rcnn',), ('baseline', 'v1', 'within'), epochs=n)]),
-        ('Cascade R-CNN and ATSS', 'shapes', 4, each(('cascade_rcnn', 'atss'), ('baseline', 'v1'))),
+                                 for e in _each(('faster_rcnn',), ('baseline', 'v1', 'within'), epochs=n)]),
+        ('Cascade R-CNN and ATSS', 'shapes', 4, _each(('cascade_rcnn', 'atss'), ('baseline', 'v1'))),
         ('Tables 5 and 6', 'shapes', 4, _rows(5, 6)),
         ('larger backbones of Table 1', 'shapes', 3, _rows(1)),
-    ): out.append(_group(name, data, seeds, trainings, out))
+    ):
+        out.append(Group(name, data, seeds, tuple(e for e in dict.fromkeys(trainings) if (data, e) not in known)))
+        known |= {(data, e) for e in trainings}
     return out
 
 def planned()->Iterator[tuple[str, Experiment]]: # data and experiment
     "All trainings in their order: seed by seed, and group by group in each"
     every = groups()
-    for seed in range(1, max(g.seeds for g in every) + 1):
+    for i in range(max(g.seeds for g in every)):
         for g in every:
-            if seed <= g.seeds: yield from ((g.data, replace(e, seed=seed)) for e in g.trainings)
+            if i < g.seeds: yield from ((g.data, replace(e, seed=FIRST + i)) for e in g.trainings)
 
 # %% ../../nbs/lab/58_protocol.ipynb
+MARGIN = 0.5  # AP, of 'not below'
+
 @dataclass(frozen=True)
 class Comparison:
     "Two variants of the same detectors on the same data"
     expects:str         # in words
     a:str               # one of `VARIANTS`
     b:str               # what is subtracted
+    claim:str='above'   # or 'not below' or 'differ'
     detectors:tuple[str, ...]=MAIN
     data:str='shapes'
     metric:str='AP'     # or the difference of two, 'AP75-AP50'
     epochs:int|None=None
+    seeds:int=6         # that are planned
 
 _NAMES = dict(zip(MAIN, ('Faster R-CNN', 'Mask R-CNN', 'RetinaNet', 'SSD')))
 PRIMARY = (
-    *(Comparison(f'{name}: PISA is above the baseline', 'v1', 'baseline', (d,)) for d, name in _NAMES.items()),
+    *(Comparison(f'{name}: PISA is above the baseline', 'v1', 'baseline', detectors=(d,))
+      for d, name in _NAMES.items()),
     Comparison('the gain is larger at AP75 than at AP50', 'v1', 'baseline', metric='AP75-AP50'),
     Comparison('the second formulation is above the baseline', 'v2', 'baseline'),
-    Comparison('ours: the two formulations differ, either way', 'v1', 'v2'),
-    Comparison('ours: the second formulation and the released heads differ, either way', 'v2', 'released'),
-    Comparison('ours: ranked within objects is not below IoU-HLR', 'within', 'v1'),
-    Comparison('blood cells: PISA is above the baseline', 'v1', 'baseline', PHOTOS, 'bccd'),
-    Comparison('damage: PISA is above the baseline', 'v1', 'baseline', PHOTOS, 'damage'),
-    Comparison('ours: damage: ranked within objects is above IoU-HLR', 'within', 'v1', PHOTOS, 'damage'),
-    Comparison('32 epochs: PISA is still above the baseline', 'v1', 'baseline', ('faster_rcnn',), epochs=32),
+    Comparison('ours: the two formulations differ', 'v1', 'v2', 'differ'),
+    Comparison('ours: the second formulation and the released heads differ', 'v2', 'released', 'differ'),
+    Comparison('ours: ranked within objects is not below IoU-HLR', 'within', 'v1', 'not below'),
+    Comparison('blood cells: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'bccd'),
+    Comparison('damage: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'damage'),
+    Comparison('ours: damage: ranked within objects is above IoU-HLR', 'within', 'v1', 'above', PHOTOS, 'damage'),
+    Comparison('32 epochs: PISA is still above the baseline', 'v1', 'baseline', 'above', ('faster_rcnn',), epochs=32),
 )
 
+def rows_of(c:Comparison)->list[Experiment]: # of seed 0
+    "What a comparison needs"
+    return [variant(d, v, c.data, c.epochs) for d in c.detectors for v in (c.a, c.b)]
+
 # %% ../../nbs/lab/58_protocol.ipynb
-def value(numbers:pd.DataFrame, metric:str)->pd.Series:
-    "A metric, or the difference of two"
-    first, *rest = metric.split('-')
-    return numbers[first] - sum(numbers[m] for m in rest)
+def counted_runs(table:pd.DataFrame)->pd.DataFrame: # with `data` and `experiment` (of seed 0)
+    "The runs that count, of `pisa.lab.runs.load`; a `ValueError` if one is there twice"
+    known = {f: name for name, f in FINGERPRINTS.items()}
+    table = table.assign(data=table.data_fingerprint.map(known), experiment=[
+        Experiment(**{f.name: r[f.name] for f in fields(Experiment)} | {'seed': 0}) for r in table.to_dict('records')])
+    seeds = {(g.data, e): g.seeds for g in groups() for e in g.trainings}
+    until = np.array([FIRST + seeds.get(row, 0) for row in zip(table.data, table.experiment)])
+    out = table[(table.recipe == 5) & (table.machine_processes == 1) & (table.machine_threads == 1)
+                & ~table.git_dirty.astype(bool) & (table.seed >= FIRST) & (table.seed < until)]
+    twice = out[out.duplicated(['data', 'experiment', 'seed'])]
+    if len(twice): raise ValueError(f'{twice.id.iloc[0]} is there twice')
+    return out
 
 def differences(
-    runs:pd.DataFrame, # `experiment` (of seed 0), `seed`, `data` and metrics
+    runs:pd.DataFrame, # see `counted_runs`
     c:Comparison,
-)->pd.Series: # seed -> difference, the mean over the detectors; the seeds that all of them have
+)->pd.DataFrame: # seed x detector; the seeds that all of them have
     "The differences of a comparison"
-    of = {}
-    for d in c.detectors:
-        a, b = (runs[(runs.data == c.data) & (runs.experiment == variant(d, v, c.data, c.epochs))].set_index('seed')
-                for v in (c.a, c.b))
-        of[d] = (value(a, c.metric) - value(b, c.metric)).dropna()
-    return pd.concat(of, axis=1).dropna().mean(axis=1).sort_index()
+    def value(name, d):
+        own = runs[(runs.data == c.data) & (runs.experiment == variant(d, name, c.data, c.epochs))].set_index('seed')
+        first, *rest = c.metric.split('-')
+        return own[first] - sum(own[m] for m in rest)
+    return pd.concat({d: value(c.a, d) - value(c.b, d) for d in c.detectors}, axis=1).dropna().sort_index()
 
-def judged(values:Sequence[float])->dict: # mean, low, high, seeds, verdict
-    "The mean of differences, its 95% interval by Student's t, and the verdict"
+# %% ../../nbs/lab/58_protocol.ipynb
+def judged(
+    values:Sequence[float], # a difference for each seed
+    claim:str, # see `Comparison`
+    seeds:int, # that are planned
+)->dict: # mean, low, high, p, seeds, verdict
+    "The mean of differences, its 95% interval and p by Student's t, and the verdict"
     v = np.asarray(values, float)
-    if len(v) < 3: return dict(mean=np.nan, low=np.nan, high=np.nan, seeds=len(v), verdict='not run')
-    half = student.ppf(.975, len(v) - 1)*v.std(ddof=1)/len(v)**.5
-    low, high = v.mean() - half, v.mean() + half
-    verdict = 'above' if low > 0 else 'below' if high < 0 else 'open'
-    return dict(mean=v.mean(), low=low, high=high, seeds=len(v), verdict=verdict)
+    if not np.isfinite(v).all(): raise ValueError(f'differences must be finite, not {v}')
+    out = dict(mean=v.mean() if len(v) else np.nan, low=np.nan, high=np.nan, p=1., seeds=len(v), verdict='unfinished')
+    if len(v) < 2: return out
+    if not np.ptp(v): raise ValueError(f'all differences are {v[0]}: these are not separate trainings')
+    low, high = stats.ttest_1samp(v, 0).confidence_interval(.95)
+    edge = -MARGIN if claim == 'not below' else 0
+    holds = low > edge or claim == 'differ' and high < 0
+    verdict = 'holds' if holds else 'fails' if high < edge else 'open'
+    return out | dict(low=low, high=high, p=stats.ttest_1samp(v, edge).pvalue,
+                      verdict=verdict if len(v) >= seeds else 'unfinished')
 
-def size(
-    found:float, # a difference
-    published:float, # that of the paper
-)->str: # 'same size', 'other size' or 'other direction'
-    "How a difference compares with a published one"
-    if found*published <= 0: return 'other direction'
-    return 'same size' if 1/3 <= found/published <= 3 else 'other size'
+def holm(p:Sequence[float])->np.ndarray:
+    "p of several tests, adjusted by Holm's method"
+    p, n = np.asarray(p, float), len(p)
+    order, out = p.argsort(), np.empty(n)
+    out[order] = np.maximum.accumulate(p[order]*(n - np.arange(n))).clip(max=1)
+    return out
 
-def primary_table(runs:pd.DataFrame)->pd.DataFrame: # one row a comparison
-    "The primary comparisons, judged"
-    return pd.DataFrame([dict(expects=c.expects, a=c.a, b=c.b, metric=c.metric, **judged(differences(runs, c)))
-                         for c in PRIMARY])
+# %% ../../nbs/lab/58_protocol.ipynb
+def diverged(runs:str|Path|None=None)->set[str]: # ids
+    "The planned runs whose loss became NaN or infinite"
+    file = records_dir(runs)/'diverged.txt'
+    return {*file.read_text().split()} if file.exists() else set()
+
+def primary_table(runs:str|Path|None=None)->pd.DataFrame: # one row a comparison
+    "The primary comparisons, judged by the records"
+    table, out, lost = counted_runs(store.load(runs, own=False)), [], diverged(runs)
+    for c in PRIMARY:
+        d = differences(table, c)
+        row = judged(d.mean(axis=1), c.claim, c.seeds)
+        ids = {replace(e, seed=FIRST + i).id(FINGERPRINTS[c.data]) for e in rows_of(c) for i in range(c.seeds)}
+        if ids & lost: row['verdict'] = 'diverged'
+        each = ', '.join(f'{k} {v:+.1f}' for k, v in d.mean().items()) if len(d) else ''
+        out.append(dict(expects=c.expects, claim=f'{c.a} {c.claim} {c.b}', metric=c.metric, **row, each=each))
+    out = pd.DataFrame(out)
+    return out.assign(holm=holm(out.p.where(out.verdict.isin(['holds', 'fails', 'open']), 1)))
 
 # %% ../../nbs/lab/58_protocol.ipynb
 def train_planned(
-    photos:str|Path|None=None, # the folder that holds `bccd` and `damage`; their trainings are left out if not given
+    photos:str|Path, # the folder that holds `bccd` and `damage`
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    first:int|None=None, # only so many
+    part:int=0, # of the blocks, from 0
+    parts:int=1,
+    first:int|None=None, # only so many of the part's
 )->None:
-    "Train what is planned, on one core; what another process trains is passed over"
+    "Train what is planned, on one core, and record it; a `ValueError` if the data are not those of the protocol"
     torch.set_num_threads(1)
-    specs = {'shapes': load('shapes')} | {name: load('voc', Path(photos)/name) for name in ('bccd', 'damage') if photos}
-    todo = [(data, exp) for data, exp in planned() if data in specs][:first]
+    specs = {'shapes': load('shapes')} | {name: load('voc', Path(photos)/name) for name in ('bccd', 'damage')}
+    for name, spec in specs.items():
+        if spec.fingerprint != FINGERPRINTS[name]: raise ValueError(
+            f'{name} has the fingerprint {spec.fingerprint}, not {FINGERPRINTS[name]}: take the data of the protocol')
+    blocks = {}
+    for data, e in planned(): blocks.setdefault((e.seed, data, e.detector), len(blocks))
+    todo = [(d, e) for d, e in planned() if blocks[e.seed, d, e.detector] % parts == part][:first]
     for i, (data, exp) in enumerate(todo, 1):
+        id = exp.id(FINGERPRINTS[data])
+        if store.is_complete(records_dir(runs)/id) or id in diverged(runs): continue
         print(f'{i} of {len(todo)}')
-        try: train(exp, specs[data], runs, gpus=0)
-        except (BlockingIOError, FloatingPointError) as e: print(e)
+        try:
+            train(exp, specs[data], runs, gpus=0)
+            store.add_record(id, runs)
+        except BlockingIOError as e: print(e)
+        except FloatingPointError as e:
+            with (records_dir(runs)/'diverged.txt').open('a') as file: file.write(f'{id}\n')
+            print(e)
