@@ -46,14 +46,15 @@ test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and t
 check: $(STAMP)  ## check that notebooks are clean and that pisa/ is what they export
 	python .ci/check.py
 
+# two tests at a time, each with one thread: more would wait for each other
 nbtest: $(STAMP)  ## run the notebooks as tests
-	nbdev_test --n_workers 2
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} nbdev_test --n_workers 2
 
 pytest: $(STAMP)  ## run tests/, two at a time
-	pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} pytest -n 2 --dist worksteal
 
-arithmetic: $(STAMP)  ## run the tests that compare numbers, with the instructions of an older processor and one thread
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal $(NUMERIC)
+arithmetic: $(STAMP)  ## run the tests that compare numbers, with the instructions of an older processor and two threads
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 pytest -n 2 --dist worksteal $(NUMERIC)
 
 slow: $(STAMP)  ## run the tests that take minutes: a training step of every detector at the paper's size
 	pytest -m slow
