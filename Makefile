@@ -54,7 +54,7 @@ pytest: $(STAMP)  ## run tests/, two at a time
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} pytest -n 2 --dist worksteal
 
 arithmetic: $(STAMP)  ## run the tests that compare numbers, with the instructions of an older processor and two threads
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 pytest -n 2 --dist worksteal $(NUMERIC)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 pytest $(NUMERIC)
 
 slow: $(STAMP)  ## run the tests that take minutes: a training step of every detector at the paper's size
 	pytest -m slow
