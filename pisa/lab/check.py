@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/33_check.ipynb 4
 from __future__ import annotations
-import math, os
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/32_layouts.ipynb 4
 from __future__ import annotations
-import contextlib, hashlib, os, re, xml.etree.ElementTree as ET
+import hashlib, os, re, xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
