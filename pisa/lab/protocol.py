@@ -85,11 +85,12 @@ def groups()->list[Group]:
     return out
 
 def planned()->Iterator[tuple[str, Experiment]]: # data and experiment
-    "All trainings in their order: seed by seed, and group by group in each"
+    "All trainings in their order: the groups of the primary comparisons, then the others, each seed by seed"
     every = groups()
-    for i in range(max(g.seeds for g in every)):
-        for g in every:
-            if i < g.seeds: yield from ((g.data, replace(e, seed=FIRST + i)) for e in g.trainings)
+    for part in (every[:4], every[4:]):
+        for i in range(max(g.seeds for g in part)):
+            for g in part:
+                if i < g.seeds: yield from ((g.data, replace(e, seed=FIRST + i)) for e in g.trainings)
 
 # %% ../../nbs/lab/58_protocol.ipynb
 MARGIN = 0.5  # AP, of 'not below'
