@@ -51,7 +51,7 @@ def made_up(c, gain, seeds, **more):
     "Records of a comparison; the second row is `gain` above the first"
     rng = np.random.default_rng(0)
     rows = [dict(vars(e), seed=FIRST + s, recipe=5, machine_processes=1, machine_threads=1, git_dirty=False, data_fingerprint=FINGERPRINTS[c.data],
-                 AP=(50 + gain*(i % 2) + rng.normal()/10), AP50=70., AP75=60. + gain*(i % 2) + rng.normal()/10) | more for i, e in enumerate(protocol.rows_of(c)) for s in range(seeds)]
+                 AP=(50 + gain*(i % 2) + rng.normal()/10), AP50=70., AP75=60. + gain*(i % 2) + rng.normal()/10) | more for pair in c.pairs.values() for i, e in enumerate(pair) for s in range(seeds)]
     return pd.DataFrame(rows).assign(id=[f'run{i}' for i in range(len(rows))])
 
 
@@ -59,7 +59,7 @@ def table_of(monkeypatch, tmp_path, records, lost=''):
     monkeypatch.setattr(protocol.store, 'load', lambda *args, **more: records)
     (tmp_path/'records').mkdir(exist_ok=True)
     (tmp_path/'records/diverged.txt').write_text(lost)
-    return protocol.primary_table(tmp_path).set_index('expects')
+    return protocol.judge(PRIMARY, tmp_path).set_index('expects')
 
 
 def test_what_counts(monkeypatch, tmp_path):
@@ -73,7 +73,7 @@ def test_what_counts(monkeypatch, tmp_path):
         assert not table_of(monkeypatch, tmp_path, made_up(c, -2., 6, **wrong)).seeds.any()
     more = pd.concat([made_up(c, -2., 6), made_up(c, 9., 8)[lambda t: t.seed >= FIRST + 6]])
     assert verdict(more) == 'holds' and table_of(monkeypatch, tmp_path, more).seeds[c.expects] == 6
-    assert verdict(made_up(c, -2., 6), replace(protocol.rows_of(c)[1], seed=FIRST + 5).id(FINGERPRINTS['shapes'])) == 'diverged'
+    assert verdict(made_up(c, -2., 6), replace(c.pairs['Faster R-CNN'][1], seed=FIRST + 5).id(FINGERPRINTS['shapes'])) == 'diverged'
     refused(lambda: verdict(pd.concat([made_up(c, -2., 6)]*2)), 'is there twice')
 
 

@@ -15,13 +15,14 @@ from . import runs as store
 from .data import load
 from .experiments import TWO_STAGE, Experiment, experiment
 from .files import records_dir
+from .paper import published
 from .rows import TABLES, row_experiment
 from .train import train
 
 # %% auto 0
 __all__ = ['FINGERPRINTS', 'EPOCHS', 'VARIANTS', 'FIRST', 'MAIN', 'PHOTOS', 'MARGIN', 'PRIMARY', 'variant', 'Group', 'groups',
-           'planned', 'Comparison', 'rows_of', 'counted_runs', 'differences', 'judged', 'holm', 'diverged',
-           'primary_table', 'train_planned']
+           'planned', 'Comparison', 'counted_runs', 'differences', 't_interval', 'judged', 'size', 'holm', 'diverged',
+           'judge', 'train_planned']
 
 # %% ../../nbs/lab/58_protocol.ipynb
 FINGERPRINTS = {'shapes': 'e82b22dde69ed250', 'bccd': '90fa0178e3c643bf', 'damage': '610565eabbe37bf2'}
@@ -97,35 +98,43 @@ MARGIN = 0.5  # AP, of 'not below'
 
 @dataclass(frozen=True)
 class Comparison:
-    "Two variants of the same detectors on the same data"
+    "Pairs of trainings on the same data; of several pairs, their mean within a seed counts"
     expects:str         # in words
-    a:str               # one of `VARIANTS`
-    b:str               # what is subtracted
+    pairs:dict[str, tuple[Experiment, Experiment]]  # name, e.g. of the detector, to two of seed 0; less the second
     claim:str='above'   # or 'not below' or 'differ'
-    detectors:tuple[str, ...]=MAIN
-    data:str='shapes'
+    data:str='shapes'   # one of `FINGERPRINTS`
     metric:str='AP'     # or the difference of two, 'AP75-AP50'
-    epochs:int|None=None
     seeds:int=6         # that are planned
+    published:float=np.nan  # the paper's difference
 
 _NAMES = dict(zip(MAIN, ('Faster R-CNN', 'Mask R-CNN', 'RetinaNet', 'SSD')))
-PRIMARY = (
-    *(Comparison(f'{name}: PISA is above the baseline', 'v1', 'baseline', detectors=(d,))
-      for d, name in _NAMES.items()),
-    Comparison('the gain is larger at AP75 than at AP50', 'v1', 'baseline', metric='AP75-AP50'),
-    Comparison('the second formulation is above the baseline', 'v2', 'baseline'),
-    Comparison('ours: the two formulations differ', 'v1', 'v2', 'differ'),
-    Comparison('ours: the second formulation and the released heads differ', 'v2', 'released', 'differ'),
-    Comparison('ours: ranked within objects is not below IoU-HLR', 'within', 'v1', 'not below'),
-    Comparison('blood cells: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'bccd'),
-    Comparison('damage: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'damage'),
-    Comparison('ours: damage: ranked within objects is above IoU-HLR', 'within', 'v1', 'above', PHOTOS, 'damage'),
-    Comparison('32 epochs: PISA is still above the baseline', 'v1', 'baseline', 'above', ('faster_rcnn',), epochs=32),
-)
 
-def rows_of(c:Comparison)->list[Experiment]: # of seed 0
-    "What a comparison needs"
-    return [variant(d, v, c.data, c.epochs) for d in c.detectors for v in (c.a, c.b)]
+def _published(detectors:Sequence[str], metric:str)->float:
+    "The gain of Table 1 with the smaller backbone, on average over detectors"
+    t = published('table1').query("backbone != 'x101_32x4d'").set_index(['method', 'detector'])[['AP', 'AP50', 'AP75']]
+    gain = (t.loc['pisa'] - t.loc['baseline']).loc[list(detectors)].mean()
+    first, *rest = metric.split('-')
+    return gain[first] - sum(gain[m] for m in rest)
+
+def _compare(expects:str, a:str, b:str, claim:str='above', detectors:Sequence[str]=MAIN, data:str='shapes',
+             metric:str='AP', epochs:int|None=None)->Comparison: # a less b, of `VARIANTS`
+    pairs = {_NAMES[d]: (variant(d, a, data, epochs), variant(d, b, data, epochs)) for d in detectors}
+    there = (a, b, data, epochs) == ('v1', 'baseline', 'shapes', None)
+    return Comparison(expects, pairs, claim, data, metric,
+                      published=_published(detectors, metric) if there else np.nan)
+
+PRIMARY = (
+    *(_compare(f'{name}: PISA is above the baseline', 'v1', 'baseline', detectors=(d,)) for d, name in _NAMES.items()),
+    _compare('the gain is larger at AP75 than at AP50', 'v1', 'baseline', metric='AP75-AP50'),
+    _compare('the second formulation is above the baseline', 'v2', 'baseline'),
+    _compare('ours: the two formulations differ', 'v1', 'v2', 'differ'),
+    _compare('ours: the second formulation and the released heads differ', 'v2', 'released', 'differ'),
+    _compare('ours: ranked within objects is not below IoU-HLR', 'within', 'v1', 'not below'),
+    _compare('blood cells: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'bccd'),
+    _compare('damage: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'damage'),
+    _compare('ours: damage: ranked within objects is above IoU-HLR', 'within', 'v1', 'above', PHOTOS, 'damage'),
+    _compare('32 epochs: PISA is still above the baseline', 'v1', 'baseline', 'above', ('faster_rcnn',), epochs=32),
+)
 
 # %% ../../nbs/lab/58_protocol.ipynb
 def counted_runs(table:pd.DataFrame)->pd.DataFrame: # with `data` and `experiment` (of seed 0)
@@ -144,32 +153,49 @@ def counted_runs(table:pd.DataFrame)->pd.DataFrame: # with `data` and `experimen
 def differences(
     runs:pd.DataFrame, # see `counted_runs`
     c:Comparison,
-)->pd.DataFrame: # seed x detector; the seeds that all of them have
+)->pd.DataFrame: # seed x pair; the seeds that all of them have
     "The differences of a comparison"
-    def value(name, d):
-        own = runs[(runs.data == c.data) & (runs.experiment == variant(d, name, c.data, c.epochs))].set_index('seed')
+    def value(e):
+        own = runs[(runs.data == c.data) & (runs.experiment == e)].set_index('seed')
         first, *rest = c.metric.split('-')
         return own[first] - sum(own[m] for m in rest)
-    return pd.concat({d: value(c.a, d) - value(c.b, d) for d in c.detectors}, axis=1).dropna().sort_index()
+    return pd.concat({name: value(a) - value(b) for name, (a, b) in c.pairs.items()}, axis=1).dropna().sort_index()
 
 # %% ../../nbs/lab/58_protocol.ipynb
+def t_interval(
+    values:Sequence[float], # a number for each seed
+)->tuple[float, float, float]: # mean, low, high; nan with less than two numbers
+    "The mean and its 95% interval, by Student's t"
+    v = np.asarray(values, float)
+    if len(v) < 2: return v.mean() if len(v) else np.nan, np.nan, np.nan
+    half = stats.t.ppf(.975, len(v) - 1)*stats.sem(v)
+    return v.mean(), v.mean() - half, v.mean() + half
+
 def judged(
     values:Sequence[float], # a difference for each seed
     claim:str, # see `Comparison`
     seeds:int, # that are planned
 )->dict: # mean, low, high, p, seeds, verdict
-    "The mean of differences, its 95% interval and p by Student's t, and the verdict"
+    "The mean of differences, its interval and p by Student's t, and the verdict"
     v = np.asarray(values, float)
     if not np.isfinite(v).all(): raise ValueError(f'differences must be finite, not {v}')
-    out = dict(mean=v.mean() if len(v) else np.nan, low=np.nan, high=np.nan, p=1., seeds=len(v), verdict='unfinished')
-    if len(v) < 2: return out
-    if not np.ptp(v): raise ValueError(f'all differences are {v[0]}: these are not separate trainings')
-    low, high = stats.ttest_1samp(v, 0).confidence_interval(.95)
+    if len(v) > 1 and not np.ptp(v):
+        raise ValueError(f'all differences are {v[0]}: these are not separate trainings')
+    mean, low, high = t_interval(v)
     edge = -MARGIN if claim == 'not below' else 0
     holds = low > edge or claim == 'differ' and high < 0
     verdict = 'holds' if holds else 'fails' if high < edge else 'open'
-    return out | dict(low=low, high=high, p=stats.ttest_1samp(v, edge).pvalue,
-                      verdict=verdict if len(v) >= seeds else 'unfinished')
+    return dict(mean=mean, low=low, high=high, p=stats.ttest_1samp(v, edge).pvalue if len(v) > 1 else 1.,
+                seeds=len(v), verdict=verdict if len(v) >= max(seeds, 2) else 'unfinished')
+
+def size(
+    mean:float, # what was found
+    published:float, # nan: nothing
+    verdict:str, # see `judged`
+)->str: # 'same', 'other', or '' if there is nothing to compare
+    "Whether a difference has the size of the published one: a third of it to three times"
+    if verdict not in ('holds', 'fails') or not published: return ''
+    return '' if published != published else 'same' if 1/3 <= mean/published <= 3 else 'other'
 
 def holm(p:Sequence[float])->np.ndarray:
     "p of several tests, adjusted by Holm's method"
@@ -184,16 +210,21 @@ def diverged(runs:str|Path|None=None)->set[str]: # ids
     file = records_dir(runs)/'diverged.txt'
     return {*file.read_text().split()} if file.exists() else set()
 
-def primary_table(runs:str|Path|None=None)->pd.DataFrame: # one row a comparison
-    "The primary comparisons, judged by the records"
+def judge(
+    comparisons:Sequence[Comparison],
+    runs:str|Path|None=None, # folder of all runs; the project's if not given
+)->pd.DataFrame: # one row a comparison
+    "Comparisons, judged by the records; `holm` is p, adjusted for all of them that are finished"
     table, out, lost = counted_runs(store.load(runs, own=False)), [], diverged(runs)
-    for c in PRIMARY:
+    for c in comparisons:
         d = differences(table, c)
         row = judged(d.mean(axis=1), c.claim, c.seeds)
-        ids = {replace(e, seed=FIRST + i).id(FINGERPRINTS[c.data]) for e in rows_of(c) for i in range(c.seeds)}
+        ids = {replace(e, seed=FIRST + i).id(FINGERPRINTS[c.data])
+               for pair in c.pairs.values() for e in pair for i in range(c.seeds)}
         if ids & lost: row['verdict'] = 'diverged'
-        each = ', '.join(f'{k} {v:+.1f}' for k, v in d.mean().items()) if len(d) else ''
-        out.append(dict(expects=c.expects, claim=f'{c.a} {c.claim} {c.b}', metric=c.metric, **row, each=each))
+        each = ', '.join(f'{k} {v:+.1f}' for k, v in d.mean().items()) if len(d) and len(c.pairs) > 1 else ''
+        out.append(dict(expects=c.expects, claim=c.claim, data=c.data, metric=c.metric, published=c.published, **row,
+                        planned=c.seeds, size=size(row['mean'], c.published, row['verdict']), each=each))
     out = pd.DataFrame(out)
     return out.assign(holm=holm(out.p.where(out.verdict.isin(['holds', 'fails', 'open']), 1)))
 
