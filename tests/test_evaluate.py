@@ -6,7 +6,8 @@ import torch
 from pycocotools import mask as rle
 from refusal import refused
 from pisa.lab.data import load
-from pisa.lab.evaluate import VOC_KINDS, class_ap, coco_ap, confusion, pr_curves, precisions, resamples, voc_ap, voc_curves, weighted_ap, write_results
+from pisa.lab.evaluate import (VOC_KINDS, class_ap, coco_ap, coco_matches, confusion, pr_curves, precisions, voc_ap, voc_curves,
+                                write_results)
 from pisa.lab.files import read_json, write_json
 from pisa.lab.metric import COCOAP, to_coco
 
@@ -419,62 +420,19 @@ def _with_crowds(spec, tmp_path, rng):
     return gt, dets, write_json(tmp_path/'gt.json', gt)
 
 
-def _repeated(gt, dets, weights, file):
-    "The data set that holds image i `weights[i]` times"
-    copies = {i['id']: [1000*k + i['id'] for k in range(w)] for i, w in zip(sorted(gt['images'], key=lambda i: i['id']), weights)}
-    many = lambda rows, key: [dict(r, **{key: c}) for r in rows for c in copies[r[key]]]
-    annotations = [dict(a, id=k + 1) for k, a in enumerate(many(gt['annotations'], 'image_id'))]
-    return many(dets, 'image_id'), write_json(file, dict(gt, images=many(gt['images'], 'id'), annotations=annotations))
-
-
 @pytest.mark.parametrize('seed', range(4))
-def test_every_image_once_is_coco_and_voc_ap(spec, tmp_path, seed):
+def test_matches_give_the_ap_of_coco(spec, tmp_path, seed):
+    "Average precision, written out from the matches, is that of pycocotools; of crowds and of some images too"
     gt, dets, file = _with_crowds(spec, tmp_path, np.random.RandomState(seed))
-    got, ref = weighted_ap(dets, file, np.ones((1, 40), int), voc=True), coco_ap(dets, file)
-    for name in ('AP', 'AP50', 'AP75'): assert got[name][0] == pytest.approx(ref[name], abs=1e-9)
-    assert got['AP_VOC'][0] == pytest.approx(voc_ap(dets, file)['AP_VOC'], abs=1e-9)
-    assert 5 < got['AP'][0] < 95
-
-
-@pytest.mark.parametrize('seed', range(4))
-def test_weights_are_repetitions(spec, tmp_path, seed):
-    "pycocotools, on data in which each image is there as often as its weight says; for VOC our own `voc_ap` on it"
-    rng = np.random.RandomState(seed)
-    gt, dets, file = _with_crowds(spec, tmp_path, rng)
-    weights = np.stack([rng.multinomial(40, np.full(40, 1/40)), rng.randint(0, 4, 40), np.eye(40, dtype=int)[7]*2])
-    got = weighted_ap(dets, file, weights, voc=True)
-    for k, w in enumerate(weights):
-        many, repeated = _repeated(gt, dets, w, tmp_path/f'gt{k}.json')
-        ev = _evaluated(many, repeated, 'bbox', (256, 1024))
-        for i, name in enumerate(('AP', 'AP50', 'AP75')): assert got[name][k] == pytest.approx(100*ev.stats[i], abs=1e-9), (k, name)
-        assert got['AP_VOC'][k] == pytest.approx(voc_ap(many, repeated)['AP_VOC'], abs=1e-9)
-
-
-def test_weighted_of_many_detections_and_some_images(spec, tmp_path):
-    "At most 100 of an image and class count; images that were not looked at are not there"
-    rng = np.random.RandomState(0)
-    gt, dets, file = _with_crowds(spec, tmp_path, rng)
-    dets += [dict(dets[0], bbox=[0., 0., 3., 3.], score=.9 + .0001*i) for i in range(120)]
-    ids = [i['id'] for i in gt['images']][::2]
-    got, ref = weighted_ap(dets, file, np.ones((1, 20), int), images=ids), coco_ap(dets, file, images=ids)
-    assert got['AP'][0] == pytest.approx(ref['AP'], abs=1e-9)
-    assert weighted_ap(dets, file, np.ones((1, 40), int))['AP'][0] == pytest.approx(coco_ap(dets, file)['AP'], abs=1e-9)
-
-
-def test_weighted_at_the_edges(spec, tmp_path):
-    gt = read_json(spec.val_json)
-    assert weighted_ap([], spec.val_json, np.ones((2, 40), int), voc=True)['AP'].tolist() == [0, 0]
-    empty = write_json(tmp_path/'gt.json', dict(gt, annotations=[]))
-    assert np.isnan(weighted_ap([], empty, np.ones((1, 40), int))['AP']).all()
-    refused(lambda: weighted_ap([], spec.val_json, np.ones((1, 39), int)), 'weights are of 39 images, but there are 40')
-
-
-def test_resamples_are_the_same_for_all():
-    a = resamples(30, 50)
-    assert (a == resamples(30, 50)).all() and (a[0] == 1).all()
-    assert (a.sum(1) == 30).all() and len(np.unique(a[1:], axis=0)) == 50
-    np.testing.assert_array_equal(a, resamples(30, 80)[:51])  # more draws begin with the same ones
-    assert abs(resamples(200, 2000)[1:].var() - 1) < .05  # as with replacement
+    dets += [dict(dets[0], bbox=[0., 0., 3., 3.], score=.9 + .0001*i) for i in range(120)]  # at most 100 of an image and class count
+    ids = [i['id'] for i in gt['images']][:: 1 + seed % 2]
+    match, ap = coco_matches(dets, gt, ids), []
+    for c in {a['category_id'] for a in gt['annotations'] if a['image_id'] in ids and not a['iscrowd']}:
+        objects = sum(a['category_id'] == c and a['image_id'] in ids and not a['iscrowd'] for a in gt['annotations'])
+        own = sorted((k for k, d in enumerate(dets) if d['category_id'] == c and match[0, k] >= 0), key=lambda k: -dets[k]['score'])
+        curve = [(sum(match[0, own[:n]] == 1)/objects, sum(match[0, own[:n]] == 1)/n) for n in range(1, len(own) + 1)]
+        ap.append(np.mean([max((p for r, p in curve if r >= level), default=0) for level in np.linspace(0, 1, 101)]))
+    assert 100*np.mean(ap) == pytest.approx(coco_ap(dets, file, images=ids)['AP50'], abs=1e-6)
 
 
 def test_of_objects_that_overlap_alike_the_last_is_taken(tmp_path):
@@ -483,8 +441,7 @@ def test_of_objects_that_overlap_alike_the_last_is_taken(tmp_path):
     file = write_json(tmp_path/'gt.json', dict(images=[dict(id=1)], categories=[dict(id=1)], annotations=[
         dict(id=k + 1, image_id=1, category_id=1, bbox=b, area=100, iscrowd=0) for k, b in enumerate(objects)]))
     dets = [dict(image_id=1, category_id=1, bbox=[float(x), 0., 10., 10.], score=s) for x, s in ((1, .9), (4, .8))]
-    got = weighted_ap(dets, file, np.ones((1, 1), int))['AP50'][0]
-    assert got == pytest.approx(coco_ap(dets, file)['AP50'], abs=1e-9) and got < 60
+    assert coco_matches(dets, read_json(file), [1])[0].tolist() == [1, 0] and coco_ap(dets, file)['AP50'] < 60
 
 
 @pytest.mark.parametrize('seed', range(5))

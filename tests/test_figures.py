@@ -2,18 +2,20 @@
 import ast
 import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 pytest.importorskip('mmdet')
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from made_up import made_up_runs
-from pisa.lab import figures, runs, statistics
+from pisa.lab import figures, runs, tables
 from pisa.lab.samples import FALSE_POSITIVES, Study
 from notebooks import log, papermill
 from refusal import refused
@@ -34,8 +36,8 @@ def positives(rng, images=12, objects=3, each=6, classes=2):
 
 
 def trained(name, score, images=40, seed=0):
-    "Runs of two seeds whose scores are a function of the IoU (and of chance), 0.5 to 1"
-    return [of_seed(f'{name}{s}', score, images, s) for s in (seed, seed + 1)]
+    "Runs of three seeds whose scores are a function of the IoU (and of chance), 0.5 to 1"
+    return [of_seed(f'{name}{s}', score, images, s) for s in range(seed, seed + 3)]
 
 
 def of_seed(name, score, images, seed):
@@ -53,7 +55,7 @@ def of_seed(name, score, images, seed):
     curve = np.linspace(1, 0, 101)
     study = Study(name, samples.drop(columns=['rank', 'local_rank', 'image_rank']), objects, found, images, 0,
                   precision=np.stack([np.tile(curve ** k, (10, 1)) for k in (2, 0.5, 1)]), raised_by=np.array([0, 5., 0.5]), loss_sum=np.array([20., 18, 18]))
-    return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=seed, recipe=0, precision='float32', data=dict(name='shapes', note='made up')), study, {0: 30., 1: 20.})
+    return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=seed, recipe=0, precision='float32', data=dict(name='shapes', note='made up')), study, {0: 30., 1: 20., 2: 25.})
 
 
 FLAT = trained('flat', lambda iou, rank, chance: 0.4 + 0.2 * chance)
@@ -100,64 +102,57 @@ def test_hard_ones_by_loops():
         assert set(hard[hard.image == image].index) == set(own.nlargest(16, 'loss').index)
 
 
-def test_group_means_and_their_intervals():
+def test_group_means_by_loops():
     rng = np.random.RandomState(4)
-    image, place = rng.randint(0, 50, 4000), rng.randint(0, 3, 4000)
-    value = rng.randn(50)[image] + 0.1 * rng.randn(4000)  # images differ, samples of one image hardly
-    often = figures.resampled(50)
-    means = figures.group_means(image, place, value, 50, 4)
-    np.testing.assert_allclose(means[0, :3], [value[place == b].mean() for b in range(3)])
-    assert np.isnan(means[:, 3]).all()  # an empty one
-    again = np.concatenate([np.flatnonzero((image == i) & (place == 1)) for i in range(50) for _ in range(often[7, i])])
-    assert means[7, 1] == pytest.approx(value[again].mean())
-    by_image = pd.Series(value).groupby(image).mean().std() / 50 ** 0.5
-    assert means[1:, 0].std() == pytest.approx(by_image, rel=0.25)  # not that of 4000 samples that know nothing of each other
+    place, value = rng.randint(0, 3, 400), rng.randn(400)
+    means = figures.group_means(place, value, 4)
+    np.testing.assert_allclose(means[:3], [np.mean([v for p, v in zip(place, value) if p == b]) for b in range(3)])
+    assert np.isnan(means[3])  # an empty one
+
+
+def test_interval_is_that_of_a_t_test():
+    change = np.array([.4, .1, .3])
+    low, high = stats.t.interval(.95, 2, change.mean(), stats.sem(change))
+    assert figures.said(change).startswith(f'{change.mean():+.3f} ({low:+.3f} to {high:+.3f}; by seed +0.400')
 
 
 def test_changes_by_loops():
     "Of each seed, and their mean in the words"
     change = figures.score_changes(FLAT, STEEP, 'local_rank', [1])
     by_hand = [[b.positives.query(q).score.mean() - a.positives.query(q).score.mean() for q in ('local_rank == 0', 'local_rank > 0')] for a, b in zip(FLAT, STEEP)]
-    np.testing.assert_allclose(change[:, 0], by_hand)
+    np.testing.assert_allclose(change, by_hand)
     assert f'of local rank 0 changes by {np.mean(by_hand, 0)[0]:+.3f} (' in figures.figure5(FLAT, STEEP).finding
 
 
 def test_recall_by_loops():
     run, iou = STEEP[0], 0.75
-    curves = figures.recalls(run)[:4]
-    often = figures.resampled(run.study.images)[:4]
     found = run.study.detections.sort_values('score', ascending=False)
     good = (found['sample'].map(run.study.samples.iou) >= iou).tolist()  # one detection of each object, and objects lie apart
-    for curve, weight in zip(curves, often):
-        objects = sum(weight[i] for i in run.study.objects.image)
-        for allowed, recall in zip(FALSE_POSITIVES, curve):
-            true = false = 0
-            for image, hit in zip(found.image, good):
-                for _ in range(weight[image]):
-                    if not hit and false + 1 > allowed * run.study.images: break
-                    true, false = true + hit, false + (not hit)
-                else: continue
-                break
-            assert recall == pytest.approx(100 * true / objects)
+    for allowed, recall in zip(FALSE_POSITIVES, figures.recalls(run)):
+        true = false = 0
+        for hit in good:
+            if not hit and false + 1 > allowed * run.study.images: break
+            true, false = true + hit, false + (not hit)
+        assert recall == pytest.approx(100 * true / len(run.study.objects))
 
 
 def test_best_is_highest_by_loops():
     for run in (*FLAT, *STEEP):
         best = [own.score.idxmax() == own.iou.idxmax() for _, own in run.positives.groupby('gt')]
-        assert figures.best_is_highest(run)[0] == pytest.approx(100 * np.mean(best))
+        assert figures.best_is_highest(run) == pytest.approx(100 * np.mean(best))
 
 
-def test_seeds_that_differ_leave_it_open():
-    change = np.array([[0.4, 0.39, 0.41], [-0.1, -0.11, -0.09]])
-    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), which is undecided, since the seeds differ in sign')
-    assert figures.said(abs(change), 1).endswith(AGREES) and figures.said(abs(change), -1).endswith(NOT)
+def test_an_interval_with_zero_leaves_it_open():
+    change = np.array([0.4, -0.1])
+    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), ' + OPEN)
+    assert figures.said(np.array([.4, .41]), 1).endswith(AGREES) and figures.said(np.array([.4, .41]), -1).endswith(NOT)
+    assert figures.said(np.array([.4]), 1).endswith(OPEN)  # one seed
 
 
 def test_the_caption_says_which_seeds_and_how_they_compare():
-    caption = figures.where(FLAT[:1], STEEP[:1])
-    mean = '(mean of seeds 0, 1: 25.0; 720 positive samples)'
-    assert caption.endswith(f'Seeds: 0. AP (%): `flat0` 30.0 {mean}; `steep0` 30.0 {mean}.')
-    assert 'Seeds: 0, 1. AP (%): `flat0` 30.0, `flat1` 20.0 (mean of seeds 0, 1: 25.0; 1440 positive samples).' in figures.where(FLAT)
+    assert figures.where(FLAT[:1], STEEP[:1]).endswith('seeds 0. AP: 30.0 (all 3 seeds: 25.0) / 30.0 (all 3 seeds: 25.0).')
+    assert figures.where(FLAT).endswith('seeds 0, 1, 2. AP: 25.0.')
+    assert figures.run_list(FLAT[1:]) == '- `flat1`: AP 20.0, 720 positive samples\n- `flat2`: AP 25.0, 720 positive samples'
 
 
 WITH_RUNS = [number for number, figure in figures.FIGURES.items() if figure.rows]
@@ -172,7 +167,10 @@ def test_says_what_the_samples_say(number, of, words):
     drawn = figures.FIGURES[number].draw(*of)
     assert words in drawn.finding
     assert not any(w in drawn.finding for w in {AGREES, NOT, OPEN} - {words})
-    assert drawn.runs == [t.id for runs in of for t in runs] and all(f'`{id}`' in drawn.caption for id in drawn.runs)
+    assert ids(drawn) == [t.id for runs in of for t in runs]
+
+
+def ids(drawn): return re.findall('`(.*?)`', drawn.runs)
 
 
 def test_figure_2_sees_the_other_order():
@@ -184,7 +182,7 @@ def test_means_of_figure_4_are_in_its_words():
     drawn = figures.figure4(FLAT)
     kinds = [figures.three_of_each(t.positives) for t in FLAT]
     for name in figures.COLORS: assert '{} {:.2f} and {:.2f}'.format(name, *pd.concat([k.loc[name] for k in kinds])[['iou', 'loss']].mean()) in drawn.finding
-    assert '240 prime' in drawn.caption
+    assert '360 prime' in drawn.caption
     assert 'have higher IoUs? Yes, as the paper says. Do prime samples have lower losses? Yes, as' in figures.figure4(STEEP).finding
 
 
@@ -220,7 +218,7 @@ def test_data_is_that_of_the_tables():
     one = one.assign(data_fingerprint='other', data_n_train=10**6, id='other-' + one.id)
     everything = pd.concat([one, many], ignore_index=True)
     own = figures.runs_of_row('table3/R-R', everything)
-    cells = statistics.select(3, everything).cells
+    cells = tables.select(3, everything)
     assert own.id.to_dict() == {s: f'table3/R-R-s{s}' for s in range(3)} and set(own.id) == set(cells.id[cells.row == 'table3/R-R'])
 
 
@@ -237,8 +235,8 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
         (tmp_path / id).mkdir()
         (tmp_path / id / 'samples.npz').touch()
     drawn = figures.draw(8)
-    assert drawn.runs == ['b1', 'i1'] and '`b1` 30.0 (mean of seeds 1, 2, 3: 20.0; ' in drawn.caption and '`i1` 40.0 (mean of seeds 1, 2: 45.0; ' in drawn.caption
-    assert figures.draw(4).runs == ['b1', 'b2', 'b3'] and figures.draw(4, seed=2).runs == ['b2']
+    assert ids(drawn) == ['b1', 'i1'] and 'AP: 30.0 (all 3 seeds: 20.0) / 40.0 (all 2 seeds: 45.0).' in drawn.caption
+    assert ids(figures.draw(4)) == ['b1', 'b2', 'b3'] and ids(figures.draw(4, seed=2)) == ['b2']
     assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
     assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')
 
@@ -256,7 +254,7 @@ def test_files(tmp_path):
     assert png.startswith(b'\x89PNG') and pdf.startswith(b'%PDF')
     assert b'/Type3' not in pdf and b'/FontFile2' in pdf  # TrueType: text stays text
     words = json.loads(words)
-    assert words['runs'] == ['flat0', 'flat1'] and '240 prime' in words['caption'] and 'Mean IoU and loss' in words['finding']
+    assert [r.split('`')[1] for r in words['runs']] == ['flat0', 'flat1', 'flat2'] and '360 prime' in words['caption'] and 'Mean IoU and loss' in words['finding']
     assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
 
 
@@ -271,11 +269,12 @@ def test_notebook_without_runs(number, tmp_path):
 
 @pytest.mark.parametrize('number', WITH_RUNS)
 def test_from_the_projects_runs(number, tmp_path):
-    everything = statistics.read_runs(ROOT / 'runs')
-    ids = [figures.runs_of_row(row, everything).id for row in figures.FIGURES[number].rows]
-    seeds = set.intersection(*({s for s, id in own.items() if (runs.find(id, ROOT / 'runs') / 'samples.npz').exists()} for own in ids))
+    everything = tables.read_runs(ROOT / 'runs')
+    of_row = [figures.runs_of_row(row, everything).id for row in figures.FIGURES[number].rows]
+    seeds = set.intersection(*({s for s, id in own.items() if (runs.find(id, ROOT / 'runs') / 'samples.npz').exists()} for own in of_row))
     if not seeds: pytest.skip('runs/ has not all runs of this figure')
     drawn = figures.draw(number, ROOT / 'runs')
-    assert set(drawn.runs) <= {own[s] for own in ids for s in seeds} and (number == 3 or len(drawn.runs) == len(ids) * len(seeds))
+    drawn_ids = ids(drawn)
+    assert set(drawn_ids) <= {own[s] for own in of_row for s in seeds} and (number == 3 or len(drawn_ids) == len(of_row) * len(seeds))
     assert 'nan' not in drawn.caption + drawn.finding
     for path in figures.save(drawn, 'fig', tmp_path): assert path.stat().st_size > 200

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip('mmdet')
 from scipy import stats
-from pisa.lab import protocol, runs
+from pisa.lab import protocol, runs, train as training
 from pisa.lab.experiments import experiment
 from pisa.lab.protocol import FINGERPRINTS, FIRST, PRIMARY
 from pisa.lab.rows import TABLES, row_experiment
@@ -87,12 +87,12 @@ def test_it_trains_what_is_planned_records_it_and_goes_on(tmp_path, spec, monkey
     methods = lambda: [*runs.load(tmp_path, own=False).method]
     protocol.train_planned(tmp_path, tmp_path, first=1)
     assert methods() == ['baseline']
-    trained, real = [], protocol.train
+    trained, real = [], training.train
     def train(exp, *args, **more):
         trained.append((exp.detector, exp.method))
         if exp.detector == 'ssd300': raise FloatingPointError('the loss is nan')
         return real(exp, *args, **more)
-    monkeypatch.setattr(protocol, 'train', train)
+    monkeypatch.setattr(training, "train", train)
     protocol.train_planned(tmp_path, tmp_path, part=0, parts=2)
     protocol.train_planned(tmp_path, tmp_path, part=0, parts=2)
     assert methods() == ['baseline', 'pisa'] and trained == [('faster_rcnn', 'pisa')]

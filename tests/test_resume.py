@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip('mmdet')
 import pisa
-from pisa.lab import data, experiments, hooks, runs, statistics, sweep, train as training
+from pisa.lab import data, experiments, hooks, runs, sweep, train as training
 from pisa.lab.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -404,24 +404,6 @@ def test_a_record_without_times(recorded):
     assert row.state == 'done' and math.isnan(row.minutes) and sweep.task_minutes([task_of(recorded)], recorded.parent).tolist() == [1.]
 
 
-def damage_draws(path, content):
-    "Draws of a run, cut off or replaced"
-    file = path / 'bootstrap.npz'
-    np.savez_compressed(file, AP=np.arange(1001.))
-    file.write_bytes(file.read_bytes()[:1000] if content is None else content)
-    return file
-
-
-@pytest.mark.parametrize('content', [None, b'', b'no archive'])
-def test_draws_that_are_damaged(recorded, content):
-    "One line names the file; the run counts without draws, as the others count with theirs"
-    file = damage_draws(recorded, content)
-    with pytest.warns(UserWarning) as told: assert runs.bootstrap(recorded.name, recorded.parent) == {}
-    said, = (str(w.message) for w in told if w.category is UserWarning)  # numpy leaves the file open
-    assert said.startswith(f'{file} is damaged (') and 'restore it, or delete it' in said and '\n' not in said
-    with pytest.warns(UserWarning, match='bootstrap.npz is damaged'): assert statistics.read_runs(recorded.parent).AP.tolist() == [12.5]
-
-
 @pytest.mark.parametrize('content', ['{"step": 10, "loss": 1.5}\n{"step": 20, "lo', '{"step": 1\n', 'x\n'])
 def test_scalars_that_are_cut_off(recorded, content):
     (recorded / 'scalars.jsonl').write_text(content)
@@ -431,7 +413,7 @@ def test_scalars_that_are_cut_off(recorded, content):
 
 @pytest.mark.parametrize('run', [None, 7, ['a_run'], Path('a_run')])
 def test_an_id_that_is_no_word(run, tmp_path):
-    for f in (runs.folder, runs.scalars, runs.bootstrap, runs.delete):
+    for f in (runs.folder, runs.scalars, runs.delete):
         with pytest.raises(ValueError, match='^run=.* is not the id of a run'): f(run, tmp_path)
 
 

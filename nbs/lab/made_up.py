@@ -7,17 +7,16 @@ from pisa.lab.rows import row_experiment
 
 
 def made_up_runs(rows):
-    "Runs at mini scale, as `pisa.lab.statistics.read_runs` gives them; `rows` has AP and number of seeds of each row"
+    "Runs at mini scale, as `pisa.lab.tables.read_runs` gives them; `rows` has AP and number of seeds of each row"
     rng, out = np.random.default_rng(1), []
-    common, seed_effect = rng.normal(0, .8, 1001), rng.normal(0, 1, 3)
+    seed_effect = rng.normal(0, 1, 3)
     for row, (mean, seeds) in rows.items():
         exp = row_experiment(row, scale='mini', seed=0)
         for seed in range(seeds):
             ap = mean + seed_effect[seed] + rng.normal(0, .5)
             metrics = {'AP': ap, 'AP50': ap + 25, 'AP75': 1.2*ap}
-            draws = {k: v + common + rng.normal(0, .3, 1001) for k, v in metrics.items()}
             out.append({**dataclasses.asdict(exp), **metrics, 'seed': seed, 'id': f'{row}-s{seed}',
-                        'row_name': row.partition('/')[2], 'experiment': exp, 'draws': draws})
+                        'row_name': row.partition('/')[2], 'experiment': exp})
     return store.comparable(pd.DataFrame(out).assign(
         source='record', recipe=5, seconds=400., train_time=.4, data_fingerprint='abc', data_note='made up',
         machine_processes=1, machine_threads=1, machine_gpu=None))

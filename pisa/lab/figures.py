@@ -21,14 +21,15 @@ from . import runs as store
 from .data import load
 from .evaluate import IOUS
 from .files import write_bytes, write_json
+from .protocol import t_interval
 from .rows import label, row_experiment
 from .samples import FALSE_POSITIVES, TOP, Study, hits, read, recall_curves, with_ranks
 from .shapes import render
-from .statistics import read_runs, select
+from .tables import read_runs, select
 
 # %% auto 0
 __all__ = ['COLUMN', 'PAGE', 'COLORS', 'LINES', 'LOOK', 'FIGURES', 'INTERVALS', 'RANK_EDGES', 'LOCAL_RANKS', 'RANK_COLORS',
-           'look', 'Trained', 'where', 'Drawn', 'Figure', 'figure', 'save', 'agreement', 'answer', 'resampled',
+           'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'agreement', 'answer',
            'group_means', 'said', 'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each',
            'figure4', 'scores', 'score_changes', 'said_of_two', 'best_is_highest', 'clear_images', 'figure5', 'figure6',
            'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
@@ -68,17 +69,20 @@ class Trained:
 
 # %% ../../nbs/lab/73_figures.ipynb
 def where(*rows:list[Trained])->str:
-    "Detector, data, seeds, APs and number of samples of the runs, for a caption"
+    "Detector, data, seeds and APs of the runs, for a caption"
     r, study = rows[0][0].record, rows[0][0].study
     def of(row):
-        aps = row[0].aps
-        drawn = ', '.join(f"`{t.id}` {aps[t.record['seed']]:.1f}" for t in row)
-        return (f"{drawn} (mean of seeds {', '.join(map(str, aps))}: {np.mean([*aps.values()]):.1f}; "
-                f"{sum(len(t.positives) for t in row)} positive samples)")
-    return (f"{label(r['detector'])} ({r['backbone']}) at {r['scale']} scale, recipe {r['recipe']}, {r['precision']}. "
-            f"Data: {r['data']['note'].split(';')[0]}. Samples: those of the first {study.images} validation images, "
-            f"with {len(study.objects)} objects. Seeds: {', '.join(str(t.record['seed']) for t in rows[0])}. "
-            f"AP (%): {'; '.join(map(of, rows))}.")
+        aps = [row[0].aps[t.record['seed']] for t in row]
+        return f'{np.mean(aps):.1f}' + (f' (all {len(row[0].aps)} seeds: {np.mean([*row[0].aps.values()]):.1f})'
+                                        if len(row[0].aps) > len(row) else '')
+    return (f"{label(r['detector'])} ({r['backbone']}), {r['scale']} scale, on {r['data']['note'].split(';')[0]}; "
+            f"the first {study.images} validation images; seeds {', '.join(str(t.record['seed']) for t in rows[0])}. "
+            f"AP: {' / '.join(map(of, rows))}.")
+
+def run_list(*rows:list[Trained])->str: # Markdown
+    "The runs, with their APs and numbers of positive samples"
+    return '\n'.join(f"- `{t.id}`: AP {t.aps[t.record['seed']]:.1f}, {len(t.positives)} positive samples"
+                     for row in rows for t in row)
 
 # %% ../../nbs/lab/73_figures.ipynb
 @dataclass
@@ -87,7 +91,7 @@ class Drawn:
     figure: mpl.figure.Figure
     caption: str  # what is drawn, of how many samples of which data
     finding: str  # whether the figure shows what the paper says
-    runs: Sequence[str] = ()  # ids
+    runs: str = ''  # see `run_list`
 
 @dataclass
 class Figure:
@@ -113,7 +117,7 @@ def figure(
             if one_seed: runs = [row[:1] for row in runs]
             with look(): drawn = draw(*runs)
             if runs: drawn.caption += f' {where(*runs)}'
-            drawn.runs = [t.id for row in runs for t in row]
+            drawn.runs = run_list(*runs)
             return drawn
         FIGURES[number] = Figure(title, rows, about, of_runs)
         return of_runs
@@ -131,7 +135,7 @@ def save(
         buffer = io.BytesIO()
         with look(): drawn.figure.savefig(buffer, format=kind, metadata=metadata)
         paths.append(write_bytes(Path(out)/f'{name}.{kind}', buffer.getbuffer()))
-    words = {'runs': drawn.runs, 'caption': drawn.caption, 'finding': drawn.finding}
+    words = {'runs': drawn.runs.splitlines(), 'caption': drawn.caption, 'finding': drawn.finding}
     return [*paths, write_json(Path(out)/f'{name}.json', words)]
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -147,68 +151,53 @@ def answer(question:str, yes:bool)->str: # a claim of the paper as a question; w
     return f'{question}? {"Yes" if yes else "No"}, {agreement(yes)}.'
 
 # %% ../../nbs/lab/73_figures.ipynb
-INTERVALS = ('The 95% intervals are over resampled images, the same for each detector. They do not cover how trainings '
-             'differ by chance; the thin lines show each seed.')
-
-def resampled(images:int)->np.ndarray: # [1 + 1000, images] how often each image counts; once in the first row
-    "Draws of images with replacement, the same for all detectors"
-    often = np.random.RandomState(0).multinomial(images, np.full(images, 1/images), 1000)
-    return np.concatenate([np.ones((1, images), int), often])
+INTERVALS = 'The 95% intervals are over seeds (Student\'s t); the thin lines show each seed.'
 
 def group_means(
-    image:np.ndarray, # [n] place of the image, from 0
     group:np.ndarray|int, # [n] group of the sample, from 0
     value:np.ndarray, # [n]
-    images:int,
     groups:int,
-)->np.ndarray: # [1 + draws, groups] means; nan: an empty group
-    "The mean of each group, on all images and on each draw"
-    sums, counts = np.zeros((2, images, groups))
-    np.add.at(sums, (image, group), value)
-    np.add.at(counts, (image, group), 1)
-    often = resampled(images)
-    with np.errstate(invalid='ignore'): return (often@sums)/(often@counts)
+)->np.ndarray: # [groups] means; nan: an empty group
+    "The mean of each group"
+    return pd.Series(value).groupby(np.broadcast_to(group, len(value))).mean().reindex(range(groups)).to_numpy()
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _interval(change:np.ndarray)->np.ndarray: # [seeds, 1 + draws, ...] to [2, ...]
-    "The 95% interval of the mean over seeds"
-    return pd.DataFrame(change.mean(0)[1:]).quantile([.025, .975]).to_numpy().squeeze()  # nan is left out
-
 def said(
-    change:np.ndarray, # [seeds, 1 + draws]
+    change:np.ndarray, # [seeds]
     expected:int|None=None, # 1: the paper says above 0, -1: below 0; None: the paper says nothing
     digits:int=3,
 )->str:
     "A change, its interval, the seeds, and whether it agrees with the paper"
     number = lambda v: f'{v:+z.{digits}f}'
-    whole, each, (low, high) = change.mean(0)[0], change[:, 0], _interval(change)
-    words = f'{number(whole)} ({number(low)} to {number(high)}; by seed {", ".join(map(number, each))})'
+    mean, low, high = t_interval(change)
+    words = f'{number(mean)} (one seed)'
+    if len(change) > 1:
+        words = f'{number(mean)} ({number(low)} to {number(high)}; by seed {", ".join(map(number, change))})'
     if expected is None: return words
-    if not (low > 0 or high < 0): return f'{words}, {agreement(None)}'
-    if len(np.unique(np.sign(each))) > 1: return f'{words}, {agreement(None)}, since the seeds differ in sign'
-    return f'{words}, {agreement(whole*expected > 0)}'
+    return f'{words}, {agreement(mean*expected > 0 if low > 0 or high < 0 else None)}'
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _draw_mean(
     ax,
     x:np.ndarray, # [k]
-    values:np.ndarray, # [seeds, 1 + draws, k]
+    values:np.ndarray, # [seeds, k]
     kind:str, # one of `COLORS`
     **line, # for `plot`
 ):
     "The mean over seeds as a line, the interval as a band"
-    ax.plot(x, values[:, 0].mean(0), **LINES[kind], **line)
-    ax.fill_between(x, *_interval(values), color=COLORS[kind], alpha=.2, lw=0)
+    mean, low, high = np.transpose([t_interval(v) for v in values.T])
+    ax.plot(x, mean, **LINES[kind], **line)
+    ax.fill_between(x, low, high, color=COLORS[kind], alpha=.2, lw=0)
 
 def _draw_seeds(ax, x:np.ndarray, values:np.ndarray, kind:str='prime'): # as for `_draw_mean`
-    ax.plot(x, values[:, 0].T, **LINES[kind], lw=.7, alpha=.4)
+    ax.plot(x, values.T, **LINES[kind], lw=.7, alpha=.4)
 
-def _draw_changes(ax, x:np.ndarray, change:np.ndarray): # [k]; [seeds, 1 + draws, k]
+def _draw_changes(ax, x:np.ndarray, change:np.ndarray): # [k]; [seeds, k]
     "Changes with their intervals, and a thin line for each seed"
-    mean = change[:, 0].mean(0)
+    mean, low, high = np.transpose([t_interval(v) for v in change.T])
     ax.axhline(0, color='.3', lw=.8)
     _draw_seeds(ax, x, change)
-    ax.errorbar(x, mean, np.abs(_interval(change) - mean), fmt='o', ms=3, lw=1, color=COLORS['prime'])
+    ax.errorbar(x, mean, (high - low)/2, fmt='o', ms=3, lw=1, color=COLORS['prime'])
 
 # %% ../../nbs/lab/73_figures.ipynb
 _corners = ['x1', 'y1', 'x2', 'y2']
@@ -253,24 +242,20 @@ def _draw_object(ax, truth:pd.Series, prime:pd.Series, hard:pd.Series):
     ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 # %% ../../nbs/lab/73_figures.ipynb
-def recalls(run:Trained)->np.ndarray: # [1 + 200, F] in percent at `FALSE_POSITIVES`
-    "The recall curve of a run at IoU 0.75, on all images and on each of the first 200 draws"
-    found, images = run.study.detections, run.study.images
+def recalls(run:Trained)->np.ndarray: # [F] in percent at `FALSE_POSITIVES`
+    "The recall curve of a run at IoU 0.75"
     true = hits(run.study)[:, [5]]  # the place of 0.75 in `IOUS`
-    objects = np.bincount(run.study.objects.image, minlength=images)
-    def curve(often):
-        again = np.arange(len(found)).repeat(often[found.image])
-        return 100*recall_curves(found.score.to_numpy()[again], true[again], often@objects, images)[0]
-    return np.stack([curve(often) for often in resampled(images)[:201]])
+    score, objects = run.study.detections.score.to_numpy(), len(run.study.objects)
+    return 100*recall_curves(score, true, objects, run.study.images)[0]
 
 def _draw_recalls(
     ax, above,
-    curves:dict[str, np.ndarray], # 'random', 'hard', 'prime' to [seeds, 1 + draws, F]
+    curves:dict[str, np.ndarray], # 'random', 'hard', 'prime' to [seeds, F]
 ):
     "The curves in one plot, and in another how far they are above random"
     for name, curve in curves.items():
         gain = curve - curves['random']
-        ax.plot(FALSE_POSITIVES, curve[:, 0].mean(0), **LINES[name], label=name)
+        ax.plot(FALSE_POSITIVES, curve.mean(0), **LINES[name], label=name)
         _draw_mean(above, FALSE_POSITIVES, gain, name)
         _draw_seeds(above, FALSE_POSITIVES, gain, name)
     for a in (ax, above): a.set(xscale='log', xlabel='false positives per image')
@@ -296,8 +281,8 @@ def figure1(
     fig, (left, right, above) = plt.subplots(1, 3, figsize=(PAGE, 2.1), layout='constrained', width_ratios=[.8, 1, 1])
     _draw_object(left, truth, best, worst)
     _draw_recalls(right, above, curves)
-    r, h, p = (c.mean(-1) for c in curves.values())  # [seeds, 1 + draws]
-    means = ', '.join(f'{k} {c[:, 0].mean():.1f}%' for k, c in curves.items())
+    r, h, p = (c.mean(-1) for c in curves.values())  # [seeds]
+    means = ', '.join(f'{k} {c.mean():.1f}%' for k, c in curves.items())
     return Drawn(fig,
         f'Left: an object in validation image {truth.image:.0f} and two samples of the baseline with seed '
         f'{random[0].record["seed"]}: the one with the highest IoU after regression (prime) and the one with the '
@@ -489,15 +474,15 @@ def scores(
     runs:list[Trained],
     column:str, # of the positives
     edges:Sequence[float], # of the groups: below the first, ..., from the last on
-)->np.ndarray: # [seeds, 1 + draws, groups], see `group_means`
-    "Mean scores of groups of positives, on all images and on each draw"
-    return np.stack([group_means(t.positives.image, np.digitize(t.positives[column], edges), t.positives.score,
-                                 t.study.images, len(edges) + 1) for t in runs])
+)->np.ndarray: # [seeds, groups]
+    "Mean scores of groups of positives"
+    return np.stack([group_means(np.digitize(t.positives[column], edges), t.positives.score.to_numpy(), len(edges) + 1)
+                     for t in runs])
 
 def score_changes(
     baseline:list[Trained], other:list[Trained],
     column:str, edges:Sequence[float], # see `scores`
-)->np.ndarray: # [seeds, 1 + draws, groups]
+)->np.ndarray: # [seeds, groups]
     "Changes of the mean scores of groups of positives from one detector to the other"
     return scores(other, column, edges) - scores(baseline, column, edges)
 
@@ -511,10 +496,10 @@ def said_of_two(
     return (f'the mean score of {first} changes by {said(a, expected)}; that of {last} by {said(b, expected_last)}. '
             f'The first change minus the second: {said(a - b, expected)}.')
 
-def best_is_highest(run:Trained)->np.ndarray: # [1 + draws] percent
+def best_is_highest(run:Trained)->float: # percent
     "The share of objects whose best placed sample has the highest score"
     top = run.positives.sort_values('score', ascending=False, kind='stable').drop_duplicates('gt')
-    return group_means(top.image, 0, 100*(top.local_rank == 0), run.study.images, 1)[:, 0]
+    return 100*(top.local_rank == 0).mean()
 
 RANK_EDGES = range(1, 9)
 LOCAL_RANKS = [*'01234567', '8+']  # those from 8 on are drawn together, since few objects have them
@@ -601,7 +586,7 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
     ax.set_xticks(range(9), LOCAL_RANKS)
     ax.grid(axis='x', visible=False)
     two = said_of_two(score_changes(baseline, pisa, 'local_rank', [1]), 'local rank 0', 'all other ranks', 1, None)
-    a, b = (np.stack([best_is_highest(t) for t in row]) for row in (baseline, pisa))
+    a, b = (np.array([best_is_highest(t) for t in row]) for row in (baseline, pisa))
     return Drawn(fig,
         'Left: for each object the detection with the highest score, of those with a score of 0.3 or more: local rank '
         f'of its sample | score. Not drawn are {others[0]} detections of the baseline and {others[1]} of PISA: they '
@@ -611,7 +596,7 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
         f'it rises most (images {", ".join(map(str, shown.index))}). Right: change of the mean score of all positive '
         f'samples from the baseline to PISA, by local rank. {INTERVALS}',
         f'Over all {first.images} images, {two} The best placed sample has the highest score in '
-        f'{a[:, 0].mean():.1f}% of the objects by the baseline and in {b[:, 0].mean():.1f}% by PISA; in points, '
+        f'{a.mean():.1f}% of the objects by the baseline and in {b.mean():.1f}% by PISA; in points, '
         f'{said(b - a, 1, 1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -767,11 +752,11 @@ def figure9(baseline:list[Trained], carl:list[Trained])->Drawn:
 # %% ../../nbs/lab/73_figures.ipynb
 def runs_of_row(
     row:str, # e.g. 'table3/R-R'
-    everything:pd.DataFrame, # see `pisa.lab.statistics.read_runs`
+    everything:pd.DataFrame, # see `pisa.lab.tables.read_runs`
 )->pd.DataFrame: # by seed
     "The runs of a row at mini scale, on the same data as in its table"
     table = row.split('/')[0].removeprefix('table')
-    cells = select(int(table), everything).cells
+    cells = select(int(table), everything)
     return cells[cells.row == row].set_index('seed')
 
 def _samples(id:str, runs:str|Path|None)->Path: # where `pisa.lab.study.collect` keeps them
@@ -829,6 +814,7 @@ def show(
     if drawn is None: return
     fig = FIGURES[number]
     words = f'**Figure {number} (v1). {fig.title}.** {drawn.caption}\n\n{drawn.finding}'
+    if drawn.runs: words += f'\n\n<details><summary>Runs</summary>\n\n{drawn.runs}\n\n</details>'
     display(Markdown(fig.about), drawn.figure, Markdown(words))
     plt.close(drawn.figure)
 

@@ -17,7 +17,6 @@ from .experiments import TWO_STAGE, Experiment, experiment
 from .files import records_dir
 from .paper import published
 from .rows import TABLES, row_experiment
-from .train import train
 
 # %% auto 0
 __all__ = ['FINGERPRINTS', 'EPOCHS', 'VARIANTS', 'FIRST', 'MAIN', 'PHOTOS', 'MARGIN', 'PRIMARY', 'variant', 'Group', 'groups',
@@ -237,6 +236,7 @@ def train_planned(
     first:int|None=None, # only so many of the part's
 )->None:
     "Train what is planned, on one core, and record it; a `ValueError` if the data are not those of the protocol"
+    from pisa.lab.train import train  # needs mmdet
     torch.set_num_threads(1)
     specs = {'shapes': load('shapes')} | {name: load('voc', Path(photos)/name) for name in ('bccd', 'damage')}
     for name, spec in specs.items():

@@ -9,19 +9,18 @@ import platform, re, shutil, subprocess, time, warnings, zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-import numpy as np
 import pandas as pd
 import torch
 import pisa
 from .data import DataSpec
 from .experiments import RECIPE, RECIPES, Experiment
-from .files import one_line, read_json, records_dir, root, runs_dir, write_bytes, write_json
+from .files import read_json, records_dir, root, runs_dir, write_bytes, write_json
 
 # %% auto 0
 __all__ = ['PACKAGES', 'CHECKPOINT', 'SCHEMA', 'TYPES', 'ADDED', 'KEPT', 'runs_path', 'folder', 'is_complete', 'find',
            'bfloat16_units', 'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors',
            'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'begin', 'finish',
-           'read_metrics', 'scalars', 'bootstrap', 'load', 'of_one_recipe', 'comparable', 'delete', 'add_record']
+           'read_metrics', 'scalars', 'load', 'of_one_recipe', 'comparable', 'delete', 'add_record']
 
 # %% ../../nbs/lab/50_runs.ipynb
 def runs_path(
@@ -274,19 +273,6 @@ def scalars(
     except ValueError as e:
         raise ValueError(f'{file} is damaged ({e}): restore it, or delete the line that is cut off') from None
 
-def bootstrap(
-    run:str, # the id
-    runs:str|Path|None=None, # folder of all runs; the project's if not given
-)->dict[str, np.ndarray]: # [1 + draws] each, percent: AP, AP50, AP75, perhaps AP_VOC; empty if not computed or damaged
-    "The APs of a run on its validation images, then on draws of them; all runs on this data have the same draws"
-    file = find(run, runs)/'bootstrap.npz'
-    if not file.exists(): return {}
-    try:
-        with np.load(file, allow_pickle=False) as data: return {k: data[k].astype(float) for k in data.files}
-    except Exception as e:  # numpy's reader raises many kinds
-        warnings.warn(f'{file} is damaged ({one_line(e)}), so the run is compared without it: restore it, or delete it')
-        return {}
-
 # %% ../../nbs/lab/50_runs.ipynb
 def load(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
@@ -346,7 +332,7 @@ def delete(
     with lock(path): away = path.rename(path.with_name(f'.{run}.{os.getpid()}'))  # in one step: never half gone
     shutil.rmtree(away)
 
-KEPT = 'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz', 'bootstrap.npz'  # in a record
+KEPT = 'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz'  # in a record
 
 def add_record(
     run:str, # the id of your own complete run

@@ -4,10 +4,9 @@
 
 # %% ../../nbs/lab/53_worker.ipynb 2
 from __future__ import annotations
-import contextlib, errno, functools, io, time, warnings
+import contextlib, errno, functools, time, warnings
 from collections.abc import Iterator
 from pathlib import Path
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
@@ -15,18 +14,16 @@ from mmengine.hooks import SyncBuffersHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data set packages are missing
-import pisa.lab.detectors, pisa.lab.torchvision, pisa.lab.speed  # they register what configs name
+import pisa.lab.detectors, pisa.lab.metric, pisa.lab.torchvision, pisa.lab.speed  # they register what configs name
 from . import runs as store
-from .evaluate import resamples, weighted_ap
-from .files import write_bytes, write_json
+from .files import write_json
 from .hooks import Checkpoint, Guard, Progress, Recorder, bare
-from .metric import COCOAP
 from .plan import Plan
 from .speed import channels_last, keep_memory
 from .weights import no_pickles
 
 # %% auto 0
-__all__ = ['quiet', 'OwnRunner', 'write_bootstrap', 'work', 'explained']
+__all__ = ['quiet', 'OwnRunner', 'work', 'explained']
 
 # %% ../../nbs/lab/53_worker.ipynb
 class OwnRunner(Runner):
@@ -52,17 +49,6 @@ class OwnRunner(Runner):
 quiet = functools.partial(warnings.catch_warnings, action='ignore')
 
 # %% ../../nbs/lab/53_worker.ipynb
-def write_bootstrap(
-    path:Path, # the run's folder
-    metric:COCOAP, # after the evaluation
-)->None:
-    "Write the APs of a run on draws of its validation images"
-    often, buffer = resamples(len(set(metric.images))), io.BytesIO()
-    ap = weighted_ap(metric.detections, metric.ann_file, often, metric.voc is not None, images=metric.images)
-    np.savez_compressed(buffer, **{k: v.astype(np.float32) for k, v in ap.items()})
-    write_bytes(path/'bootstrap.npz', buffer.getbuffer())
-
-# %% ../../nbs/lab/53_worker.ipynb
 def work(
     plan:Plan,
 )->None:
@@ -81,7 +67,6 @@ def work(
     store.save_tensors(path/'weights.pth', {k: v.cpu() for k, v in bare(runner.model).state_dict().items()})
     metric = runner.val_evaluator.metrics[0]
     write_json(path/'detections.json', metric.detections)
-    if metric.annotated: write_bootstrap(path, metric)
     store.finish(path, recorder.metrics, steps=runner.max_iters, seconds=checkpoint.seconds())
 
 # %% ../../nbs/lab/53_worker.ipynb
