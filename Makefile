@@ -78,6 +78,7 @@ paper: $(STAMP)  ## render the paper's tables, figures and page from records and
 	  papermill nbs/paper/$$kind.ipynb $$file.ipynb -p number $$number -p out figures $(ARGS) --no-progress-bar 2> $$file.log || { tail -n 20 $$file.log; exit 255; }'
 	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/index.log || { tail -n 20 _proc/index.log; false; }
 	nbdev_clean --fname nbs/paper/index.ipynb
+	python -c 'from pisa.lab.tables import write_records; write_records()'
 
 shown: $(STAMP)  ## run the other notebooks that are committed with their pictures: 9 minutes
 	jupyter nbconvert --to notebook --execute --inplace --coalesce-streams nbs/14_torchvision.ipynb nbs/implementations.ipynb

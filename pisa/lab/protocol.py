@@ -223,7 +223,8 @@ def judge(
         if ids & lost: row['verdict'] = 'diverged'
         each = ', '.join(f'{k} {v:+.1f}' for k, v in d.mean().items()) if len(d) and len(c.pairs) > 1 else ''
         out.append(dict(expects=c.expects, claim=c.claim, data=c.data, metric=c.metric, published=c.published, **row,
-                        planned=c.seeds, size=size(row['mean'], c.published, row['verdict']), each=each))
+                        planned=c.seeds, size=size(row['mean'], c.published, row['verdict']), each=each,
+                        by_seed=', '.join(f'{v:+.1f}' for v in d.mean(axis=1))))
     out = pd.DataFrame(out)
     return out.assign(holm=holm(out.p.where(out.verdict.isin(['holds', 'fails', 'open']), 1)))
 

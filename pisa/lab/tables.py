@@ -18,7 +18,7 @@ from .rows import ROWS, TABLES, Row, known_table, label, row_experiment
 
 # %% auto 0
 __all__ = ['HEADINGS', 'RULE', 'read_runs', 'select', 'time_ratios', 'table', 'shown', 'styled', 'table_name', 'recipe_note',
-           'caption', 'latex', 'markdown', 'run_ids', 'write', 'show']
+           'caption', 'latex', 'markdown', 'run_ids', 'write', 'write_records', 'show']
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _of_row(record:dict)->Experiment: # has the fields of `Experiment`, among others
@@ -300,6 +300,21 @@ def write(
     flat, folder = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4), Path(out or figures_dir())
     texts = {'md': text + '\n', 'csv': flat.to_csv(), 'tex': latex(df)}
     return [write_text(folder/f'{name}.{kind}', text) for kind, text in texts.items()]
+
+# %% ../../nbs/lab/72_tables.ipynb
+def write_records(runs:str|Path|None=None)->Path: # README.md in the folder of the records
+    "Write a list of all records: what was trained, and its AP"
+    every = store.load(runs, own=False).sort_values(['recipe', 'data_name', 'detector', 'method', 'seed'])
+    columns = {'run': 'id', 'recipe': 'recipe', 'precision': 'precision', 'backbone': 'backbone',
+               'formulation': 'formulation', 'sampler': 'sampler', 'changes': 'overrides'}
+    head, rows = [*columns, 'AP', 'AP50', 'AP75', 'AP of masks'], []
+    for r in every.to_dict('records'):
+        aps = [r['AP'], r['AP50'], r['AP75'], r.get('mask_AP', np.nan)]
+        said = [no_markup(str(r[k])) for k in columns.values()]
+        rows.append([f'[{said[0]}]({said[0]})', *said[1:], *('–' if v != v else f'{v:.1f}' for v in aps)])
+    text = ('# All runs\n\nThe records behind tables, figures and pages, in percent. '
+            'The name of a run has its detector, method, data and seed. `make paper` writes this list.\n\n')
+    return write_text(records_dir(runs)/'README.md', text + markdown_table(head, rows, left=len(columns)) + '\n')
 
 # %% ../../nbs/lab/72_tables.ipynb
 def show(
