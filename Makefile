@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
 # The stamp's name holds the hash of the pins: a second call finds it and costs nothing; after a change only the difference is installed
-PINS   := $(shell { cat constraints.txt .ci/*.py; grep requirements settings.ini; } | sha256sum | cut -c1-12)
+PINS   := $(shell { cat constraints.txt .ci/setup_venv.py .ci/mmcv_wheel.py; grep requirements settings.ini; } | sha256sum | cut -c1-12)
 STAMP  := $(VENV)/.pisa-$(PINS)
 $(if $(word 2,$(VENV)),$(error VENV=$(VENV): a path without spaces is needed))
 # What `make train` trains, for example: make train DETECTOR=faster_rcnn ARGS="-p method baseline -p seed 1"
@@ -25,7 +25,7 @@ NUMERIC := $(addprefix tests/test_,hlr.py isr.py carl.py two_stage.py single_sta
            tests/test_processes.py::test_two_processes_killed_and_resumed_have_the_loss_curve_of_one
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check nbtest pytest arithmetic slow lab export readme paper shown clean
+.PHONY: help setup train test check nbtest pytest arithmetic slow lab export readme paper shown docs clean
 
 help:  ## list the targets
 	@echo 'make TARGET [VENV=.venv] [PYTHON=python3.13] [DETECTOR=mask_rcnn] [ARGS="-p method baseline"]'
@@ -43,7 +43,7 @@ train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through
 
 test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export
 
-check: $(STAMP)  ## check that notebooks are clean and that pisa/ is what they export
+check: $(STAMP)  ## check that notebooks are clean and executed, and that pisa/ is what they export
 	python .ci/check.py
 
 # two tests at a time, each with one thread: more would wait for each other
@@ -62,9 +62,8 @@ slow: $(STAMP)  ## run the tests that take minutes: a training step of every det
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	cd nbs && jupyter lab
 
-export: $(STAMP)  ## write pisa/ from the notebooks, and clean them of outputs
+export: $(STAMP)  ## write pisa/ from the notebooks
 	nbdev_export
-	jupyter nbconvert --clear-output --inplace $$(python .ci/check.py --hidden) 2> /dev/null
 	nbdev_clean
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/records/
@@ -76,13 +75,14 @@ paper: $(STAMP)  ## render the paper's tables, figures and page from records and
 	@mkdir -p _proc
 	printf '%s\n' table:{1,2,3,4,5,6,7,text} figure:{1,2,3,4,5,6,7,8,9} | xargs -P 2 -I{} bash -c 'IFS=: read kind number <<< {}; file=_proc/$$kind$$number; \
 	  papermill nbs/paper/$$kind.ipynb $$file.ipynb -p number $$number -p out figures $(ARGS) --no-progress-bar 2> $$file.log || { tail -n 20 $$file.log; exit 255; }'
-	jupyter nbconvert --to notebook --execute --inplace nbs/paper/index.ipynb 2> _proc/index.log || { tail -n 20 _proc/index.log; false; }
-	nbdev_clean --fname nbs/paper/index.ipynb
+	python .ci/show.py nbs/paper/index.ipynb
 	python -c 'from pisa.lab.tables import write_records; write_records()'
 
-shown: $(STAMP)  ## run the other notebooks that are committed with their pictures: 9 minutes
-	jupyter nbconvert --to notebook --execute --inplace --coalesce-streams nbs/14_torchvision.ipynb nbs/implementations.ipynb
-	nbdev_clean
+shown: $(STAMP)  ## execute the notebooks whose code has changed, and keep what they put out (ARGS=--all: all of them)
+	OMP_NUM_THREADS=1 python .ci/show.py $(ARGS)
+
+docs: $(STAMP)  ## render the notebooks to HTML pages in _docs/
+	python .ci/docs.py
 
 clean:  ## delete what the tests and builds leave behind (not runs, not the environment)
 	rm -rf build dist *.egg-info .pytest_cache _proc _docs

@@ -13,8 +13,8 @@ from mmengine.registry import Registry
 from .data import DataSpec
 from .detectors import MEAN, SIZES, model, preprocessor, released
 from .experiments import (
-    PRECISIONS, TORCHVISION, TWO_STAGE, Experiment, Recipe, checkpoint_of, default_sampler, global_batch,
-    parse_overrides, prime_settings, ranked_together, recipe, steps, whole_number)
+    PRECISIONS, TORCHVISION, TWO_STAGE, Experiment, Schedule, checkpoint_of, default_sampler, global_batch,
+    parse_overrides, prime_settings, ranked_together, steps, usual_schedule, whole_number)
 from ..prime import CARL, ISR, one_of, settings
 from ..mmdet.samplers import HLR_DEFAULTS
 
@@ -28,7 +28,7 @@ def _pipeline(
     train:bool, # load ground truths, flip and distort
 )->list[dict]: # mmdet's transforms
     "The transforms of an image and its ground truths"
-    r = recipe(exp)
+    r = usual_schedule(exp)
     distort = [
         dict(type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.5, 1.5), saturation_range=(0.5, 1.5),
              hue_delta=18),
@@ -75,7 +75,7 @@ def detector(
     "The detector of an experiment"
     prime = prime_settings(exp.method, exp.formulation)
     if exp.detector in TORCHVISION:
-        return dict(type='TorchvisionDetector', kind=exp.kind, classes=len(spec.classes), side=recipe(exp).image[0],
+        return dict(type='TorchvisionDetector', kind=exp.kind, classes=len(spec.classes), side=usual_schedule(exp).image[0],
                     train_cfg=prime, data_preprocessor=preprocessor(exp.kind))
     name = exp.sampler if exp.sampler != 'auto' else default_sampler(exp.detector, exp.method, exp.formulation)
     sampler, ours = None, exp.formulation != 'released'
@@ -84,7 +84,7 @@ def detector(
         sampler = dict(type='PrimeSampler', num=SIZES[exp.scale].rois, pos_fraction=0.25, pos=pos, neg=neg,
                        add_gt_as_proposals=True)
     cfg = model(exp.detector, exp.scale, len(spec.classes), exp.backbone, checkpoint_of(exp.backbone, exp.pretrained),
-                prime, sampler, side=recipe(exp).image[0], sides='voc' if exp.dataset == 'voc' else 'coco')
+                prime, sampler, side=usual_schedule(exp).image[0], sides='voc' if exp.dataset == 'voc' else 'coco')
     return cfg if ours else released(cfg)
 
 # %% ../../nbs/lab/45_config.ipynb
@@ -108,7 +108,7 @@ def config(
     processes:int=1, # that share the batch
 )->Config:
     "The mmengine config of an experiment; a `ValueError` if the data set, overrides or processes do not fit it"
-    r = recipe(exp)
+    r = usual_schedule(exp)
     if exp.kind == 'mask_rcnn' and not spec.has_masks:
         raise ValueError(f'mask_rcnn needs a mask of every object, which {spec.name} does not have: '
                          'choose detector=faster_rcnn, or other data')
@@ -139,7 +139,7 @@ def config(
 
 # %% ../../nbs/lab/45_config.ipynb
 def schedule(
-    r:Recipe,
+    r:Schedule,
     epochs:int,
     total:int, # steps of the whole training
 )->list[dict]: # mmengine's `param_scheduler`

@@ -14,7 +14,7 @@ from ..prime import one_of
 # %% auto 0
 __all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'RELEASED', 'SAMPLERS', 'DATASETS', 'SCALES',
            'PRECISIONS', 'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'Backbone',
-           'backbones', 'Experiment', 'Recipe', 'sgd', 'recipe', 'experiment', 'sha256', 'usual_values',
+           'backbones', 'Experiment', 'Schedule', 'sgd', 'usual_schedule', 'experiment', 'sha256', 'usual_values',
            'checkpoint_of', 'parse_overrides', 'whole_number', 'ranked_together', 'steps', 'global_batch']
 
 # %% ../../nbs/lab/41_experiments.ipynb
@@ -124,7 +124,7 @@ class Experiment:
 
 # %% ../../nbs/lab/41_experiments.ipynb
 @dataclass(frozen=True)
-class Recipe:
+class Schedule:
     "How a detector is trained"
     image: tuple[int, int]    # (longer, shorter) side to resize to, aspect kept; both equal: stretched to a square
     batch: int                # images a step, over all processes
@@ -139,25 +139,25 @@ def sgd(lr:float, decay:float=1e-4, clip:float|None=35)->dict:
     clip_grad = dict(max_norm=clip, norm_type=2) if clip else None
     return dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=decay), clip_grad=clip_grad)
 
-def recipe(
+def usual_schedule(
     exp:Experiment,
-)->Recipe:
-    "The recipe of an experiment, before its overrides"
+)->Schedule:
+    "The schedule of an experiment, before its overrides"
     voc, ssd = exp.dataset == 'voc', exp.kind == 'ssd300'
     if exp.scale == 'mini':
         small = exp.dataset in ('voc', 'folder')  # few images, many epochs
         side, epochs = 128 if exp.dataset == 'shapes' else 256, 6 if exp.kind == 'mask_rcnn' else 8
         adamw = dict(type='AdamW', lr=1e-3, weight_decay=0.05, fused=True)
-        return Recipe(
+        return Schedule(
             image=(side, side), batch=8, epochs=3*epochs if small else epochs,
             optimizer=dict(clip_grad=dict(max_norm=10), optimizer=adamw),
             warmup=50, warmup_factor=0.001, steps=(8/12, 11/12))
     if ssd:
-        return Recipe(
+        return Schedule(
             image=(300, 300), batch=64, epochs=240 if voc else 120, optimizer=sgd(0.001, 5e-4, None),
             warmup=500, warmup_factor=1/3, steps=(16/24, 20/24) if voc else (80/120, 110/120), distort=True)
     half = voc or exp.detector in ('retinanet', 'atss')
-    return Recipe(
+    return Schedule(
         image=(1000, 600) if voc else (1333, 800), batch=16, epochs=12, optimizer=sgd(0.01 if half else 0.02),
         warmup=0 if voc else 500, warmup_factor=1/3, steps=(9/12,) if voc else (8/12, 11/12))
 
@@ -261,7 +261,7 @@ def sha256(
 
 def usual_values(exp:Experiment)->dict[str, Any]: # dotted key to value
     "Values of the schedule and the formulation that an override may repeat without effect"
-    r, rcnn = recipe(exp), 'rcnn.' if exp.detector in TWO_STAGE else ''
+    r, rcnn = usual_schedule(exp), 'rcnn.' if exp.detector in TWO_STAGE else ''
     prime = {f'model.train_cfg.{rcnn}{part}.{key}': value
              for part, settings in prime_settings(exp.method, exp.formulation).items()
              for key, value in settings.items()}
@@ -314,7 +314,7 @@ def steps(
     batch:int|None=None, # images a step; the experiment's if not given
 )->int:
     "Steps of the whole training"
-    given, r = parse_overrides(exp.overrides), recipe(exp)
+    given, r = parse_overrides(exp.overrides), usual_schedule(exp)
     key = 'train_dataloader.dataset.indices'
     if (used := whole_number(given, key, images)) > images:
         raise ValueError(f'overrides: {key}={used}, but there are {images} images to train on')
@@ -324,4 +324,4 @@ def steps(
 
 def global_batch(exp:Experiment)->int: # images a step, over all processes
     "The batch of an experiment; an overridden `train_dataloader.batch_size` is that of all processes together"
-    return whole_number(parse_overrides(exp.overrides), 'train_dataloader.batch_size', recipe(exp).batch)
+    return whole_number(parse_overrides(exp.overrides), 'train_dataloader.batch_size', usual_schedule(exp).batch)

@@ -555,9 +555,10 @@ def _draw_pairs(
 )->tuple[mpl.figure.Figure, plt.Axes]: # the axes are empty
     "A row of images for each detector, and room for one plot at the right"
     fig = plt.figure(figsize=(PAGE, 3.75), layout='constrained')
-    axes = fig.subplot_mosaic('012+;345+', width_ratios=[1, 1, 1, 1.15])
-    for (name, own), places in zip(found.items(), ('012', '345')):
-        axes[places[0]].set_ylabel(name, fontsize=9)
+    n, rows = len(ranks), ('012', '345')
+    axes = fig.subplot_mosaic([[*row[:n], '+'] for row in rows], width_ratios=[1]*n + [1.15])
+    for (name, own), places in zip(found.items(), rows):
+        if n: axes[places[0]].set_ylabel(name, fontsize=9)
         for place, image in zip(places, ranks.index): _draw_detections(axes[place], image, objects, own)
     for place, r in zip('012', ranks.itertuples()): axes[place].set_title(f'mean rank {r.before:.1f} → {r.after:.1f}')
     labels = {0: 'local rank 0, the best placed sample', 2: '2', 4: '4', 6: '6', 8: '8 or more'}

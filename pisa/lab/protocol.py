@@ -19,9 +19,9 @@ from .paper import published
 from .rows import TABLES, row_experiment
 
 # %% auto 0
-__all__ = ['FINGERPRINTS', 'EPOCHS', 'VARIANTS', 'FIRST', 'MAIN', 'PHOTOS', 'MARGIN', 'PRIMARY', 'variant', 'Group', 'groups',
-           'planned', 'Comparison', 'counted_runs', 'differences', 't_interval', 'judged', 'size', 'holm', 'diverged',
-           'judge', 'train_planned']
+__all__ = ['FINGERPRINTS', 'EPOCHS', 'VARIANTS', 'FIRST', 'MAIN', 'PHOTOS', 'SETTINGS', 'MARGIN', 'PRIMARY', 'variant', 'Group',
+           'with_setting', 'groups', 'planned', 'Comparison', 'counted_runs', 'differences', 't_interval', 'judged',
+           'size', 'holm', 'diverged', 'judge', 'train_planned']
 
 # %% ../../nbs/lab/58_protocol.ipynb
 FINGERPRINTS = {'shapes': 'e82b22dde69ed250', 'bccd': '90fa0178e3c643bf', 'damage': '610565eabbe37bf2'}
@@ -64,6 +64,13 @@ def _rows(*tables:int|str)->list[Experiment]:
 def _each(detectors:Sequence[str], variants:Sequence[str], data:str='shapes', epochs:int|None=None)->list[Experiment]:
     return [variant(d, v, data, epochs) for d in detectors for v in variants]
 
+SETTINGS = [*(('isr.beta', v) for v in (.1, .2, .3, .5)), *(('carl.b', v) for v in (0., .2, .3, .4, .5))]
+
+def with_setting(key:str, value:float)->Experiment: # of seed 0
+    "Faster R-CNN with PISA v1 on `damage`, with one setting in place of the paper's"
+    exp = variant('faster_rcnn', 'v1', 'damage')
+    return replace(exp, overrides=f'model.train_cfg.rcnn.{key}={value} {exp.overrides}')
+
 def groups()->list[Group]:
     "All groups, in their order; what a group before has on the same data is not in a later one"
     out, known = [], set()
@@ -79,6 +86,7 @@ def groups()->list[Group]:
         ('Cascade R-CNN and ATSS', 'shapes', 4, _each(('cascade_rcnn', 'atss'), ('baseline', 'v1'))),
         ('Tables 5 and 6', 'shapes', 4, _rows(5, 6)),
         ('larger backbones of Table 1', 'shapes', 3, _rows(1)),
+        ('beta and b, on damage', 'damage', 2, [with_setting(*s) for s in SETTINGS]),  # added later
     ):
         out.append(Group(name, data, seeds, tuple(e for e in dict.fromkeys(trainings) if (data, e) not in known)))
         known |= {(data, e) for e in trainings}
