@@ -50,10 +50,12 @@ def body(path: Path, exporter: HTMLExporter) -> str:
         if cell.cell_type == "markdown": cell.source = markdown(cell.source)
         for o in cell.get("outputs", ()):
             if "text/markdown" in o.get("data", {}): o.data = {"text/markdown": markdown(o.data["text/markdown"])}
+        shown = not re.match(r"#\| *echo: *false", cell.source)
         exported, lines = bool(re.match(r"#\| *export", cell.source)), cell.source.count("\n")
         if cell.cell_type == "code": cell.source = re.sub(r"^#\|.*\n", "", cell.source)
         part, _ = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[cell], metadata=nb.metadata))
-        if cell.cell_type == "code" and lines > LONG and (at := re.search(r'<div class="highlight.*?</pre>\s*</div>', part, re.S)):
+        if not shown: part = re.sub(r'<div class="highlight.*?</pre>\s*</div>', "", part, count=1, flags=re.S)
+        elif cell.cell_type == "code" and lines > LONG and (at := re.search(r'<div class="highlight.*?</pre>\s*</div>', part, re.S)):
             names = ", ".join(re.findall(r"^(?:def|class) (\w+)", cell.source, re.M)) or f"{lines} lines"
             part = part[:at.start()] + f"<details><summary>{'exported' if exported else 'code'}: {html.escape(names)}</summary>{at[0]}</details>" + part[at.end():]
         out.append(part)
@@ -61,7 +63,9 @@ def body(path: Path, exporter: HTMLExporter) -> str:
 
 
 def main() -> None:
-    out, shelves, exporter = ROOT / "_docs", pages(), HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    out, shelves = ROOT / "_docs", pages()
+    if left := {*ROOT.glob("nbs/**/[!.]*.ipynb")} - {p for own in shelves.values() for p in own}: sys.exit(f"{min(left)} is on no shelf: add it to SHELVES in .ci/docs.py")
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(ROOT / "nbs", out, ignore=lambda folder, names: [n for n in names if not (Path(folder, n).is_dir() or n.endswith((".png", ".py")))])
     (out / "style.css").write_text(STYLE + HtmlFormatter(style="default").get_style_defs(".highlight"))

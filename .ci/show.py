@@ -1,6 +1,6 @@
 """Execute the notebooks and keep what they put out: those whose code has changed since then, the named ones, or `--all`.
 
-The metadata of a notebook hold a hash of its code cells as they were executed. `.ci/check.py` compares it with the code that is there now.
+The metadata of a notebook hold a hash of its code cells and of what they put out. `.ci/check.py` compares it with what is there now.
 """
 import base64, hashlib, io, json, os, re, subprocess, sys, tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,9 @@ LONG = ["nbs/14_torchvision.ipynb"]  # begun first
 
 
 def code_hash(nb: dict) -> str:
-    cells = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"]
-    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+    "Of the code cells and of what they put out"
+    cells = [("".join(c["source"]), c.get("outputs", [])) for c in nb["cells"] if c["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_shown(nb: dict) -> bool:
@@ -45,13 +46,13 @@ def cleaned(outputs: list, places: dict[str, str]) -> list:
     out = []
     for o in outputs:
         if o.get("name") == "stderr": continue
-        if "text" in o: o["text"] = text(o["text"])
+        if "text" in o: o["text"] = re.sub(r"^.*?\d+%\|.*\n?", "", text(o["text"]), flags=re.M)  # progress bars
         data = o.get("data", {})
         if "application/vnd.jupyter.widget-view+json" in data: continue
         for kind, content in data.items():
             if kind == "image/png": data[kind] = small(content)
             elif isinstance(content, str): data[kind] = text(content)
-        out.append(o)
+        if o.get("text") != "": out.append(o)
     return out
 
 
@@ -60,20 +61,24 @@ def execute(path: Path, values: dict, places: dict[str, str]) -> None:
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.read(path, 4)
+    before = [c.source for c in nb.cells]
     run = nbformat.from_dict(json.loads(json.dumps(nb)))
     for c in run.cells:
-        if c.cell_type == "code" and re.search(r"#\| *eval: *false", c.source): c.source = ""
+        if c.cell_type == "code": c.outputs = []
+        if c.cell_type == "code" and re.search(r"^#\| *eval: *false", c.source, re.M): c.source = ""
         if "parameters" in c.metadata.get("tags", []): c.source += "".join(f"\n{k} = {v!r}" for k, v in values.items())
     NotebookClient(run, timeout=None, kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=40"], resources={"metadata": {"path": str(path.parent)}}, coalesce_streams=True).execute()
     for c, done in zip(nb.cells, run.cells):
-        if c.cell_type == "code": c.outputs = [] if re.match(r"#\| *hide", c.source) else cleaned(done.outputs, places)
-    nb.metadata["executed"] = code_hash(nb)
+        if c.cell_type == "code": c.outputs = [] if re.match(r"#\| *hide\b(?!_)", c.source) else cleaned(done.outputs, places)
+    if before != [c.source for c in nbformat.read(path, 4).cells]: raise RuntimeError("it was edited meanwhile, and is left as it is: run again")
+    nb.metadata.pop("executed", None)  # until it is cleaned
     nbformat.write(nb, path)
     print("executed", path.relative_to(ROOT), flush=True)
 
 
 def main(names: list[str]) -> int:
     every = {str(p.relative_to(ROOT)): p for p in notebooks()}
+    names = [n.removeprefix("./") for n in names]
     if unknown := [n for n in names if n not in every and n != "--all"]: sys.exit(f"{unknown[0]} is no notebook of nbs/: give a path like nbs/10_hlr.ipynb, or --all")
     todo = [n for n in every if "--all" in names or n in names or not names and not is_shown(json.loads(every[n].read_text()))]
     examples = [n for n in EXAMPLES if n in todo]
@@ -89,11 +94,19 @@ def main(names: list[str]) -> int:
                 found = {"RUNS": str(runs), "RUN": next((p.name for p in sorted(runs.glob("faster_rcnn-pisa*/weights.pth")) for p in [p.parent]), ""),
                          "SHAPES": str(next(Path(cache).glob("shapes/*-2000-500/val"), ""))}
                 execute(every[n], {k: found.get(v, v) if isinstance(v, str) else v for k, v in EXAMPLES[n].items()}, places)
-        jobs = [pool.submit(one_by_one)] if examples else []
-        jobs += [pool.submit(execute, every[n], {}, places) for n in sorted(set(todo) - set(examples), key=lambda n: (n not in LONG, n))]
-    failed = [e for job in jobs if (e := job.exception())]
+        jobs = {pool.submit(one_by_one): "examples"} if examples else {}
+        jobs |= {pool.submit(execute, every[n], {}, places): n for n in sorted(set(todo) - set(examples), key=lambda n: (n not in LONG, n))}
+        try: failed = {name: e for job, name in jobs.items() if (e := job.exception())}
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            sys.exit("stopped: the notebooks that were finished keep their outputs, the others are as they were; run it again")
     if todo: subprocess.run(["nbdev_clean"], cwd=ROOT, check=True)
-    for e in failed: print(e)
+    for n in {*todo, *examples} - {*failed}:
+        nb = json.loads(every[n].read_text())
+        if "executed" in nb["metadata"]: continue  # an example that failed
+        nb["metadata"] = {"executed": code_hash(nb)} | nb["metadata"]
+        every[n].write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    for name, e in failed.items(): print(f"{name}: {e}")
     print(f"{len(todo)} of {len(every)} notebooks were to be executed, {len(failed)} failed")
     return bool(failed)
 

@@ -13,18 +13,18 @@ __all__ = ['check_score', 'check_vectors', 'hierarchical_local_rank', 'iou_hlr',
 # %% ../nbs/10_hlr.ipynb
 def check_score(
     name:str, # the parameter's name, for the message
-    score:Tensor, # what is ranked by
+    score:Tensor, # what the samples are ranked by
 )->int: # N
-    "The length of `score`; a `ValueError` of one line unless it is `[N]` and floating point"
+    "The length of `score`; raises a one-line `ValueError` unless it is `[N]` and floating point"
     if score.dim() != 1: raise ValueError(f'{name} must be [N], not {list(score.shape)}')
     if not score.is_floating_point(): raise ValueError(f'{name} must be floating point, not {score.dtype}')
     return score.shape[0]
 
 def check_vectors(
     n:int, # N
-    **vectors, # tensors by parameter name; None is passed over
+    **vectors, # tensors by parameter name; None is skipped
 )->None:
-    "A `ValueError` of one line unless every tensor is `[N]`, ids hold integers and a mask holds bools"
+    "Raise a one-line `ValueError` unless every tensor is `[N]`, ids are integers and a mask is bool"
     for name,v in vectors.items():
         if v is None: continue
         if v.dim() != 1 or v.shape[0] != n:
@@ -38,25 +38,25 @@ def check_vectors(
 def _place_in_run(
     ids:Tensor, # [N] sorted
 )->Tensor: # LongTensor[N]
-    "For each element the number of elements before it in its run of equal `ids`"
+    "The number of elements before each element in its run of equal `ids`"
     return torch.arange(len(ids), device=ids.device) - torch.searchsorted(ids, ids)
 
 # %% ../nbs/10_hlr.ipynb
 def hierarchical_local_rank(
     score:Tensor, # [N] floating point, larger is more important
     group:Tensor, # [N] ids from 0; samples of one id compete for the local rank
-    cls:Tensor|None=None, # [N] ids from 0, below 2**63/N; each is ranked apart. One class if not given
-    mask:Tensor|None=None, # BoolTensor[N], what is False is left out. All are ranked if not given
-)->Tensor: # LongTensor[N], 0 is the most important of its class, -1 is left out
+    cls:Tensor|None=None, # [N] ids from 0, below 2**63/N; each class is ranked by itself. One class if not given
+    mask:Tensor|None=None, # BoolTensor[N], samples to rank. All if not given
+)->Tensor: # LongTensor[N], 0 is the most important of its class, -1 is outside the mask
     """Rank by local rank, then by score (Sections 3 and 4.1, v1).
 
     Within each `group` the samples are numbered by descending `score`: the local rank. Within each `cls` they are then
-    ordered by (local rank ascending, score descending), and the position, from 0 to n_j - 1 with n_j the samples of the
-    class that are not left out, is the result. Ties go to the earlier sample, NaN ranks last in its group. The rank is
-    exact: scores are compared, never added to. No gradient, no host synchronisation.
+    ordered by local rank ascending and score descending. The result is the position in this order, from 0 to n_j - 1
+    with n_j samples of the class inside the mask. Ties go to the earlier sample, NaN ranks last in its group. The rank
+    is exact: scores are compared, never added to a rank. No gradient, no host synchronisation.
 
-    A `ValueError` is raised where shapes or types do not fit. That ids are at least 0 is not checked: looking at values
-    would wait for the GPU."""
+    A `ValueError` is raised if shapes or types are wrong. Negative ids are not detected: looking at values would wait
+    for the GPU."""
     n = check_score('score', score)
     check_vectors(n, group=group, cls=cls, mask=mask)
     group, cls = group.long(), torch.zeros_like(group, dtype=torch.long) if cls is None else cls.long()

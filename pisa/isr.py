@@ -14,14 +14,14 @@ __all__ = ['importance', 'at_least_float32', 'check_curve', 'importance_weight',
 # %% ../nbs/11_isr.ipynb
 def importance(
     rank:Tensor, # [N] integers, 0 .. n_j - 1 within class j as from `iou_hlr`
-    label:Tensor|None, # [N] class of the sample, from 0; None if all are of one class, as the negatives of ISR-N
+    label:Tensor|None, # [N] class of the sample, from 0; None if there is one class, as for the negatives of ISR-N
     mask:Tensor|None=None, # BoolTensor[N], the samples that were ranked. All if not given
 )->Tensor: # FloatTensor[N], from 1/n_j to 1, and 0 outside the mask
     "Importance of each sample, linear in its rank (Eq. 1, v1); n_j counts the samples of its class inside the mask"
     if rank.dim() != 1: raise ValueError(f'rank must be [N], not {list(rank.shape)}')
     check_vectors(len(rank), rank=rank, label=label, mask=mask)
     label = torch.zeros_like(rank) if label is None else label.long()
-    if mask is not None: label = label.where(mask, -1)  # a class of its own for what was left out
+    if mask is not None: label = label.where(mask, -1)  # samples outside the mask are a class of their own
     ids, label = label.sort()[0], label.contiguous()
     n = torch.searchsorted(ids, label, right=True) - torch.searchsorted(ids, label)
     u = (n - rank)/n
@@ -35,10 +35,10 @@ def at_least_float32(x:Tensor)->Tensor: # float32, or float64 if `x` is that
 def check_curve(
     degree:float, # at least 0
     bias:float, # 0 <= bias < 1
-    names:tuple[str, str]=('gamma', 'beta'), # what the caller knows them by
+    names:tuple[str, str]=('gamma', 'beta'), # what the caller calls them
     zero:bool=True, # may the degree be 0
 )->None:
-    "A `ValueError` of one line unless the degree and the bias of a weight are numbers in their ranges"
+    "Raise a one-line `ValueError` unless degree and bias are numbers in their ranges"
     for name, value in zip(names, (degree, bias)):
         if value is None or isinstance(value, (str, bool)): raise ValueError(f'{name} must be a number, not {value!r}')
     if not (degree >= 0 if zero else degree > 0):
@@ -58,14 +58,14 @@ def importance_weight(
 # %% ../nbs/11_isr.ipynb
 def preserve_loss(
     weight:Tensor, # [N] at least 0, as from `importance_weight`
-    loss:Tensor, # [N] unreduced and unweighted loss; a loss for each class is summed over the classes first
-    base:Tensor|None=None, # [N] loss weights that the samples carry already. 1 if not given
+    loss:Tensor, # [N] unreduced and unweighted loss; sum over the classes first if there is one for each
+    base:Tensor|None=None, # [N] loss weights that the samples have already. 1 if not given
     mask:Tensor|None=None, # BoolTensor[N], the positives. All samples if not given
 )->Tensor: # FloatTensor[N], to be used instead of `base`; no gradient flows through it
     """Scale the weights so that the summed loss inside the mask stays what it is with `base` alone (Eq. 3, v1).
 
     Inside the mask this is `base*weight*ratio` with `ratio = sum(base*loss) / sum(base*weight*loss)`, outside it is
-    `base`. The ratio is 1 where the fraction is not finite or the sum below is zero."""
+    `base`. The ratio is 1 if the fraction is not finite, also where its denominator is zero."""
     if weight.dim() != 1: raise ValueError(f'weight must be [N], not {list(weight.shape)}')
     check_vectors(len(weight), loss=loss, base=base, mask=mask)
     weight, loss = at_least_float32(weight.detach()), at_least_float32(loss.detach())
@@ -87,7 +87,7 @@ def isr_weights(
     loss:Tensor, # [N] unreduced and unweighted classification loss
     gamma:float=2.0, # degree, at least 0
     beta:float=0.0, # bias, 0 <= beta < 1
-    base:Tensor|None=None, # [N] loss weights that the samples carry already. 1 if not given
+    base:Tensor|None=None, # [N] loss weights that the samples have already. 1 if not given
     mask:Tensor|None=None, # BoolTensor[N], the positives. All samples if not given
 )->Tensor: # FloatTensor[N], to be used instead of `base`; no gradient flows through it
     "Importance-based Sample Reweighting: IoU-HLR, then Eq. 1, 2 and 3 (v1); outside the mask the weights are `base`"

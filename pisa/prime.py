@@ -22,7 +22,7 @@ def one_of(
     value:str, # what was given
     known:Iterable[str], # what can be given
 )->str: # `value`
-    "Check that `value` is among `known`; a `ValueError` of one line otherwise"
+    "Check that `value` is among `known`; raises a one-line `ValueError` otherwise"
     known = list(known)
     if value in known: return value
     near = [k for k in known if k.lower() == str(value).lower()] or difflib.get_close_matches(str(value), known, 1)
@@ -34,7 +34,7 @@ METRICS = ('iou_hlr', 'iou', 'iou_before', 'loss', 'local_rank')
 
 @dataclass(frozen=True)
 class ISR:
-    "Settings of Importance-based Sample Reweighting; a `ValueError` of one line names what is out of range"
+    "Settings of Importance-based Sample Reweighting; a one-line `ValueError` names a value out of range"
     gamma: float = 2.0         # degree, at least 0 (Eq. 2, v1)
     beta: float = 0.0          # bias, 0 <= beta < 1 (Eq. 2, v1)
     metric: str = 'iou_hlr'    # what to rank by, one of `METRICS` (Table 7, v1; `local_rank` is ours)
@@ -50,7 +50,7 @@ class ISR:
 # %% ../nbs/13_prime.ipynb
 @dataclass(frozen=True)
 class CARL:
-    "Settings of the Classification-Aware Regression Loss; a `ValueError` of one line names what is out of range"
+    "Settings of the Classification-Aware Regression Loss; a one-line `ValueError` names a value out of range"
     k: float = 1.0         # degree, above 0 (Eq. 4, v1)
     b: float = 0.1         # bias, 0 <= b < 1 (Eq. 4, v1)
     form: str = 'replace'  # 'replace' (v1) or 'add' (v2), see `carl_loss`
@@ -63,9 +63,9 @@ class CARL:
 # %% ../nbs/13_prime.ipynb
 def settings(
     kind:type, # `ISR` or `CARL`
-    given:ISR|CARL|Mapping|None, # what a config has
+    given:ISR|CARL|Mapping|None, # from a config
 )->ISR|CARL|None: # None is off
-    "Settings from a config, with defaults for the rest; a `ValueError` of one line names an unknown key"
+    "Settings from a config, with defaults for the rest; a one-line `ValueError` names an unknown key"
     if given is None or isinstance(given, kind): return given
     known, name = [f.name for f in fields(kind)], kind.__name__.lower()
     if not isinstance(given, Mapping):
@@ -82,7 +82,7 @@ def settings(
 class Positives:
     "The positive samples of a mini-batch, of all its images"
     loss: Tensor      # [P] unreduced classification loss
-    prob: Tensor      # [P] from 0 to 1, predicted probability of the own class
+    prob: Tensor      # [P] from 0 to 1, predicted probability of the ground-truth class
     reg_loss: Tensor  # [P] or [P, 4] unreduced box loss
     box: Tensor       # [P, 4] where the regression moves the sample: x1, y1, x2, y2
     prior: Tensor     # [P, 4] the RoI or anchor
@@ -133,30 +133,31 @@ def prime_weights(
     if isr is None: return pos.weight
     box = pos.prior if isr.metric == 'iou_before' else pos.box
     score = pos.loss if isr.metric == 'loss' else pair_iou(box, pos.gt_box)
-    gt, label, loss, base, own = pos.gt, pos.label, pos.loss, pos.weight, slice(None)
-    if isr.scope == 'world': (score, loss, base), (gt, label), own = gather((score, loss, base), (gt, label))
-    elif isr.scope != 'batch': label = label + pos.image.long()//(1 if isr.scope == 'image' else isr.scope)*2**32
-    if isr.metric == 'local_rank': label = gt  # each object is a class of its own
-    group = gt if isr.metric == 'iou_hlr' else label
-    return isr_weights(score, group, label, loss, isr.gamma, isr.beta, base)[own]
+    gt, loss, base, own = pos.gt, pos.loss, pos.weight, slice(None)
+    pool = pos.label  # samples of one pool are ranked together (j in Eq. 1)
+    if isr.scope == 'world': (score, loss, base), (gt, pool), own = gather((score, loss, base), (gt, pool))
+    elif isr.scope != 'batch': pool = pool + pos.image.long()//(1 if isr.scope == 'image' else isr.scope)*2**32
+    if isr.metric == 'local_rank': pool = gt
+    group = gt if isr.metric == 'iou_hlr' else pool  # step 1 of IoU-HLR ranks within these
+    return isr_weights(score, group, pool, loss, isr.gamma, isr.beta, base)[own]
 
 # %% ../nbs/13_prime.ipynb
 def weighted_carl_loss(
     prob:Tensor, # [P] from 0 to 1, predicted probability of the ground-truth class
     reg_loss:Tensor, # [P] unreduced box loss
-    each:Tensor, # [P] at least 0, weight of each positive in the box loss
+    weight:Tensor, # [P] at least 0, weight of each positive in the box loss
     carl:CARL,
 )->Tensor: # [P] float32, or float64 if `prob` is that
     """Classification-Aware Regression Loss of weighted samples, unreduced.
 
-    With the form 'replace' the sum is that of `each * reg_loss`. Gradients flow to `reg_loss` and, unless `carl.detach`
-    is set, to `prob`. A `ValueError` is raised if `reg_loss` is not one number a box."""
-    n, shape = len(each), list(reg_loss.shape)
+    With the form 'replace' the sum is that of `weight * reg_loss`. Gradients flow to `reg_loss` and, unless
+    `carl.detach` is set, to `prob`. A `ValueError` is raised unless `reg_loss` has one number for each box."""
+    n, shape = len(weight), list(reg_loss.shape)
     if shape != [n]: raise ValueError(f'beside weights of boxes reg_loss must be [{n}], one number a box, not {shape}')
     c = carl_weights(prob.detach() if carl.detach else prob, carl.k, carl.b)
     tiny = torch.finfo(c.dtype).tiny  # protects against no positive
-    plain = each*reg_loss.to(c.dtype)
-    loss = c*(each.sum()/(each*c).sum().clamp(min=tiny))*plain
+    plain = weight*reg_loss.to(c.dtype)
+    loss = c*(weight.sum()/(weight*c).sum().clamp(min=tiny))*plain
     if carl.form == 'add': return loss
     return loss*(plain.detach().sum()/loss.detach().sum()).nan_to_num(1., 1., 1.)
 
@@ -164,8 +165,8 @@ def weighted_carl_loss(
 def prime_box_loss(
     pos:Positives,
     carl:CARL,
-    each:Tensor|None=None, # [P] weight of each positive in the box loss; 1 if not given
+    weight:Tensor|None=None, # [P] weight of each positive in the box loss; 1 if not given
 )->Tensor: # scalar, not divided by anything
     "CARL: the summed box loss, weighted by the scores (Section 4.2, v1)"
-    if each is None: return carl_loss(pos.prob, pos.reg_loss, **asdict(carl)).sum()
-    return weighted_carl_loss(pos.prob, pos.reg_loss, each, carl).sum()
+    if weight is None: return carl_loss(pos.prob, pos.reg_loss, **asdict(carl)).sum()
+    return weighted_carl_loss(pos.prob, pos.reg_loss, weight, carl).sum()

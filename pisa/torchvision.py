@@ -26,7 +26,7 @@ def matched(
     targets:list[dict[str, Tensor]], # B ground truths: `boxes` [G, 4], `labels` [G]
     index:list[Tensor], # B x [n] the ground truth of each sample, in its image
     positive:Tensor, # BoolTensor[N] of all samples, image by image
-)->tuple[Tensor, dict[str, Tensor]]: # [P] rows of the positives; `gt_box`, `gt`, `label`, `image` of `Positives`
+)->tuple[Tensor, dict[str, Tensor]]: # [P] rows of the positives; their `gt_box`, `gt`, `label`, `image` for `Positives`
     "Which samples are positive, and what they are matched with"
     row, device = positive.nonzero()[:, 0], positive.device
     image = torch.cat([torch.full_like(at, i) for i, at in enumerate(index)])[row]
@@ -38,7 +38,7 @@ def matched(
 # %% ../nbs/14_torchvision.ipynb
 def decoded(coder, delta:Tensor, prior:Tensor)->Tensor: # [P, 4]
     "Where the regression moves RoIs or anchors"
-    decode = getattr(coder, 'decode_single', None) or coder.decode  # newer coders have the second alone
+    decode = getattr(coder, 'decode_single', None) or coder.decode  # newer coders have only the second
     return decode(delta, prior).reshape(-1, 4)
 
 def box_losses(
@@ -62,7 +62,7 @@ def softmax_terms(
     logit:Tensor, # [P, C + 1]
     label:Tensor, # [P] classes from 1
 )->tuple[Tensor, Tensor]: # [P] each
-    "Cross entropy, and the probability of the own class"
+    "Cross entropy, and the probability of the ground-truth class"
     prob = at_least_float32(logit).softmax(1).gather(1, label[:, None])[:, 0]
     return F.cross_entropy(logit, label, reduction='none'), prob
 
@@ -70,7 +70,7 @@ def focal_terms(
     logit:Tensor, # [P, C]
     label:Tensor, # [P] classes from 0
 )->tuple[Tensor, Tensor]: # [P] each
-    "The focal loss over all classes, and the probability of the own class"
+    "The focal loss summed over the classes, and the probability of the ground-truth class"
     target = torch.zeros_like(logit).scatter(1, label[:, None], 1.)
     prob = at_least_float32(logit).gather(1, label[:, None])[:, 0].sigmoid()
     return sigmoid_focal_loss(logit, target, reduction='none').sum(1), prob
@@ -140,7 +140,7 @@ def dense_losses(
     model:RetinaNet|FCOS|SSD, isr:ISR|None, carl:CARL|None,
     targets, outputs, anchors, index, # as `compute_loss` takes them
 )->dict[str, Tensor]:
-    "In place of `compute_loss`"
+    "Replaces `compute_loss`"
     owner = loss_owner(model)
     losses = type(owner).compute_loss(owner, targets, outputs, anchors, index)
     return primed(losses, DENSE, of_anchors(model, outputs, anchors, index, targets), isr, carl)
@@ -154,7 +154,7 @@ def roi_losses(
     heads:RoIHeads, isr:ISR|None, carl:CARL|None,
     features, proposals, image_shapes, targets=None, # as `forward` takes them
 )->tuple[list, dict]:
-    "In place of the `forward` of RoI heads"
+    "Replaces the `forward` of RoI heads"
     kind, noted = type(heads), {}
     if not heads.training: return kind.forward(heads, features, proposals, image_shapes, targets)
     def sample(*args):
@@ -175,14 +175,14 @@ def roi_losses(
 
 # %% ../nbs/14_torchvision.ipynb
 def check_equal(kind:type, usual:Sequence[Tensor], losses:Sequence[Tensor])->None:
-    "A `ValueError` of one line if the losses of a kind of head are not the usual ones"
+    "Raise a one-line `ValueError` if the losses of a kind of head are not the usual ones"
     rounding = 1e-2 if torch.is_autocast_enabled() else 1e-4
     if not torch.allclose(torch.stack([*usual]).float(), torch.stack([*losses]).float(), rtol=rounding):
         raise ValueError(f'the losses of {kind.__name__} (torchvision {torchvision.__version__}) are not those that '
                          'ISR and CARL change here')
 
 def check_losses(part:nn.Module)->None: # RoI heads, or a model of `KNOWN`
-    "A `ValueError` of one line if a head's losses are not what ISR and CARL change here"
+    "Raise a one-line `ValueError` if a head's losses are not those that ISR and CARL change here"
     corner, label = torch.tensor([[[1., 2], [5, 4]], [[3, 6], [9, 2]]]), torch.tensor([[1, 2], [2, 1]])
     targets = [dict(boxes=torch.cat([c, c + 8.], 1), labels=l) for c, l in zip(corner, label)]
     prior, index = [t['boxes'] + .5 for t in targets], [torch.arange(2)]*2
@@ -194,7 +194,7 @@ def check_losses(part:nn.Module)->None: # RoI heads, or a model of `KNOWN`
         pos = of_rois(part.box_coder, both, deltas, prior, index, labels, targets)
     else:
         owner = loss_owner(part)
-        sure = torch.full((2, 998, 3), -99.)  # negatives without a loss, as many as SSD may take for a positive
+        sure = torch.full((2, 998, 3), -99.)  # negatives without a loss, as many as SSD may take
         if owner is part: sure[..., 0] = 99.
         outputs = dict(cls_logits=torch.cat([logit, sure], 1), bbox_ctrness=sure.new_zeros(2, 1000, 1),
                        bbox_regression=torch.cat([delta, sure.new_zeros(2, 998, 4)], 1))
@@ -212,9 +212,9 @@ def prime(
     isr:ISR|Mapping|None=ISR(), # settings of ISR; None is off
     carl:CARL|Mapping|None=CARL(), # settings of CARL; None is off
 )->nn.Module: # `model`
-    """Have a detector train with ISR and CARL. A second call changes the settings; with both off the model is plain.
+    """Make a detector train with ISR and CARL. A second call changes the settings; with both off the model is plain.
 
-    A `ValueError` of one line for a model without a detector that it knows, or with other losses than it knows."""
+    Raises a one-line `ValueError` if the model has no known detector in it, or if its losses are not the known ones."""
     isr, carl = settings(ISR, isr), settings(CARL, carl)
     parts = [m for m in model.modules() if isinstance(m, (RoIHeads, *KNOWN))]
     if not parts: raise ValueError(f'{type(model).__name__} has no detector of torchvision in it that is known here: '

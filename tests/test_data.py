@@ -153,7 +153,7 @@ def test_lost_image_of_shapes(tmp_path, monkeypatch):
 @pytest.mark.parametrize('kwargs, message', [
     (dict(dataset='shape'), "did you mean 'shapes'"), (dict(n_val=0), 'n_val=0 leaves no image'), (dict(n_train=-1), 'leaves no image'),
     (dict(n_train=2.5), 'leaves no image'), (dict(n_train=True), 'leaves no image'), (dict(dataset='shapes', data_root='x'), "no use with dataset='shapes'"),
-    (dict(classes=['disk']), 'for voc only'), (dict(dataset='coco'), 'needs data_root'), (dict(dataset='voc'), 'needs data_root')])
+    (dict(classes=['disk']), 'cannot be given for shapes'), (dict(dataset='coco'), 'needs data_root'), (dict(dataset='voc'), 'needs data_root')])
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message) as e: load(**kwargs)
     assert '\n' not in str(e.value)

@@ -154,9 +154,9 @@ def test_predict(trained, spec, tmp_path):
     found = read_json(tmp_path / 'found/detections.json')
     known = [d for d in read_json(folder / run / 'detections.json') if d['image_id'] in (1, 2) and d['score'] >= 0.02]
     assert len(found) == len(known) > 0 and {d['name'] for d in found} <= set(spec.classes)
-    for d, k in zip(*(sorted(rows, key=lambda d: (d['image_id'], -d['score'])) for rows in (found, known))):
-        assert (d['image_id'], d['category_id']) == (k['image_id'], k['category_id'])
-        assert d['bbox'] == pytest.approx(k['bbox'], abs=0.05) and d['score'] == pytest.approx(k['score'], abs=1e-3) and 'segmentation' in d
+    for d in found:  # scores that are alike to the last digits may come in another order
+        like = [k for k in known if (k['image_id'], k['category_id']) == (d['image_id'], d['category_id']) and k['bbox'] == pytest.approx(d['bbox'], abs=0.05)]
+        assert len(like) == 1 and d['score'] == pytest.approx(like[0]['score'], abs=1e-3) and 'segmentation' in d
     assert len((tmp_path / 'found/detections.csv').read_text().splitlines()) == len(found) + 1 and pictures(tmp_path / 'out.ipynb') == 1
     wrong = last_line(papermill('predict', tmp_path / 'out.ipynb', run=run, runs_dir=folder, images=tmp_path / 'none'))
     assert 'names no image: give a file, a folder, or a pattern' in wrong

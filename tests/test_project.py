@@ -142,6 +142,6 @@ def test_committed_runs_are_complete():
 
 def test_committed_tables_and_figures_are_of_committed_records():
     "What was rendered where somebody had runs of their own is not committed"
-    files = [*ROOT.glob('figures/*.json'), ROOT/'nbs/paper/index.ipynb', ROOT/'README.md']
+    files = [*ROOT.glob('figures/*.json'), *ROOT.glob('figures/*.md'), ROOT/'nbs/paper/index.ipynb', ROOT/'README.md']
     ids = {id for f in files for id in re.findall(r'[a-z0-9_]+-[a-z]+-[a-z]+-s\d+-[0-9a-f]{8}\b', f.read_text())} - {'faster_rcnn-pisa-shapes-s0-1a2b3c4d', 'faster_rcnn-pisa-coco-s0-1a2b3c4d'}
     assert len(ids) > 50 and ids <= {f.name for f in (ROOT/'runs/records').iterdir()}

@@ -98,3 +98,16 @@ def test_it_trains_what_is_planned_records_it_and_goes_on(tmp_path, spec, monkey
     assert methods() == ['baseline', 'pisa'] and trained == [('faster_rcnn', 'pisa')]
     for _ in range(2): protocol.train_planned(tmp_path, tmp_path, part=1, parts=2)
     assert trained[1:] == [('ssd300', 'baseline'), ('ssd300', 'pisa')] and protocol.diverged(tmp_path) == {e.id(spec.fingerprint) for _, e in todo[2:]}
+
+
+def test_without_records_nothing_is_judged(tmp_path):
+    (tmp_path/'records').mkdir()
+    found = protocol.judge(PRIMARY, tmp_path)
+    assert set(found.verdict) == {'unfinished'} and not found.seeds.any() and found['mean'].isna().all()
+
+
+def test_a_planned_run_that_does_not_count_is_named(monkeypatch, tmp_path):
+    c = PRIMARY[0]
+    wrong = made_up(c, -2., 6)
+    wrong.loc[3, 'machine_threads'] = 2
+    with pytest.warns(UserWarning, match=f'{wrong.id[3]} is planned, but does not count'): table_of(monkeypatch, tmp_path, wrong)

@@ -26,7 +26,7 @@ def _difference(row:str, base:str, metric:str)->float: # published; nan: a cell 
 
 def _claim(
     expects:str, # in our words
-    rows:str, # 'table3/C-R > table3/R-R, table3/C-R > table3/H*-R'; of several pairs their mean is judged
+    rows:str, # 'table3/C-R > table3/R-R, table3/C-R > table3/H*-R'; the mean of several pairs is judged
     claim:str='above', metric:str='AP', # see `Comparison`
 )->Comparison:
     "A claim about rows of the paper's tables"
@@ -50,9 +50,7 @@ CLAIMS = {  # table to its claims
     2: [*(_claim(f"{label(row.split('/')[1].split('-')[0])}: PISA raises AP by COCO's measure", f'{row} > {base}')
           for row, base in _NEXT if row.startswith('table2')),
         _claim("the gain is larger by COCO's measure than by VOC's", _over('table2'), metric='AP-AP_VOC')],
-    3: [_claim('negatives at random: prime positives (C/R) are better than random ones (R/R)',
-               'table3/C-R > table3/R-R'),
-        _claim('negatives at random: prime positives (C/R) are better than hard ones (H*/R)',
+    3: [_claim('negatives at random: prime positives (C/R) are better than hard ones (H*/R)',
                'table3/C-R > table3/H*-R'),
         _claim('negatives mined: prime positives (C/H*) are better than random ones (R/H*)',
                'table3/C-H* > table3/R-H*'),
@@ -101,7 +99,7 @@ def judged_claims(runs:str|Path|None=None)->pd.DataFrame: # `judge`, with `group
 VERDICTS = ('holds', 'fails', 'open', 'diverged', 'unfinished')
 
 def counts(judged:pd.DataFrame)->str: # see `judged_claims`
-    "How many comparisons have which verdict, and how many of the size that was published"
+    "How many comparisons have each verdict, and how many of those that hold have the published size"
     n = judged.verdict.value_counts()
     sizes = judged[judged.verdict == 'holds']['size'].value_counts()
     of = ', '.join(f'{sizes[k]} {word}' for k, word in (('same', 'of the size that was published'),
@@ -131,12 +129,14 @@ def claims_markdown(
     "What was expected, published and found"
     rows = []
     for c in judged.itertuples():
-        of = f' of {c.planned}' if c.verdict == 'unfinished' else ''
+        over = c.verdict in ('holds', 'fails', 'open')
         said = c.verdict + (f', {c.size} size' if c.size else '')
         what = ' − '.join(f'Δ{m}' for m in c.metric.replace('_VOC', ' (VOC)').split('-'))
-        rows.append([no_markup(c.expects), what, signed(c.published), difference_text(c.mean, c.low, c.high),
-                     f'{c.seeds}{of}', f'**{said}**' if c.verdict in ('holds', 'fails') else said])
-    return markdown_table(['expected', 'measure', 'published', 'ours', 'seeds', 'verdict'], rows, left=2)
+        ours = difference_text(c.mean, c.low, c.high) + (f'<br>{c.each}' if c.each else '')
+        rows.append([no_markup(c.expects), what, signed(c.published), ours,
+                     f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'), f'{c.holm:.3f}' if over else '–',
+                     f'**{said}**' if c.verdict in ('holds', 'fails') else said])
+    return markdown_table(['expected', 'measure', 'published', 'ours', 'seeds', 'p', 'verdict'], rows, left=2)
 
 # %% ../../nbs/lab/71_claims.ipynb
 _COLORS = {'holds': '#0173b2', 'fails': '#d55e00', 'open': '.35', 'diverged': '#cc78bc', 'unfinished': '.65'}
@@ -144,7 +144,7 @@ _COLORS = {'holds': '#0173b2', 'fails': '#d55e00', 'open': '.35', 'diverged': '#
 def forest(
     judged:pd.DataFrame, # see `judged_claims`
 )->plt.Figure:
-    "Differences with their intervals, ours and the paper's; right of 0: as expected"
+    "Differences with their intervals, ours and the paper's"
     some = judged[judged['mean'].notna()].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(8.5, 1.2 + .28*max(len(some), 1)), layout='constrained')
     ax.axvline(0, color='.3', lw=1, zorder=0)
@@ -153,7 +153,7 @@ def forest(
         ax.errorbar(part['mean'], part.index, xerr=(part.high - part.low)/2, fmt='o', ms=5, lw=1.8,
                     color=_COLORS[verdict], label=f'ours: {verdict}')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
-    ax.set(xlim=(-far, far), ylim=(len(some) - .4, -.7), xlabel='difference in AP; right of 0: as expected')
+    ax.set(xlim=(-far, far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
     ax.set_yticks(some.index, [f"{r.expects} ({r.seeds} seed{'s'*(r.seeds > 1)})" for r in some.itertuples()])
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.tick_params(axis='y', length=0)

@@ -35,7 +35,7 @@ def _pipeline(
         dict(type='Expand', mean=MEAN, to_rgb=True, ratio_range=(1, 4)),
         dict(type='MinIoURandomCrop', min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
     ] if train and r.distort else []
-    # boxes are in the frame of the stored image, see `frame` of pisa.lab.check
+    # boxes refer to the stored image, not turned by its EXIF entry, see `frame` of pisa.lab.check
     read = dict(type='LoadImageFromFile', color_type='color_ignore_orientation', to_float32=bool(distort))
     annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=exp.kind == 'mask_rcnn')
     keep_ratio = r.image[0] != r.image[1] or exp.kind != 'ssd300'
@@ -75,7 +75,8 @@ def detector(
     "The detector of an experiment"
     prime = prime_settings(exp.method, exp.formulation)
     if exp.detector in TORCHVISION:
-        return dict(type='TorchvisionDetector', kind=exp.kind, classes=len(spec.classes), side=usual_schedule(exp).image[0],
+        return dict(type='TorchvisionDetector', kind=exp.kind, classes=len(spec.classes),
+                    side=usual_schedule(exp).image[0],
                     train_cfg=prime, data_preprocessor=preprocessor(exp.kind))
     name = exp.sampler if exp.sampler != 'auto' else default_sampler(exp.detector, exp.method, exp.formulation)
     sampler, ours = None, exp.formulation != 'released'
@@ -91,7 +92,7 @@ def detector(
 def stages(
     cfg:Config,
 )->list[dict]: # the parts of the model's `train_cfg`, one for each box head
-    "Where the keys `isr` and `carl` stand"
+    "The dicts that hold the keys `isr` and `carl`"
     train = cfg.model.train_cfg
     rcnn = train.get('rcnn', train)
     return rcnn if isinstance(rcnn, list) else [rcnn]
@@ -145,7 +146,7 @@ def schedule(
 )->list[dict]: # mmengine's `param_scheduler`
     """A linear warm-up, if there is one, and the learning rate divided by 10 at each of `r.steps`.
 
-    It is divided at the end of an epoch if all of `r.steps` are whole epochs, else at the nearest step."""
+    If all of `r.steps` fall on ends of epochs, it is divided there, else at the nearest step."""
     at = [round(part*epochs, 6) for part in r.steps]
     if all(epoch.is_integer() for epoch in at):
         when = dict(by_epoch=True, end=epochs, milestones=[int(epoch) for epoch in at])
@@ -163,7 +164,7 @@ LOADED = {'_scope_', 'default_scope', 'custom_imports', 'checkpoint', 'pretraine
 def registered(
     name:Any,
 )->bool:
-    "Whether a registry of mmdet or mmengine has the name; any other would be imported as a module"
+    "Whether a registry of mmdet or mmengine has the name; mmengine would import any other as a module"
     register_all_modules(init_default_scope=False)
     parts = [*vars(mmengine.registry).values(), *vars(mmdet.registry).values()]
     return any(isinstance(r, Registry) and name in r.module_dict for r in parts)
@@ -209,8 +210,8 @@ def override(
 )->Config: # `cfg`, changed
     """Set dotted keys.
 
-    A `ValueError` names a value that is not `harmless` or not of the usual type, or the part of a key that the config
-    does not have or that looks misspelt."""
+    A `ValueError` names a value that is not `harmless` or has the wrong type, or a part of a key that is not in the
+    config or looks misspelt."""
     for key, value in pairs.items():
         harmless(key, value)
         *path, last = key.split('.')

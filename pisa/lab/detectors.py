@@ -82,7 +82,7 @@ class Size:
     fc: int                   # channels of the two fully connected layers
     mask_convs: int           # of the mask head
     mask_roi: int             # side of a RoI's features in the mask head; its masks are twice as large
-    border: int               # pixels that an anchor of the RPN may reach beyond the image to be trained; -1: any
+    border: int               # pixels that a trained anchor of the RPN may reach beyond the image; -1: any
     low_quality: bool         # the best RoI of a ground truth, if above the threshold, is always assigned to it
     ssd: tuple[int, ...]      # channels of SSD's six feature maps
     ssd_strides: tuple[int, ...]
@@ -102,7 +102,7 @@ SIZES = {
 
 # %% ../../nbs/lab/43_detectors.ipynb
 def fpn(s:Size, channels:list[int], dense:bool=False, extra:str|bool=False)->dict:
-    "An FPN; `dense`: it begins at `dense_start`; `extra`: convolutions make the levels above the backbone's"
+    "An FPN. `dense`: it begins at level `dense_start`. `extra`: mmdet's `add_extra_convs`, for the coarsest levels"
     return dict(type='FPN', in_channels=channels, out_channels=s.channels, num_outs=s.levels,
                 start_level=s.dense_start if dense else 0, add_extra_convs=extra)
 
@@ -147,14 +147,14 @@ def two_stage_model(
     scale:str, # one of `SIZES`
     classes:int,
     channels:list[int], # of the backbone's stages
-    prime:dict, # `isr` and `carl` keys of train_cfg; none of them is the baseline
+    prime:dict, # `isr` and `carl` keys of train_cfg; empty for the baseline
     sampler:dict|None=None, # of RoIs; random if not given
 )->dict:
     "All but the backbone"
     s, masks, cascade = SIZES[scale], detector == 'mask_rcnn', detector == 'cascade_rcnn'
     base = 'CascadeRoIHead' if cascade else 'StandardRoIHead'
     ours = 'PrimeCascadeRoIHead' if cascade else 'PrimeRoIHead'
-    # mmdet's own head for the plain baseline; a mining sampler works in ours alone
+    # mmdet's own head for the plain baseline; a mining sampler needs our head
     head = dict(type=ours if prime or sampler else base,
                 bbox_roi_extractor=roi_extractor(s, 7), bbox_head=box_head(s, classes))
     if masks: head.update(mask_roi_extractor=roi_extractor(s, s.mask_roi), mask_head=mask_head(s, classes))
@@ -250,13 +250,13 @@ RELEASED_HEADS = {'PrimeRoIHead': 'PISARoIHead', 'PrimeRetinaHead': 'PISARetinaH
 
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
 class ReleasedSSDHead(PISASSDHead):
-    "mmdet's own head; it lacks an attribute that prediction asks for"
+    "mmdet's own head, with the attribute `loss_cls` that its `predict` reads"
     loss_cls = None
 
 def released(
     model:dict, # mmdet's config of a detector with PISA
 )->dict: # `model`, changed
-    "mmdet's own heads for PISA in the place of ours"
+    "Replace our heads by mmdet's own heads for PISA"
     head = model.get('roi_head', model.get('bbox_head'))
     head['type'] = RELEASED_HEADS[head['type']]
     if 'roi_head' in model:
@@ -277,7 +277,7 @@ def model(
     classes:int,
     backbone_name:str, # one of `backbones(detector, scale)`
     checkpoint:str|None=None, # weights of the backbone to start from; None: from scratch
-    prime:dict={}, # `isr` and `carl` keys of train_cfg; none of them is the baseline
+    prime:dict={}, # `isr` and `carl` keys of train_cfg; empty for the baseline
     sampler:dict|None=None, # of RoIs; random if not given
     side:int=300, # of SSD's images, in pixels
     sides:str='coco', # key of `SSD_SIDES`

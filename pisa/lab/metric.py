@@ -43,7 +43,7 @@ class COCOAP(BaseMetric):
     """`coco_ap`, and `voc_ap` if `voc` is given, as a metric of mmengine.
 
     After an evaluation `detections` holds its COCO results, and `images` the ids of the images that were evaluated."""
-    default_prefix = ''  # the names stay as they are
+    default_prefix = ''  # no prefix before the names of the metrics
 
     def __init__(self,
         ann_file:str|Path, # annotations in COCO's format; without any (test-dev) there are no APs

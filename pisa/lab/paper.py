@@ -59,7 +59,7 @@ def row(
 )->pd.Series: # the metrics of that row (float, APs in percent); `attrs` as those of the table
     """One row of a table of the paper.
 
-    A `ValueError` of one line lists the known values if no row or several rows have these keys."""
+    A one-line `ValueError` lists the known values if no row or several rows have these keys."""
     t, given = published(table), ', '.join(f'{k}={v!r}' for k, v in keys.items())
     names, metrics = t.attrs['keys'], t.attrs['metrics']
     for k, v in keys.items():
@@ -121,8 +121,8 @@ _table('table6', 'Table 6 (v1)', 'Images that are ranked together, ResNet-18', '
     (2,          33.5, 52.7, 36.7, 17.7, 36.5, 44.1),
     (4,          33.6, 52.8, 37.0, 18.1, 36.5, 43.7),
     (8,          33.7, 53.1, 37.1, 18.5, 36.6, 43.5)],
-    note='detector and data are not named; AP50 of 2 images is the last of three values in one cell, '
-         'the others being those above it')
+    note='detector and data are not named; in our copy the cell of AP50 of 2 images has three values, '
+         'and the last is taken')
 
 # %% ../../nbs/lab/40_paper.ipynb
 _lost = float('nan')

@@ -25,7 +25,7 @@ from .weights import load_weights, no_pickles
 from .worker import OwnRunner, quiet
 
 # %% auto 0
-__all__ = ['train_line', 'trained', 'same_classes', 'device_of', 'evaluate', 'pixels_of', 'Detector']
+__all__ = ['train_line', 'trained', 'refuse_other_classes', 'device_of', 'evaluate', 'pixels_of', 'Detector']
 
 # %% ../../nbs/lab/56_predict.ipynb
 def train_line(
@@ -68,7 +68,7 @@ def trained(
     raise FileNotFoundError(f'run {run} has no weights: {why}. Give the file (weights=){then}: {train_line(exp, runs)}')
 
 # %% ../../nbs/lab/56_predict.ipynb
-def same_classes(
+def refuse_other_classes(
     record:dict, # the run's, see `pisa.lab.runs.read_record`
     spec:DataSpec,
 )->None:
@@ -99,7 +99,7 @@ def evaluate(
 )->tuple[dict[str, float|None], list[dict], list[int]]: # metrics (none without annotations), COCO results, image ids
     "Evaluate a trained run; errors of one line say what is missing or does not fit"
     record, exp, file = trained(run, runs, weights)
-    same_classes(record, spec)
+    refuse_other_classes(record, spec)
     device = device_of(gpus)
     if spec.fingerprint != record['data']['fingerprint']:
         kept = [pair for pair in exp.overrides.split() if not pair.startswith('val_dataloader.dataset.')]

@@ -20,7 +20,7 @@ def axis_taps(
     end:Tensor, # [R] its end
     bins:int, # S
     pixels:Tensor, # IntTensor[R], of the map along this axis
-    ratio:int, # points a bin
+    ratio:int, # points per bin
 )->tuple[Tensor, Tensor]: # [R, S, 2 * ratio] twice: int32 pixels of each bin, and their weights from 0 to 1
     "Pixels and interpolation weights of one axis"
     part = (torch.arange(bins*ratio, dtype=start.dtype, device=start.device) + 0.5)/(bins*ratio)
@@ -39,7 +39,7 @@ def bag_roi_align(
     rois:Tensor, # [R, 5] (image, x1, y1, x2, y2), in pixels of the image
     level:Tensor, # IntTensor[R], from 0 to L - 1
     bins:int, # S
-    scales:list[float], # [L] pixels of the map for each pixel of the image, for example 1/4
+    scales:list[float], # [L] map pixels per image pixel, for example 1/4
     ratio:int=1, # points of a bin along each axis; above 0
 )->Tensor: # [R, C, S, S] in channels-last layout; no gradient for the RoIs
     """RoIAlign of several levels as weighted sums of pixels, equal to `torchvision.ops.roi_align(..., aligned=True)`.
@@ -51,7 +51,7 @@ def bag_roi_align(
     pixels = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, C) for f in feats])
     size = torch.tensor([f.shape[2:] for f in feats], dtype=torch.int32)
     area = size.prod(1, dtype=torch.int32)
-    begin = ((area.cumsum(0, dtype=torch.int32) - area)*B)[level] + image*area[level]  # of the image's map in the table
+    begin = ((area.cumsum(0, dtype=torch.int32) - area)*B)[level] + image*area[level]  # first table row of the map
     boxes = rois[:, 1:]*rois.new_tensor(scales)[level, None] - 0.5  # half a pixel: from edges to centres
     x1, y1, x2, y2 = boxes.unbind(1)
     height, width = size[level].unbind(1)

@@ -23,15 +23,15 @@ class Row:
     name: str             # e.g. 'table3/C-R'
     trains: dict[str, str]  # parameters of `experiment`
     labels: dict[str, str]  # heading to text
-    base: str             # name of the row that it is compared with; its own name: none
-    numbers: pd.Series    # published, metric to number; NaN: lost or not reported
+    base: str             # name of the row that it is compared with; its own name if there is none
+    numbers: pd.Series    # published, metric to number; NaN: missing in our copy, or not reported
 
 @dataclass(frozen=True)
 class Table:
     "One of the paper's tables"
     title: str
     shown: tuple[str, ...]  # metrics that are shown; the CSV file has all
-    rows: list[Row]         # in the order shown, with the baseline of the comparison, even if of another table
+    rows: list[Row]         # in the order shown; includes the baseline, even if it is of another table
     about: str              # Markdown: the question of the table, and what it compares
 
 # %% ../../nbs/lab/42_rows.ipynb
@@ -48,10 +48,10 @@ def label(value)->str: # as a table prints it
 
 def _rows(
     part:str, # one of `pisa.lab.paper.tables()`
-    name:Callable[[pd.Series], str], # of a published row: the row's name
-    trains:Callable[[pd.Series], dict], # likewise: parameters of `experiment`
-    base:Callable[[pd.Series], str], # likewise: the name of its baseline
-    labels:Callable[[pd.Series], dict]|None=None, # likewise; the key columns if not given
+    name:Callable[[pd.Series], str], # published row to the name of our row
+    trains:Callable[[pd.Series], dict], # published row to parameters of `experiment`
+    base:Callable[[pd.Series], str], # published row to the name of its baseline
+    labels:Callable[[pd.Series], dict]|None=None, # published row to labels; the key columns if not given
 )->list[Row]:
     "The rows of a published table, in its order"
     t = published(part)
@@ -132,52 +132,50 @@ def _gradient()->list[Row]: # Section 5.3
 
 # %% ../../nbs/lab/42_rows.ipynb
 _ABOUT = {
-    1: r"""Does prime sample attention help whatever the detector?
+    1: r"""Does PISA help with every detector?
 
-Table 1 (v1) is the main result: two-stage and single-stage detectors, each with a small and a large backbone (SSD
-with one), trained with and without PISA. The paper claims a gain for all of them, at hardly any cost in training time
-and none at test time. Where the gain comes from is a claim too, made of Tables 2 and 3 and asked here of all
-detectors: if attention to prime samples makes the best placed boxes score highest, AP must gain most at a high IoU
-threshold (AP75), and little at AP50, where many a box will do.
+Table 1 (v1) is the main result. It has two-stage and single-stage detectors with a small and a large backbone (SSD with
+one), trained with and without PISA. The paper claims a gain for all of them, at hardly any cost in training time and
+none at test time. We also ask where the gain comes from. If PISA makes the best placed boxes score highest, AP should
+gain most at a high IoU threshold (AP75) and little at AP50.
 
-That nothing changes at test time needs no measurement: PISA is in the losses alone, so the network, its parameters
-and what is done with its outputs are the baseline's.""",
-    2: r"""The same gain by a measure that asks for less?
+The claim about test time needs no measurement. PISA changes the losses alone, so the network and the processing of its
+outputs are the baseline's.""",
+    2: r"""Is the gain smaller by VOC's measure?
 
-VOC counts a detection as true from an IoU of 0.5 on, so it hardly matters which of an object's boxes scores highest.
-If PISA does what it says, the gain should show by COCO's measure, the mean over thresholds up to 0.95, and vanish by
-VOC's. Table 2 (v1) compares the two on the same detectors. At the paper's scale the data is PASCAL VOC. At mini scale
-it is any small set of photographs in the same layout; the caption names it, once there are runs.""",
-    3: r"""Which samples are worth learning from: random, hard, or prime ones?
+VOC counts a detection as true from an IoU of 0.5 on. Then it hardly matters which of an object's boxes scores highest.
+So the gain should show in COCO's AP, the mean over thresholds up to 0.95, and hardly in VOC's. Table 2 (v1) compares
+the two on the same detectors. At the paper's scale the data is PASCAL VOC. At mini scale it is a small set of
+photographs; the caption names it.""",
+    3: r"""Which samples are worth learning from: random, hard or prime ones?
 
 Hard mining (OHEM) trains on the samples with the highest loss. PISA gives more weight to those with the highest IoU,
-and these are mostly easy. Table 3 (v1) sets the two against each other on one detector, for positives and negatives
-apart: `R` at random, `H` by OHEM, `H*` by OHEM with a fixed ratio of positives and negatives, `C` prime sample
-attention (ISR and CARL). The claim is that mining pays for negatives only; positives should be prime, not hard.""",
-    4: r"""Is it the weights, the loss, or both?
+which are mostly easy. Table 3 (v1) compares the two on one detector, for positives and negatives separately. `R` is
+random, `H` OHEM, `H*` OHEM with a fixed ratio of positives and negatives, and `C` prime sample attention (ISR and
+CARL). The paper claims that mining helps for negatives only, and that positives should be prime.""",
+    4: r"""Which part helps: the weights or the loss?
 
-PISA has two parts that can be had apart. ISR weights the positives in the classification loss by their rank. CARL
-lets the regression loss push the classification scores. Table 4 (v1) has each alone and both together.""",
-    5: r"""How much depends on gamma and beta, k and b?
+PISA has two parts. ISR weights the positives in the classification loss by their rank. CARL lets the regression loss
+push the classification scores. Table 4 (v1) has each alone, and both together.""",
+    5: r"""How much do gamma and beta, k and b matter?
 
-ISR turns a rank into a weight by $\gamma$ and $\beta$ (Eq. 2, v1): a large $\gamma$ and a small $\beta$ mean that
-only the best count. CARL does the same to scores by $k$ and $b$ (Eq. 4, v1). Table 5 (v1) varies each pair without
-the other component. A method that worked at one setting only would be of little use.""",
-    6: r"""Should samples compete within an image, or across images?
+ISR turns a rank into a weight by $\gamma$ and $\beta$ (Eq. 2, v1). With a large $\gamma$ and a small $\beta$ only the
+best samples count. CARL does the same to scores by $k$ and $b$ (Eq. 4, v1). Table 5 (v1) varies each pair without the
+other component.""",
+    6: r"""Should samples be ranked within an image, or across images?
 
 Samples are ranked within a class, over all images that a GPU holds. Table 6 (v1) takes a small backbone, ResNet-18,
-so that a GPU holds eight images, and ranks them one by one, in twos, in fours, and all together. Ranked one by one,
-the best sample of a poor image counts as much as the best of a good one.""",
+so that a GPU holds eight images. It ranks them one by one, in twos, in fours, and all together. If each image is ranked
+alone, the best sample of a poor image counts as much as the best of a good one.""",
     7: r"""Is the hierarchical local rank needed, or is the IoU enough?
 
-ISR can rank samples by other things than IoU-HLR: by the loss, as hard mining would; by the IoU itself, so that an
-object with many good samples takes all the weight; by the IoU before regression (IoU\*). Table 7 (v1) compares them,
-without CARL. The order of the rows is the paper's argument: it is the IoU that matters, after regression, and
-compared among the samples of the same object first.""",
-    'text': r"""Is it the scores as weights, or their gradient?
+ISR can rank samples by other metrics: by the loss, as hard mining does; by the IoU, so that an object with many good
+samples takes most of the weight; by the IoU before regression (IoU\*). Table 7 (v1) compares them without CARL. The
+order of the rows is the paper's argument: the IoU matters, after regression, and within each object first.""",
+    'text': r"""Does CARL work by its weights, or by its gradient?
 
-CARL has two effects: the regression of samples with high scores counts more, and the gradient of the regression loss
-reaches the scores. Section 5.3 (v1) takes the gradient away, so that the first is left alone."""}
+CARL has two effects. Samples with high scores count more in the regression loss, and the gradient of that loss reaches
+the scores. Section 5.3 (v1) removes the gradient, so that only the first effect is left."""}
 
 # %% ../../nbs/lab/42_rows.ipynb
 def _with_baseline(rows:list[Row])->list[Row]:
@@ -240,9 +238,9 @@ def row_experiment(
     name:str, # one of `ROWS`, e.g. 'table3/C-R'
     **words, # parameters of `experiment` in place of the row's: scale, seed, dataset...; overrides are added
 )->Experiment:
-    """The training of a row of the paper; a `ValueError` names the nearest rows.
+    """The training of a row of the paper; a `ValueError` for an unknown name lists similar ones.
 
-    At paper scale (the default) it uses the paper's data, with scale='mini' `shapes` (Table 2: `voc`)."""
+    The data set is the paper's at paper scale (the default), and `shapes` at mini scale (Table 2: `voc`)."""
     trains, scale = known_row(name).trains, words.get('scale', 'paper')
     if words.get('dataset') == 'auto': words['dataset'] = row_dataset(name, 'mini' if scale == 'auto' else scale)
     both = ' '.join(filter(None, (trains.get('overrides'), words.pop('overrides', ''))))
@@ -253,9 +251,9 @@ def row_or_experiment(
     row:str, # one of `ROWS`, or '' for none
     **words, # parameters of `experiment`
 )->Experiment:
-    """The training of a row, or, without a row, that of the parameters.
+    """The experiment of a row, or that of the parameters if no row is given.
 
-    A `ValueError` of one line if parameters are given that the row sets."""
+    A `ValueError` of one line if a row is given and parameters that it sets."""
     if not row: return experiment(**words)
     usual = {name: p.default for name, p in inspect.signature(experiment).parameters.items()}
     own = ('detector', 'method', 'backbone', 'formulation', 'sampler')

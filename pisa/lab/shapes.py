@@ -15,7 +15,7 @@ __all__ = ['VERSION', 'SIZE', 'UNIT', 'AREA_LIMITS', 'SIN', 'COS', 'CLASSES', 'o
            'render']
 
 # %% ../../nbs/lab/31_shapes.ipynb
-VERSION = 1                 # of the rendered data set; raise it if any pixel changes
+VERSION = 1                 # version of the rendered data set; raise it if any pixel changes
 SIZE = 128                  # pixels, both sides of a `shapes` image
 UNIT = 16                   # vertices are whole numbers of 1/16 px
 AREA_LIMITS = (16**2, 32**2)       # px^2 of a mask: small, medium and large in `shapes`
@@ -115,7 +115,7 @@ def _object(rng:RandomState)->tuple[int, list]: # its label and polygons around 
     label = _draw(rng, 0, len(CLASSES) - 1)
     name = CLASSES[label]
     half = min(_draw(rng, *_ROOTS[min(_draw(rng, 0, 9)//3, 2)])*_FILLS[name] >> 10, 30*UNIT)
-    aspect = _draw(rng, 870, 1205)  # 1024 is 1: from 0.85 to 1.18 a side
+    aspect = _draw(rng, 870, 1205)  # 1024 stands for 1: each side is scaled by 0.85 to 1.18
     half_width, half_height = half*aspect >> 10, (half << 10)//aspect
     return label, place(outline(name), half_width, half_height, _draw(rng, -18, 18), _draw(rng, 0, 1) == 1)
 

@@ -27,7 +27,7 @@ class Sample:
     image:np.ndarray   # [H, W, 3] uint8, RGB
     boxes:np.ndarray   # [G, 4] float, (x1, y1, x2, y2) in pixels
     labels:np.ndarray  # [G] integers, 0 to C - 1
-    texts:list[str]    # [G] names of the classes; of detections, with the score
+    texts:list[str]    # [G] class names; for detections, with the score
     masks:np.ndarray|None  # [G, H, W] bool, None if the data set has none
     file:Path          # where the image is
 
@@ -49,7 +49,7 @@ def _sample(spec:DataSpec, file:Path, data:dict, objects:Sequence[dict])->Sample
 def load_samples(
     spec:DataSpec, # the data set
     split:str='train', # 'train' or 'val'
-    indices:int|Iterable[int]=8, # which images, or how many from the first on
+    indices:int|Iterable[int]=8, # which images, or how many of the first
     detections:Sequence[dict]|None=None, # COCO results in place of the objects
 )->list[Sample]: # one for each image
     "Read images and their objects; an `IndexError` if the split has fewer images"
@@ -66,7 +66,7 @@ def load_samples(
 
 # %% ../../nbs/lab/35_show.ipynb
 def _draw(ax:plt.Axes, sample:Sample, palette:Sequence[tuple])->None:
-    "An image with its boxes and texts, and masks as a tint; `palette` has a colour for each class"
+    "Draw an image with its boxes and texts, and masks as a tint; `palette` has a colour for each class"
     ax.imshow(sample.image)
     for i, label in enumerate(sample.labels):
         (x1, y1, x2, y2), colour = sample.boxes[i] - .5, palette[label]
@@ -92,7 +92,7 @@ def show_samples(
 def show_grid(
     spec:DataSpec, # the data set
     split:str='train', # 'train' or 'val'
-    indices:int|Iterable[int]=8, # which images, or how many from the first on
+    indices:int|Iterable[int]=8, # which images, or how many of the first
     columns:int=4, # images in a row
 )->plt.Figure:
     "Images of a data set with their objects"

@@ -27,7 +27,7 @@ from .data import DataSpec
 from .evaluate import pr_curves, precisions
 from .files import write_bytes
 from .metric import to_coco
-from .predict import same_classes, trained
+from .predict import refuse_other_classes, trained
 from .samples import CURVES, FIELDS, FOUND, OBJECTS, TOP, image_rank
 from .show import Sample, load_samples
 from .weights import load_weights
@@ -58,7 +58,7 @@ def samples_of(
     gt, prob = assigned.gt_inds - 1, probabilities(logit, head.bbox_head.loss_cls)
     label, every = torch.where(gt >= 0, assigned.labels, background), torch.arange(len(gt))
     box = own_class(found.bboxes, torch.where(gt >= 0, label, prob[:, :background].argmax(1)))
-    def overlap(boxes): # with its object; of a negative, the highest
+    def overlap(boxes): # with its object; for a negative, the highest with any object
         iou = F.pad(bbox_overlaps(boxes, gt_box), (0, 1))  # the last is for no object
         return torch.where(gt >= 0, iou[every, gt], iou.max(1)[0])
     return {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'box': box,
@@ -177,7 +177,7 @@ def collect(
         raise ValueError(f'run {run} is a record, which is only read: '
                          f'copy its folder to {store.runs_dir(runs)}, and its samples are kept there')
     one_of('detector', exp.detector, ('faster_rcnn', 'mask_rcnn'))
-    same_classes(record, spec)
+    refuse_other_classes(record, spec)
     for name, n, least in (('images', images, 1), ('negatives', negatives, 0)):
         if type(n) is not int or n < least:
             raise ValueError(f'{name}={n!r}: give a whole number of images, {least} or more')

@@ -74,7 +74,7 @@ def state(
     task:Task,
     path:Path, # the folder of its run
     own:str|None=None, # 'RUNNING', or why our job for it waits; None: there is no such job
-)->dict[str, Any]: # state, step, loss, AP (percent), minutes; why: the error, why it waits, who has it, 'a record'
+)->dict[str, Any]: # state, step, loss, AP (percent), minutes; why: error, reason to wait, who trains it, 'a record'
     "The state of a task: 'done', 'failed', 'elsewhere', 'running', 'begun' (stopped before its end) or 'waiting'"
     running, holder = own == 'RUNNING', store.held(path)
     out = dict(state='waiting', step=0, loss=math.nan, AP=math.nan, minutes=math.nan, why='' if running else own or '')
@@ -107,7 +107,7 @@ def progress(
     return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../../nbs/lab/57_sweep.ipynb
-_KIND = 'detector', 'backbone', 'scale', 'dataset'  # runs that are alike in these take about as long
+_KIND = 'detector', 'backbone', 'scale', 'dataset'  # runs that agree in these take about the same time
 
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
@@ -145,7 +145,7 @@ IMAGES = { # training images
 def row_costs(
     scale:str='mini', # 'mini' or 'paper'
     runs:str|Path|None=None, # folder of all runs, for the cost; the project's if not given
-)->pd.DataFrame: # one row a row of the paper: what it trains, `same_as` an earlier row, steps, hours
+)->pd.DataFrame: # for each row of the paper: what it trains, `same_as` an earlier row, steps, hours
     """All rows of the paper's tables by name, and what each costs to train once.
 
     Hours are those of one core, or of the GPUs; nan if there are no runs to take the time of a step from.

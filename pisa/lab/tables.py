@@ -51,7 +51,9 @@ def read_runs(
     """The runs that tables use, your own and the records, all of one recipe and precision.
 
     `attrs` has those of `pisa.lab.runs.comparable`, `lost` (experiments that diverged) and `step` (times)."""
-    table = store.comparable(store.load(runs, own), recipe)
+    every = store.load(runs, own)
+    every = every[~every.detector.astype(str).str.startswith('torchvision')]  # they are in no table
+    table = store.comparable(every.reset_index(drop=True), recipe)
     if len(table):
         table['experiment'] = [_of_row(r) for r in table.to_dict('records')]
         table['train_time'] = table.seconds/table.steps
@@ -96,6 +98,7 @@ def _ours(row:Row, cells:pd.DataFrame)->dict: # column to number
         if m not in own or not len(v := own[m].dropna()): continue
         out |= _with_half(m, v)
         both = (own.set_index('seed')[m] - base.set_index('seed')[m]).dropna()
+        if m == 'AP' and row.name != row.base: out['pairs'] = len(both)
         if row.name != row.base and len(both): out |= _with_half(f'Δ{m}', both)
     if 'train_time' in out and row.name != row.base: out['time_ratio'] = time_ratios(own, base).mean()
     return out
@@ -110,7 +113,8 @@ def table(
 )->pd.DataFrame: # groups of columns: published, mini, paper; Table 1: released and bench (see `read_runs`)
     """A table of the paper beside our runs, a row each; NaN, and 0 seeds, where nothing was run.
 
-    Columns of a metric m, in percent: m, ±m, Δm, ±Δm. Columns of ours: seeds, runs (ids)"""
+    Columns of a metric m, in percent: m, ±m, Δm, ±Δm. Columns of ours: seeds,
+    pairs (seeds that the baseline has too), runs (ids)"""
     rows, parts = known_table(number).rows, {scale: select(number, runs, scale) for scale in SCALES}
     names, metrics = [r.name for r in rows], [m for m in rows[0].numbers.index if m != 'train_time']
     time = ['train_time', 'time_ratio'] if number == 1 else []
@@ -120,7 +124,8 @@ def table(
         groups['released'] = [_released(r) for r in rows], ['AP', 'ΔAP']
         groups['bench'] = [runs.attrs.get('step', {}).get(n, {}) for n in names], ['step', 'low', 'high']
     for scale, cells in parts.items():
-        groups[scale] = [_ours(r, cells) for r in rows], ['seeds', *(time if scale == 'paper' else ()), *ours, 'runs']
+        own = ['seeds', 'pairs', *(time if scale == 'paper' else ()), *ours, 'runs']
+        groups[scale] = [_ours(r, cells) for r in rows], own
     index = pd.MultiIndex.from_tuples([tuple(r.labels.values()) for r in rows], names=list(rows[0].labels))
     df = pd.concat({k: pd.DataFrame(numbers, index, columns) for k, (numbers, columns) in groups.items()}, axis=1)
     lost = runs.attrs.get('lost', ())
@@ -140,7 +145,13 @@ def _cell(row:dict, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
     out = f'{mean:.1f}' + (f' ± {half:.1f}' if half == half else '')
     if d != d: return out
     said = difference_text(d, d - wide, d + wide)
-    return f'{out}\n' + (f'**{said}**' if abs(d) > wide else said)
+    return f'{out}\n' + (f'**{said}**' if abs(d) > wide and row.get('state') != 'diverged' else said)
+
+def _seeds(row:dict)->str: # e.g. '6', '4\n2 pairs', '5\nsome diverged'
+    "How many seeds a row has, and what is to be known about them"
+    if not row['seeds']: return row['state']
+    few = f"\n{row['pairs']:.0f} pairs" if 0 < row['pairs'] < row['seeds'] else ''
+    return str(row['seeds']) + few + '\nsome diverged'*(row['state'] == 'diverged')
 
 def _columns(df:pd.DataFrame, scale:str)->dict[str, list[str]]: # column to text
     "The columns of a group; none at the paper's scale if nothing was run there"
@@ -151,7 +162,8 @@ def _columns(df:pd.DataFrame, scale:str)->dict[str, list[str]]: # column to text
     if scale in SCALES:
         missing = df.attrs['missing'][scale]
         if not any(r['seeds'] for r in rows): return {'': missing} if scale == 'mini' or 'diverged' in missing else {}
-        out['seeds'] = [str(r['seeds'] or word) for r, word in zip(rows, missing)]
+        for r, word in zip(rows, missing): r['state'] = word
+        out['seeds'] = [_seeds(r) for r in rows]
     if 'train_time' in rows[0]:
         text = lambda form, v: form.format(v) if v == v else ''
         out['s a step'] = [text('{:.3f}', r['train_time']) + text('\n×{:.3f}', r['time_ratio']) for r in rows]
@@ -186,11 +198,11 @@ def styled(
     return text.map(_html).style.set_table_styles([dict(selector=s, props=p) for s, p in styles.items()])
 
 # %% ../../nbs/lab/72_tables.ipynb
-RULE = ('*How to read the tables.* A cell has a mean over seeds, and after ± half of its 95% interval. Below it is '
-        'the difference from the baseline, in pairs of runs of the same seed. All intervals are Student\'s t over the '
-        'seeds of these rows alone; a row with one seed has none. Bold: the interval does not hold zero. The choice of '
-        'images is not in the intervals. Verdicts rest on the comparisons that were fixed beforehand, not on '
-        'bold cells.')
+RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
+        'difference from the baseline, in pairs of runs of the same seed, of which there may be fewer. All intervals '
+        'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not hold zero. The '
+        'intervals do not cover the choice of images. Verdicts rest on the comparisons that were fixed beforehand, not '
+        'on bold cells. Ours have small backbones ([43_detectors](../lab/43_detectors.ipynb)).')
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
            "([40_paper](../lab/40_paper.ipynb) says what is unfair about them); ours are on validation images too. "
@@ -207,18 +219,20 @@ def table_name(number:int|str)->str: return 'Section 5.3' if number == 'text' el
 def _of_the_paper(number:int|str)->str:
     "The data of the published numbers, and what is odd about them"
     parts = {5: ('table5_isr', 'table5_carl'), 'text': ('carl_gradient',)}.get(number, (f'table{number}',))
-    where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'COCO, probably'}
+    where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'no named data set, probably COCO'}
     noted = [no_markup(published(name).attrs['note']) for name in parts]
     noted = [note.replace('train_time', "*s a step*, below it × the baseline's,") for note in noted]
-    out = [f"*Published*: on {where.get(number, 'COCO val, judging by the baseline')}", *noted, _ODD.get(number)]
+    on = where.get(number, 'no named data set; the baseline suggests COCO val')
+    out = [f'*Published*: on {on}', *noted, _ODD.get(number)]
     return '; '.join(filter(None, out)) + '.'
 
 def _of_ours(cells:pd.DataFrame, scale:str)->str: # see `select`
-    "The data, network and seeds of our runs of a table; '' if there are none at the paper's scale"
+    "The data, networks and number of our runs of a table; '' if there are none at the paper's scale"
     if not len(cells): return f'*Ours, {scale} scale*: no run.' if scale == 'mini' else ''
     yours = (cells.source == 'own').sum()
     return (f"*Ours, {scale} scale*: {cells.data_note.iloc[0].partition(';')[0]}; "
-            f"{', '.join(map(label, cells.detector.unique()))} ({', '.join(cells.backbone.unique())}); "
+            f"{', '.join(map(label, cells.detector.unique()))} with small backbones "
+            f"({', '.join(cells.backbone.unique())}); "
             f"{len(cells)} runs{f', {yours} of them your own' if yours else ''}.")
 
 def recipe_note(runs:pd.DataFrame)->str: # see `read_runs`
@@ -233,7 +247,7 @@ def caption(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
 )->str: # Markdown; what is common to all tables is in `RULE`
-    "What a table shows: the data, networks and seeds"
+    "What a table shows: the data, the networks and the number of runs"
     out = [f'**{table_name(number)} (v1). {known_table(number).title}.** AP of boxes in percent.',
            _of_the_paper(number), *(_of_ours(select(number, runs, scale), scale) for scale in SCALES)]
     return ' '.join(filter(None, out))
@@ -304,7 +318,9 @@ def write(
 # %% ../../nbs/lab/72_tables.ipynb
 def write_records(runs:str|Path|None=None)->Path: # README.md in the folder of the records
     "Write a list of all records: what was trained, and its AP"
-    every = store.load(runs, own=False).sort_values(['recipe', 'data_name', 'detector', 'method', 'seed'])
+    every = store.load(runs, own=False)
+    if not len(every): raise FileNotFoundError(f'{records_dir(runs)} has no records')
+    every = every.sort_values(['recipe', 'data_name', 'detector', 'method', 'seed'])
     columns = {'run': 'id', 'recipe': 'recipe', 'precision': 'precision', 'backbone': 'backbone',
                'formulation': 'formulation', 'sampler': 'sampler', 'changes': 'overrides'}
     head, rows = [*columns, 'AP', 'AP50', 'AP75', 'AP of masks'], []

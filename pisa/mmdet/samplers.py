@@ -50,7 +50,7 @@ def class_loss(
     label:Tensor, # [P] classes
     loss_cls:nn.Module, # the head's classification loss
 )->Tensor: # [P] float32
-    "Classification loss of each sample, unweighted; summed over classes where the loss is per class (sigmoid)"
+    "Classification loss of each sample, unweighted; summed over the classes if the loss is per class (sigmoid)"
     loss = loss_cls(cls_score.float(), label, reduction_override='none')
     return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
 
@@ -81,10 +81,10 @@ def nms_match(
 )->Tensor: # LongTensor[N], each box's cluster, named by the index of its best box
     """Clusters of boxes that NMS would remove together (ISR-N, v2), on the device of the boxes.
 
-    The partition is that of `mmcv.ops.nms_match` on each image, except for boxes that overlap by exactly `iou_thr`:
-    there they join, here they do not, as in NMS. Memory is that of the overlaps of one image's boxes with its kept
-    boxes. The loop is over images, not over clusters. Besides what plain NMS waits for, the host waits for the device
-    once for the whole batch, for the number of boxes of each image."""
+    The clusters are those of `mmcv.ops.nms_match` on each image, except for boxes that overlap by exactly `iou_thr`:
+    mmcv joins them, this function does not, as in NMS. It holds the overlaps of one image's boxes with its kept boxes.
+    It loops over images, not over clusters. Beyond the waits of plain NMS, the host waits for the device once per
+    batch, to read the number of boxes of each image."""
     cluster = torch.arange(len(boxes), device=boxes.device)
     order = image.sort(stable=True)[1]
     for rows in order.split(torch.bincount(image).tolist()):
@@ -126,7 +126,7 @@ def take_ranked(
     chosen = torch.cat([top, random_choice(rest, num - len(top))])
     if not len(top): return chosen, torch.ones_like(loss[chosen])
     n = max(min(num, len(rank)), len(ranked))
-    place = torch.arange(len(chosen), device=rank.device).clamp(max=len(top) - 1)  # the rank among the image's own
+    place = torch.arange(len(chosen), device=rank.device).clamp(max=len(top) - 1)  # random ones share the last
     u = (n - place)/n
     return chosen, preserve_loss(importance_weight(u, power, bias), loss[chosen])
 
@@ -178,7 +178,7 @@ def forward_candidates(
     boxes:list, # B times the boxes to forward, [n, 4]
     stage:int|None=None, # of a cascade
 )->tuple[Tensor, Tensor, Tensor]: # RoIs [N, 5] (image, x1, y1, x2, y2), class logits, box predictions
-    "The outputs of the box head for boxes of all images, in one forward, see `without_trace`"
+    "The outputs of the box head for boxes of all images, in one forward pass, see `without_trace`"
     rois = bbox2roi(boxes)
     args = (feats, rois) if stage is None else (stage, feats, rois)
     with without_trace(head): out = head._bbox_forward(*args)
@@ -201,7 +201,7 @@ def mine(
     hlr:dict|None=None, # settings of Score-HLR, as `HLR_DEFAULTS`; `None` ranks no negative
     stage:int|None=None, # of a cascade
 )->list[tuple[Tensor|None, Tensor|None]]: # B times loss and Score-HLR, each [n]; `None` if nothing is forwarded
-    "Loss and Score-HLR of candidates, with one forward for all images; 0 and -1 for candidates outside `index`"
+    "Loss and Score-HLR of candidates, with one forward pass for all images; 0 and -1 outside `index`"
     if not any(map(len, index)): return [(None, None)]*len(images)
     rois, score, delta = forward_candidates(head, feats, [c.prior[i] for c, i in zip(images, index)], stage)
     bbox_head = bbox_head_of(head, stage)
@@ -342,16 +342,18 @@ class Rules:
 # %% ../../nbs/mmdet/20_samplers.ipynb
 @TASK_UTILS.register_module(force=True)  # force: running this cell twice is no error
 class PrimeSampler(Rules):
-    """RoI sampler that chooses positives and negatives apart (Table 3, v1; ISR-N, v2), for `train_cfg.rcnn.sampler`.
+    """RoI sampler for `train_cfg.rcnn.sampler` with separate choices of positives and negatives.
+
+    The choices are those of Table 3 (v1) and ISR-N (v2).
 
     `'R'` is random. `'H*'` takes the highest classification losses at the ratio of `pos_fraction`. `'score_hlr'` takes
     and weights negatives by Score-HLR. `'H'`, for both, takes the `num` highest losses and ignores `pos_fraction`.
     Ignored candidates (assigned -1) are never taken. `PrimeRoIHead` and each stage of `PrimeCascadeRoIHead` call
-    `sample_batch`, one forward for all images; mmdet's own heads call `sample`, one forward an image.
+    `sample_batch`, with one forward pass for all images. mmdet's own heads call `sample`, with one per image.
 
-    A `ValueError` of one line is raised for settings that are out of range or do not go together, for mining beside a
+    A `ValueError` of one line is raised for settings that are out of range or do not go together, for mining with a
     focal loss, and for `'score_hlr'` in a head that takes no weights of negatives. `PrimeRoIHead` and mmdet's
-    `PISARoIHead` take them; a head of your own says so with the attribute `takes_neg_weights = True`."""
+    `PISARoIHead` take them. A head of your own can take them too; give it the attribute `takes_neg_weights = True`."""
     def __init__(self,
         num:int, # samples an image
         pos_fraction:float=0.25, # positives among them, at most
@@ -382,7 +384,7 @@ class PrimeSampler(Rules):
         gts:list, # B times the ground truths, with `bboxes` and `labels`
         feats:tuple[Tensor, ...]|None=None, # features of the B images, level by level; R/R does without
     )->tuple[list[SamplingResult], list[Tensor]|None]: # B results; B times the weights of negatives with 'score_hlr'
-        "Sample the RoIs of all images, with at most one forward for all of them"
+        "Sample the RoIs of all images, with at most one forward pass"
         images = [candidates(a, p.priors, g, self.add_gt) for a, p, g in zip(assign_results, proposals, gts)]
         hlr = self.hlr if self.neg == 'score_hlr' else None
         mined = mine(self.context, feats, images, [self.to_forward(c) for c in images], hlr, self.stage)

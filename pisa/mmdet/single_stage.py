@@ -38,7 +38,7 @@ class Anchors:
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 def by_anchor(
     levels:list[Tensor], # one [B, K * D, H, W] a level
-    dim:int, # D, numbers of an anchor
+    dim:int, # D, numbers per anchor
 )->list[Tensor]: # one [B, A_l, D] a level, with A_l = H * W * K
     "The outputs of all levels, anchor by anchor"
     return [x.permute(0, 2, 3, 1).reshape(len(x), -1, dim) for x in levels]
@@ -143,9 +143,9 @@ class PrimeRetinaHead(RetinaHead):
     """RetinaNet's head with ISR and CARL (Sections 4.1, 4.2 and Appendix B, v1).
 
     Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta, metric, scope)`
-    and `carl=dict(k, b, form, detach)`; a key that is absent is off. Any box loss, also with `reg_decoded_bbox`. A
+    and `carl=dict(k, b, form, detach)`; a missing key is off. It takes any box loss, also with `reg_decoded_bbox`. A
     `ValueError` is raised for an unknown key, for a value out of range, for an IoU loss without `reg_decoded_bbox`, and
-    for a sampler that mines beside a focal loss. With both off, and in testing, it is `RetinaHead`.
+    for a sampler that mines with a focal loss. With both keys off, and in testing, it works as `RetinaHead`.
     """
     def __init__(self, *args, **kwargs):
         refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))
@@ -173,9 +173,9 @@ class PrimeSSDHead(SSDHead):
     """SSD's head with ISR and CARL (Sections 4.1 and 4.2, v1).
 
     Takes the arguments of mmdet's `SSDHead`, and `loss_bbox`, any box loss of mmdet. The default is smooth L1 with
-    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` as for `PrimeRetinaHead`. A `ValueError` is raised for an unknown
-    key, for a value out of range, and for an IoU loss without `reg_decoded_bbox`. With both off and without `loss_bbox`
-    it is `SSDHead`.
+    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` is as for `PrimeRetinaHead`. A `ValueError` is raised for an
+    unknown key, for a value out of range, and for an IoU loss without `reg_decoded_bbox`. With ISR and CARL off and
+    without `loss_bbox` it works as `SSDHead`.
     """
     def __init__(self, *args, loss_bbox:dict|None=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -231,9 +231,9 @@ def collect_atss(
 class PrimeATSSHead(ATSSHead):
     """ATSS's head with ISR and CARL, which the paper did not try.
 
-    Takes the arguments of mmdet's `ATSSHead`; `train_cfg` as for `PrimeRetinaHead`. Any box loss that is per box, as
-    the IoU losses are. CARL weights a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A `ValueError`
-    is raised as by `PrimeRetinaHead`. With both off, and in testing, it is `ATSSHead`.
+    Takes the arguments of mmdet's `ATSSHead`; `train_cfg` is as for `PrimeRetinaHead`. It takes any box loss that is
+    per box, as the IoU losses are. CARL weights a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A
+    `ValueError` is raised as by `PrimeRetinaHead`. With ISR and CARL off, and in testing, it works as `ATSSHead`.
     """
     def __init__(self, *args, **kwargs):
         refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))

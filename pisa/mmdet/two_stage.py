@@ -71,7 +71,7 @@ def of_head(
     "The positives of a mini-batch as plain tensors"
     label, box = rest['label'], get_box_tensor(head.bbox_coder.decode(rest['prior'], delta))
     pred = box if decoded else delta
-    # without a sample mmdet's losses return a scalar: keep the shape, and the graph
+    # for no samples mmdet's losses return a scalar; this keeps the shape and the graph
     reg_loss = head.loss_bbox(pred, target, reduction_override='none') if len(pred) else pred.sum(1)
     with torch.no_grad(): loss = class_loss(score, label, head.loss_cls)
     return Positives(loss=loss, prob=class_prob(score, label, head.loss_cls), reg_loss=reg_loss, box=box, **rest)
@@ -136,7 +136,7 @@ def sample_rois(
     gts:list, # B times the ground truths
     gts_ignore:list, # B times the ignored regions, or `None`
 )->tuple[list, list[Tensor]|None]: # B sampling results; B times the weights of negatives, `None` if there are none
-    "Assign and sample the RoIs of all images, at once where the sampler can"
+    "Assign and sample the RoIs of all images, at once if the sampler can"
     for p in proposals: p.priors = p.pop('bboxes')  # the name in assigner and sampler
     assigned = [assigner.assign(*image) for image in zip(proposals, gts, gts_ignore)]
     if hasattr(sampler, 'sample_batch'): return sampler.sample_batch(assigned, proposals, gts, x)
@@ -153,10 +153,10 @@ class PrimeRoIHead(StandardRoIHead):
     """RoI head of Faster and Mask R-CNN with ISR (Section 4.1, v1) and CARL (Section 4.2, v1).
 
     Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
-    and `carl=dict(k, b, form, detach)`; a key that is absent is off. Any sampler; any box loss that is per box or per
-    coordinate, also with `reg_decoded_bbox`; class-specific or class-agnostic regression. A `ValueError` of one line is
-    raised for an unknown key, a value out of range, an IoU loss without `reg_decoded_bbox`, and a sampler that mines
-    beside a focal loss. Testing is that of `StandardRoIHead`.
+    and `carl=dict(k, b, form, detach)`; a missing key is off. The head takes any sampler, any box loss that is per box
+    or per coordinate, also with `reg_decoded_bbox`, and class-specific or class-agnostic regression. A `ValueError` of
+    one line is raised for an unknown key, a value out of range, an IoU loss without `reg_decoded_bbox`, and a sampler
+    that mines with a focal loss. Testing is that of `StandardRoIHead`.
     """
     takes_neg_weights = True  # `PrimeSampler` reads it
 
@@ -192,9 +192,8 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
 
     Takes the arguments of mmdet's `CascadeRoIHead`. Each entry of `train_cfg.rcnn` may hold `isr` and `carl`, as for
     `PrimeRoIHead`. A stage without them, and testing, is that of `CascadeRoIHead`. `PrimeSampler` mines with one
-    forward a stage, for all images. As in mmdet's head, samplers that weight negatives (Score-HLR) do not work. A
-    `ValueError` is raised as by `PrimeRoIHead`, for any of the stages. In training it is also raised for weights of
-    negatives.
+    forward pass per stage, for all images. A `ValueError` is raised as by `PrimeRoIHead`, for any of the stages. As in
+    mmdet's head, samplers that weight negatives (Score-HLR) do not work; training with one raises a `ValueError`.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
