@@ -90,6 +90,7 @@ def time_ratios(own:pd.DataFrame, base:pd.DataFrame)->pd.Series: # one number a 
     pairs = own.merge(base, on=['seed', *(c for c in own if c.startswith('machine_'))])
     return pairs.train_time_x/pairs.train_time_y
 
+# %% ../../nbs/lab/72_tables.ipynb
 def _ours(row:Row, cells:pd.DataFrame)->dict: # column to number
     "Our numbers in one row"
     own, base = (cells[cells.row == name] for name in (row.name, row.base))
@@ -200,7 +201,8 @@ def styled(
 # %% ../../nbs/lab/72_tables.ipynb
 RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
         'difference from the baseline, in pairs of runs of the same seed, of which there may be fewer. All intervals '
-        'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not hold zero. The '
+        'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not '
+        'hold zero. The '
         'intervals do not cover the choice of images. Verdicts rest on the comparisons that were fixed beforehand, not '
         'on bold cells. Ours have small backbones ([43_detectors](../lab/43_detectors.ipynb)).')
 
