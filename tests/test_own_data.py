@@ -738,7 +738,7 @@ def test_tiffs(folder):
     change(folder, lambda c: [i.update(file_name=i['file_name'].replace('jpg', 'tif')) for i in c['images']])
     assert loaded(folder).n_train == 3
     turn(folder/'images/1.tif', 6)
-    refused(folder, '1.tif', 'it is a TIFF that is to be turned')
+    refused(folder, '1.tif', 'it is a TIFF with a rotation')
 
 
 @pytest.mark.parametrize('size', [(5000, 1), (1, 5000)])

@@ -88,7 +88,7 @@ def test_a_killed_job_does_not_stop_the_others(spec, tmp_path):
             killed.append(holder)
             os.kill(int(holder.split()[1]), signal.SIGKILL)
     table = sweep.sweep(tasks, 2, tmp_path, watch=watch, poll=0.2)
-    assert killed and table.state.tolist() == ['failed', 'done'] and 'without a word' in table.why[0]
+    assert killed and table.state.tolist() == ['failed', 'done'] and 'without an error message' in table.why[0]
 
 
 def two_jobs_of_a_sweep(folder):

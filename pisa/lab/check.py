@@ -50,7 +50,7 @@ def suits(image:Image.Image)->None:
     if image.format == 'TIFF' and image.info.get('compression') in ('zstd', 'lzma', 'webp'):
         raise ValueError(f'it is a TIFF compressed by {image.info["compression"]}; save it as JPEG or PNG')
     if image.format == 'TIFF' and image.getexif().get(0x0112, 1) != 1:
-        raise ValueError('it is a TIFF that is to be turned; save it as JPEG or PNG')
+        raise ValueError('it is a TIFF with a rotation; save it as JPEG or PNG')
 
 def look(file:Path)->tuple[int, int, int]: # width and height as stored, EXIF orientation
     "Read an image; a one-line `ValueError` if it cannot be read, a `FileNotFoundError` if it does not exist"

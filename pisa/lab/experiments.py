@@ -183,7 +183,7 @@ def _known_sampler(
                          f'samplers are for {", ".join(TWO_STAGE)}')
     if sampler.endswith('score_hlr') and detector == 'cascade_rcnn':
         raise ValueError("sampler='R/score_hlr' is for faster_rcnn and mask_rcnn: it weights negatives, "
-                         "which mmdet's cascade has no place for")
+                         "which mmdet's cascade does not support")
     return 'auto' if sampler == own else sampler
 
 def _check_torchvision(detector:str, scale:str, pretrained:str)->None:

@@ -200,7 +200,7 @@ def find_coco(
     splits = splits_of(rest)
     if rest and 'train' not in splits: raise ValueError(
         f'{root} has {len(files)} annotation files ({", ".join(str(f.relative_to(root)) for f in files[:4])}), and it '
-        'is not plain which is for training: name two of them train.json and val.json')
+        'is unclear which is for training: name two of them train.json and val.json')
     return {s: args(rest[n]) for s, n in splits.items()}
 
 # %% ../../nbs/lab/32_layouts.ipynb
@@ -324,7 +324,7 @@ def find_voc(
     folders = {f.relative_to(root).as_posix(): files for f, files in _xml_folders(root).items()}
     splits = splits_of(folders)
     if 'train' not in splits and len(folders) > 1: raise ValueError(
-        f'{root} has XML files in {" and ".join([*folders][:2])}, and it is not plain which are for training: put all '
+        f'{root} has XML files in {" and ".join([*folders][:2])}, and it is unclear which are for training: put all '
         'into one folder, or name the folders train and val')
     if 'train' not in splits: splits = {'all': name for name in folders}
     notes = [f'{counted(len(files), "annotation file")} in {name}, not used' for name, files in folders.items()

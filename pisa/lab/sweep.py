@@ -349,7 +349,7 @@ def explain_end(
     "Write `error.txt` for a job that ended without metrics and without an error"
     if store.is_complete(path) or (path/'error.txt').exists(): return
     log = file if (file := path/'job.log').exists() else job.paths.stderr  # the second if it died before its first line
-    write_text(path/'error.txt', f'it ended without a word, perhaps it was killed; see {log}\n')
+    write_text(path/'error.txt', f'it ended without an error message, perhaps it was killed; see {log}\n')
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def sweep(

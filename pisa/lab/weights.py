@@ -47,7 +47,7 @@ def find_weights(
     except pickle.UnpicklingError: raise dangerous(checkpoint) from None
     except Exception as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise FileNotFoundError(f'the weights {checkpoint} cannot be had ({reason}). '
+        raise FileNotFoundError(f'the weights {checkpoint} cannot be downloaded ({reason}). '
                                 'Download them elsewhere and give the file, pretrained=/path/to/weights.pth, '
                                 'or train from scratch with pretrained=none') from None
 
