@@ -43,7 +43,7 @@ LOOK = {**sns.axes_style('whitegrid'),
         'font.size': 8, 'axes.labelsize': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
         'legend.fontsize': 7, 'legend.title_fontsize': 7, 'legend.handlelength': 1.6, 'legend.frameon': False,
         'axes.edgecolor': '.3', 'axes.linewidth': .6, 'grid.linewidth': .5, 'grid.color': '.9', 'lines.linewidth': 1.4,
-        'pdf.fonttype': 42, 'figure.dpi': 100, 'savefig.dpi': 300}
+        'pdf.fonttype': 42, 'figure.dpi': 150, 'savefig.dpi': 300}
 
 @contextlib.contextmanager
 def look()->Iterator[None]:
@@ -530,7 +530,7 @@ def clear_images(
     return ranks.loc[(ranks.after - ranks.before).sort_values(kind='stable').index]
 
 # %% ../../nbs/lab/73_figures.ipynb
-RANK_COLORS = sns.blend_palette([COLORS['prime'], COLORS['hard']], 9)  # of local ranks, the last of all from 8 on
+RANK_COLORS = sns.color_palette('plasma', 11)[:9]  # of local ranks, the last of all from 8 on
 
 def _draw_detections(
     ax,
