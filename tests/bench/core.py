@@ -1,7 +1,7 @@
 """ISR, CARL and IoU-HLR against mmdet's PISA and against a sort: `python tests/bench/core.py [isr] [hlr] [kernels] [--record]`.
 
-Time is CPU time of one thread. What both sides need alike, decoded boxes, their IoUs and the cross entropy, is computed beforehand
-and handed to both."""
+Time is CPU time of one thread. Decoded boxes, their IoUs and the cross entropy are computed beforehand, since both
+sides need them."""
 import re
 from types import SimpleNamespace
 import numpy as np

@@ -1,9 +1,9 @@
-"""A training step at mini scale as it is, over the same without what makes it fast: `python tests/bench/mini.py [DETECTOR...] [--record]`.
+"""The time of a training step at mini scale, divided by that of a step without the optimizations: `python tests/bench/mini.py [DETECTOR...] [--record]`.
 
-That is mmdet's RoI extractor, float32, the usual layout of tensors, and an optimizer that is not fused.
+The step without them has mmdet's RoI extractor, float32, the usual layout of tensors, and an optimizer that is not fused.
 
-Both in turn, on the same images of `shapes`, CPU time of one thread: forward, losses, backward and the optimizer's step. What a
-whole training takes is in the records of runs; their `seconds` hold evaluation too."""
+Both in turn, on the same images of `shapes`, CPU time of one thread: forward, losses, backward and the optimizer's step. The records of runs
+have the time of whole trainings; their `seconds` include evaluation."""
 import contextlib
 import itertools
 import logging

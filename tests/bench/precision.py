@@ -1,6 +1,6 @@
-"""A training step at mini scale in bfloat16 over one in float32, on this processor and on lesser ones: `python tests/bench/precision.py [--record]`.
+"""The time of a training step at mini scale in bfloat16, divided by that in float32, on this processor and on older ones: `python tests/bench/precision.py [--record]`.
 
-oneDNN and torch are told to use no more than a lesser processor has (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY), each in a process of its own.
+oneDNN and torch are limited to the instructions of an older processor (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY), each in a process of its own.
 Both precisions in turn, on the same images of `shapes`, CPU time of one thread."""
 import json
 import os

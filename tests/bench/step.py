@@ -1,11 +1,10 @@
 """What PISA adds to a training step at the paper's size, and to its memory: `python tests/bench/step.py [DETECTOR...] [--record]`.
 
-ResNet-50 with two images of 800 x 1333, SSD300 with eight; 80 classes, ten objects an image; CPU, one thread. A whole step takes
-so long, and varies so much, that one per cent of it is not seen. But the methods differ in the losses of one head alone. So
-that part, forward and backward, is timed on given features, all methods in turn, and its difference to the baseline is
-put in relation to a whole step of the baseline. `mmdet` is mmdet's own PISA head; that of Faster and Mask R-CNN works with `ScoreHLRSampler`
-only, whose extra forward is then in it. All have the RoIAlign of `pisa.lab.roi_align`. Peak memory is the most that a whole step holds at once, by torch's own count of what it
-allocates: the resident memory of a process varied by some per cent from one to the next."""
+ResNet-50 with two images of 800 x 1333, SSD300 with eight; 80 classes, ten objects an image; CPU, one thread. A whole step is long and
+varies too much to show a difference of one percent. But the methods differ only in the losses of one head. So this part is timed, forward
+and backward, on given features, with all methods in turn. Its difference from the baseline is divided by the time of a whole step of the baseline.
+`mmdet` is mmdet's own PISA head. In Faster and Mask R-CNN it needs `ScoreHLRSampler`, so its extra forward pass is included. All methods use the
+RoIAlign of `pisa.lab.roi_align`. Peak memory is the largest amount that torch allocates during a whole step."""
 import contextlib
 import json
 import os
