@@ -21,7 +21,7 @@ def steps() -> list[tuple[str, str, list[str]]]:
     return [
         ("tools", "pip, setuptools, ninja", ["pip", "setuptools", "wheel", "ninja", "psutil"]),
         ("torch", "torch and torchvision: up to 3 GB to download", ["torch", "torchvision", "numpy"]),
-        ("mmcv", "mmcv: C++ from source, about 1.5 minutes on 2 cores, once", []),
+        ("mmcv", "mmcv: C++ from source, 1.5 to 3 minutes on 2 cores, once", []),
         ("rest", "mmdet, JupyterLab, papermill, nbdev and the rest", rest),
         # imaug brings opencv's headless build, mmengine the one that needs libGL; both own the same folder: the last one wins
         ("opencv", "the build of OpenCV that needs no display", ["--force-reinstall", "--no-deps", "opencv-python-headless"]),

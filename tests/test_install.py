@@ -4,6 +4,7 @@ claimed work.
 An environment is a folder with the distributions that the extra requires, directly or not, linked from the environment of the tests,
 and the package as pip installs it. So nothing is downloaded, but for the lowest versions (`make slow`)."""
 import importlib.metadata as metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -115,3 +116,11 @@ def test_lowest_versions(installed, tmp_path):
                         *(str(ROOT/f'tests/test_{name}.py') for name in ('hlr', 'isr', 'carl'))],
                        cwd=installed, env={'PATH': '/usr/bin', 'PYTHONPATH': str(installed)}, capture_output=True, text=True)
     assert p.returncode == 0 and ' passed' in p.stdout, p.stdout[-3000:]
+
+
+def test_an_mmcv_without_operators_is_named(tmp_path):
+    "As pip builds it where it does not see torch"
+    pytest.importorskip('mmdet')
+    code = "import sys; sys.modules['mmcv._ext'] = None\ntry: import pisa.mmdet\nexcept ImportError as e: print(e)"
+    p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    assert p.stdout.startswith('mmcv was built without its operators') and p.stdout.count('\n') == 1, p.stdout + p.stderr

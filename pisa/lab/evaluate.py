@@ -302,6 +302,7 @@ def show_confusion(
     sns.heatmap(share, annot=table, fmt='d', cmap='Blues', vmin=0, vmax=1, cbar=False, linewidths=.5, ax=ax,
                 xticklabels=[*classes, 'missed'], yticklabels=[*classes, 'no object'])
     ax.set(xlabel='detected as', ylabel='object')
+    ax.tick_params(axis='y', rotation=0)
     return fig
 
 # %% ../../nbs/lab/36_evaluate.ipynb
