@@ -268,7 +268,6 @@ def confusion(
     iou:float=0.5, # least IoU of an object and its detection
 )->np.ndarray: # [C + 1, C + 1] counts; rows: object (last: no object), columns: detection (last: missed)
     "How often an object of a class is detected as each class; classes in the order of their ids"
-    from pycocotools import mask as rle
     detections, data, ids = _read(detections, gt_json, None)
     number = {id: k for k, id in enumerate(sorted(c['id'] for c in data['categories']))}
     found, truth = ({i: [] for i in ids} for _ in range(2))
