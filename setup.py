@@ -25,7 +25,7 @@ setup(
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     classifiers=["Programming Language :: Python :: 3", "License :: OSI Approved :: Apache Software License",
                  "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     zip_safe=False,

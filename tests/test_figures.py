@@ -149,7 +149,7 @@ def test_an_interval_with_zero_leaves_it_open():
     assert figures.said(np.array([.4]), 1).endswith(OPEN)  # one seed
 
 
-def test_the_caption_says_which_seeds_and_how_they_compare():
+def test_the_runs_say_which_seeds_and_how_they_compare():
     assert figures.where(FLAT[:1], STEEP[:1]).endswith('seeds 0. AP: 30.0 (all 3 seeds: 25.0) / 30.0 (all 3 seeds: 25.0).')
     assert figures.where(FLAT).endswith('seeds 0, 1, 2. AP: 25.0.')
     assert figures.run_list(FLAT[1:]) == '- `flat1`: AP 20.0, 720 positive samples\n- `flat2`: AP 25.0, 720 positive samples'
@@ -235,7 +235,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
         (tmp_path / id).mkdir()
         (tmp_path / id / 'samples.npz').touch()
     drawn = figures.draw(8)
-    assert ids(drawn) == ['b1', 'i1'] and 'AP: 30.0 (all 3 seeds: 20.0) / 40.0 (all 2 seeds: 45.0).' in drawn.caption
+    assert ids(drawn) == ['b1', 'i1'] and 'AP: 30.0 (all 3 seeds: 20.0) / 40.0 (all 2 seeds: 45.0).' in drawn.runs and drawn.caption.endswith('Mini scale, shapes, 1 seed.')
     assert ids(figures.draw(4)) == ['b1', 'b2', 'b3'] and ids(figures.draw(4, seed=2)) == ['b2']
     assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
     assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')
@@ -254,7 +254,7 @@ def test_files(tmp_path):
     assert png.startswith(b'\x89PNG') and pdf.startswith(b'%PDF')
     assert b'/Type3' not in pdf and b'/FontFile2' in pdf  # TrueType: text stays text
     words = json.loads(words)
-    assert [r.split('`')[1] for r in words['runs']] == ['flat0', 'flat1', 'flat2'] and '360 prime' in words['caption'] and 'Mean IoU and loss' in words['finding']
+    assert [r.split('`')[1] for r in words['runs'][1:]] == ['flat0', 'flat1', 'flat2'] and '360 prime' in words['caption'] and 'Mean IoU and loss' in words['finding']
     assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
 
 

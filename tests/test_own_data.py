@@ -1,5 +1,5 @@
 "Folders as people have them: each mistake is mended and counted, left out and counted, or refused in one line"
-import json, math, random, shutil, warnings
+import json, math, random, shutil, subprocess, sys, warnings
 import numpy as np
 import pytest
 
@@ -349,7 +349,7 @@ def test_one_coco_file_is_divided(tmp_path, json_at, images_at):
     (root/json_at).parent.mkdir(exist_ok=True)
     (root/json_at).write_text(json.dumps(coco(10)), encoding='utf-8-sig')
     spec = loaded(root)
-    assert (spec.n_train, spec.n_val) == (8, 2) and 'divided 80:20' in spec.note
+    assert (spec.n_train, spec.n_val) == (8, 2) and ' others of ' in spec.note
     names = [{i['file_name'] for i in read_json(f)['images']} for f in (spec.train_json, spec.val_json)]
     assert len(names[0] | names[1]) == 10 and loaded(root).fingerprint == spec.fingerprint
     assert len(annotations(spec)) == 16 and len(annotations(spec, 'val')) == 4
@@ -675,7 +675,7 @@ def test_yolo_splits_by_folder(tmp_path, folders, names):
             file.write_text('cat\n')
     spec = loaded(root)
     assert (spec.n_train, spec.n_val, spec.classes) == (3, 2, ('cat',) if names else ('0',))
-    assert any('no names of the classes' in n for n in spec.report['notes']) == (not names)
+    assert any('no data.yaml or classes.txt names the classes' in n for n in spec.report['notes']) == (not names)
 
 
 def test_label_studio(tmp_path):
@@ -921,7 +921,7 @@ def test_a_competition_has_no_annotations_to_test_on(folder):
     change(folder, lambda c: c.pop('annotations'), 'val')
     (folder/'val.json').rename(folder/'test.json')
     spec = loaded(folder)
-    assert (spec.n_train, spec.n_val) == (2, 1) and 'divided 80:20' in spec.note
+    assert (spec.n_train, spec.n_val) == (2, 1) and ' others of ' in spec.note
 
 
 # ---- remembered, and shown
@@ -1050,6 +1050,20 @@ def test_any_damage_of_an_xml_file_has_one_of_three_answers(tmp_path, seed):
     both = annotations(spec) + annotations(spec, 'val')
     assert len(both) == 4 + text.count('<object>') - left
     check_boxes(spec)
+
+
+# ---- from a shell
+
+def test_the_command_prints_the_tables_or_one_line(folder):
+    def pisa_check(*words):
+        p = subprocess.run([sys.executable, '-c', 'from pisa.lab.data import main; main()', *map(str, words)], capture_output=True, text=True)
+        return p.returncode, p.stdout, p.stderr
+    code, out, _ = pisa_check(folder)
+    assert code == 0 and 'train: ' in out and 'objects' in out
+    (folder/'train.json').write_text('{')
+    code, out, said = pisa_check(folder)
+    assert code == 1 and not out and said.count('\n') == 1 and 'train.json' in said, said
+    assert pisa_check()[0] == 1 and 'usage: pisa_check FOLDER' in pisa_check()[2]
 
 
 # ---- through the notebook

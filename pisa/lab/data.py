@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/34_data.ipynb 4
 from __future__ import annotations
-import contextlib, hashlib, json, os, shutil, struct, tempfile, time, warnings
+import contextlib, hashlib, json, os, shutil, struct, sys, tempfile, time, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from .layouts import KINDS, UNREAD, Part, existing, find_layout, images_in, read
 from .shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, render
 
 # %% auto 0
-__all__ = ['COCO_AREA_LIMITS', 'TEXTS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load',
+__all__ = ['COCO_AREA_LIMITS', 'TEXTS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load', 'main',
            'coco_test_dev']
 
 # %% ../../nbs/lab/34_data.ipynb
@@ -129,7 +129,7 @@ def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
 
 # %% ../../nbs/lab/34_data.ipynb
 _CHECK = 1  # version of the checks, part of the fingerprint
-_KEPT = 2   # version of the cached files
+_KEPT = 3   # version of the cached files
 TEXTS = ('.json', '.xml', '.txt', '.yaml', '.yml', '.names', '.labels')
 
 def _state(root:Path)->str: # sha256
@@ -251,7 +251,7 @@ def _check_folder(
     shorter = lambda places: [place.replace(f'{root.resolve()}/', '').replace(f'{root}/', '') for place in places]
     mended, left_out = ({what: [n, shorter(places)] for what, (n, places) in done.items()}
                         for done in (tally.mended, tally.left_out))
-    of = {s: part.name + ('' if len(parts) > 1 else ' (divided 80:20)') for s, (part, _) in divided.items()}
+    of = {s: part.name for s, (part, _) in divided.items()}
     sources = dict.fromkeys(str(part.source.relative_to(root)) for part in parts.values() if part.source != root)
     write_json(folder/'about.json', dict(
         kind=kind, by=[*sources], of=of, classes=names, files=files, found=found,
@@ -286,7 +286,7 @@ def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Se
         root.name, tuple(about['classes']), *files, COCO_AREA_LIMITS, about['has_masks'], n['train'], n['val'],
         about['fingerprint'],
         f'{root.name}, {about["kind"].upper()} layout{by}: {counted(n["train"], "image")} of {of["train"]} for '
-        f'training and {n["val"]} of {of["val"]}; small is under {small} px^2, large over {large}',
+        f'training and {n["val"]} {"others "*(of["train"] == of["val"])}of {of["val"]}; small is under {small} px^2, large over {large}',
         'voc' if about['kind'] == 'voc' else 'coco' if about['kind'] == 'coco' and year else 'folder',
         {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')})
 
@@ -364,6 +364,13 @@ def load(
                                               "COCO 2017 keeps its annotations there; for other files leave out "
                                               "dataset='coco'")
     return _folder(dataset, root, n_train, n_val, classes)
+
+# %% ../../nbs/lab/34_data.ipynb
+def main()->None:
+    "The command `pisa_check`; see `check`"
+    if len(sys.argv) != 2: sys.exit('usage: pisa_check FOLDER (a data set: images and annotations)')
+    try: check(sys.argv[1])
+    except (OSError, ValueError) as e: sys.exit(f'pisa_check: {e}')
 
 # %% ../../nbs/lab/34_data.ipynb
 def coco_test_dev(

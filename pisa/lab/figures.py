@@ -69,7 +69,7 @@ class Trained:
 
 # %% ../../nbs/lab/73_figures.ipynb
 def where(*rows:list[Trained])->str:
-    "Detector, data, seeds and APs of the runs, for a caption"
+    "Detector, data, seeds and mean APs of the runs"
     r, study = rows[0][0].record, rows[0][0].study
     def of(row):
         aps = [row[0].aps[t.record['seed']] for t in row]
@@ -91,7 +91,7 @@ class Drawn:
     figure: mpl.figure.Figure
     caption: str  # what is drawn, of how many samples of which data
     finding: str  # whether the figure shows what the paper says
-    runs: str = ''  # see `run_list`
+    runs: str = ''  # Markdown: see `where` and `run_list`
 
 @dataclass
 class Figure:
@@ -110,14 +110,16 @@ def figure(
     about:str, # see `Figure`
     one_seed:bool=False, # draw the first seed only
 )->Callable:
-    "A decorator that registers the function of a figure. It adds the runs to the caption"
+    "A decorator that registers the function of a figure. It adds the scale, data and seeds to the caption"
     def register(draw):
         @functools.wraps(draw)
         def of_runs(*runs):
             if one_seed: runs = [row[:1] for row in runs]
             with look(): drawn = draw(*runs)
-            if runs: drawn.caption += f' {where(*runs)}'
-            drawn.runs = run_list(*runs)
+            if runs:
+                r, n = runs[0][0].record, len(runs[0])
+                drawn.caption += f" {r['scale'].capitalize()} scale, {r['data']['name']}, {n} seed{'s'*(n > 1)}."
+                drawn.runs = f'{where(*runs)}\n\n{run_list(*runs)}'
             return drawn
         FIGURES[number] = Figure(title, rows, about, of_runs)
         return of_runs
@@ -135,7 +137,7 @@ def save(
         buffer = io.BytesIO()
         with look(): drawn.figure.savefig(buffer, format=kind, metadata=metadata)
         paths.append(write_bytes(Path(out)/f'{name}.{kind}', buffer.getbuffer()))
-    words = {'runs': drawn.runs.splitlines(), 'caption': drawn.caption, 'finding': drawn.finding}
+    words = {'runs': [line for line in drawn.runs.splitlines() if line], 'caption': drawn.caption, 'finding': drawn.finding}
     return [*paths, write_json(Path(out)/f'{name}.json', words)]
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -288,8 +290,8 @@ def figure1(
         f'{random[0].record["seed"]}: the one with the highest IoU after regression (prime) and the one with the '
         'highest classification loss (hard). Of all objects of 24 px or more that no other overlaps, this is the one '
         'where the two losses differ most. Dashed: ground truth. Middle: recall over false positives per image (FROC) '
-        'of the detections of all classes by score. The runs differ in how RoIs are sampled (Table 3: R/R, H/H, C/R; '
-        f'the APs below are in this order). Right: recall minus that of random sampling. {INTERVALS}',
+        'of the detections of all classes by score. The runs differ in how RoIs are sampled (Table 3: R/R, H/H, '
+        f'C/R). Right: recall minus that of random sampling. {INTERVALS}',
         f'Mean recall over the curve ({len(FALSE_POSITIVES)} points): {means}. In points, prime minus hard: '
         f'{said(p - h, 1, 1)}; prime minus random: {said(p - r, 1, 1)}; hard minus random: {said(h - r, digits=1)}.')
 

@@ -95,6 +95,7 @@ def _ours(row:Row, cells:pd.DataFrame)->dict: # column to number
     "Our numbers in one row"
     own, base = (cells[cells.row == name] for name in (row.name, row.base))
     out = {'seeds': len(own), 'runs': ' '.join(own.id)}
+    if len(own): out['backbone'] = ', '.join(own.backbone.unique())
     for m in row.numbers.index:
         if m not in own or not len(v := own[m].dropna()): continue
         out |= _with_half(m, v)
@@ -115,7 +116,7 @@ def table(
     """A table of the paper beside our runs, a row each; NaN, and 0 seeds, where nothing was run.
 
     Columns of a metric m, in percent: m, ±m, Δm, ±Δm. Columns of ours: seeds,
-    pairs (seeds that the baseline has too), runs (ids)"""
+    pairs (seeds that the baseline has too), runs (ids), in Table 1 backbone"""
     rows, parts = known_table(number).rows, {scale: select(number, runs, scale) for scale in SCALES}
     names, metrics = [r.name for r in rows], [m for m in rows[0].numbers.index if m != 'train_time']
     time = ['train_time', 'time_ratio'] if number == 1 else []
@@ -125,7 +126,7 @@ def table(
         groups['released'] = [_released(r) for r in rows], ['AP', 'ΔAP']
         groups['bench'] = [runs.attrs.get('step', {}).get(n, {}) for n in names], ['step', 'low', 'high']
     for scale, cells in parts.items():
-        own = ['seeds', 'pairs', *(time if scale == 'paper' else ()), *ours, 'runs']
+        own = ['backbone']*(number == 1) + ['seeds', 'pairs', *(time if scale == 'paper' else ()), *ours, 'runs']
         groups[scale] = [_ours(r, cells) for r in rows], own
     index = pd.MultiIndex.from_tuples([tuple(r.labels.values()) for r in rows], names=list(rows[0].labels))
     df = pd.concat({k: pd.DataFrame(numbers, index, columns) for k, (numbers, columns) in groups.items()}, axis=1)
@@ -164,6 +165,7 @@ def _columns(df:pd.DataFrame, scale:str)->dict[str, list[str]]: # column to text
         missing = df.attrs['missing'][scale]
         if not any(r['seeds'] for r in rows): return {'': missing} if scale == 'mini' or 'diverged' in missing else {}
         for r, word in zip(rows, missing): r['state'] = word
+        if 'backbone' in rows[0]: out['backbone'] = [r['backbone'] if r['seeds'] else '' for r in rows]
         out['seeds'] = [_seeds(r) for r in rows]
     if 'train_time' in rows[0]:
         text = lambda form, v: form.format(v) if v == v else ''
