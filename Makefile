@@ -38,7 +38,7 @@ $(STAMP):
 	@rm -f $(VENV)/.pisa-????????????; touch $@
 
 train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) -p precision $(PRECISION) $(ARGS) --log-output --no-progress-bar
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) -p precision $(PRECISION) $(ARGS) --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 	@echo 'What was trained, with pictures: runs/$(DETECTOR).ipynb'
 
 test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export

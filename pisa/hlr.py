@@ -8,31 +8,7 @@ import torch
 from torch import Tensor
 
 # %% auto 0
-__all__ = ['check_score', 'check_vectors', 'hierarchical_local_rank', 'iou_hlr', 'score_hlr']
-
-# %% ../nbs/10_hlr.ipynb
-def check_score(
-    name:str, # the parameter's name, for the message
-    score:Tensor, # what the samples are ranked by
-)->int: # N
-    "The length of `score`; raises a one-line `ValueError` unless it is `[N]` and floating point"
-    if score.dim() != 1: raise ValueError(f'{name} must be [N], not {list(score.shape)}')
-    if not score.is_floating_point(): raise ValueError(f'{name} must be floating point, not {score.dtype}')
-    return score.shape[0]
-
-def check_vectors(
-    n:int, # N
-    **vectors, # tensors by parameter name; None is skipped
-)->None:
-    "Raise a one-line `ValueError` unless every tensor is `[N]`, ids are integers and a mask is bool"
-    for name,v in vectors.items():
-        if v is None: continue
-        if v.dim() != 1 or v.shape[0] != n:
-            raise ValueError(f'{name} must be [{n}] like the samples, not {list(v.shape)}')
-        if name == 'mask':
-            if v.dtype != torch.bool: raise ValueError(f'mask must be a bool tensor, not {v.dtype}')
-        elif name not in ('loss', 'base', 'prob') and v.is_floating_point():
-            raise ValueError(f'{name} must hold integers, not {v.dtype}')
+__all__ = ['hierarchical_local_rank', 'check_score', 'check_vectors', 'iou_hlr', 'score_hlr']
 
 # %% ../nbs/10_hlr.ipynb
 def _place_in_run(
@@ -68,6 +44,30 @@ def hierarchical_local_rank(
     key, by = (cls[order]*n + local).sort(stable=True)
     rank = torch.empty_like(by).scatter_(0, order[by], _place_in_run(key.div(max(n, 1), rounding_mode='floor')))
     return rank if mask is None else rank.where(mask, -1)
+
+# %% ../nbs/10_hlr.ipynb
+def check_score(
+    name:str, # the parameter's name, for the message
+    score:Tensor, # what the samples are ranked by
+)->int: # N
+    "The length of `score`; raises a one-line `ValueError` unless it is `[N]` and floating point"
+    if score.dim() != 1: raise ValueError(f'{name} must be [N], not {list(score.shape)}')
+    if not score.is_floating_point(): raise ValueError(f'{name} must be floating point, not {score.dtype}')
+    return score.shape[0]
+
+def check_vectors(
+    n:int, # N
+    **vectors, # tensors by parameter name; None is skipped
+)->None:
+    "Raise a one-line `ValueError` unless every tensor is `[N]`, ids are integers and a mask is bool"
+    for name,v in vectors.items():
+        if v is None: continue
+        if v.dim() != 1 or v.shape[0] != n:
+            raise ValueError(f'{name} must be [{n}] like the samples, not {list(v.shape)}')
+        if name == 'mask':
+            if v.dtype != torch.bool: raise ValueError(f'mask must be a bool tensor, not {v.dtype}')
+        elif name not in ('loss', 'base', 'prob') and v.is_floating_point():
+            raise ValueError(f'{name} must hold integers, not {v.dtype}')
 
 # %% ../nbs/10_hlr.ipynb
 def iou_hlr(

@@ -18,8 +18,9 @@ from .isr import at_least_float32
 from .prime import CARL, ISR, Positives, prime_weights, settings, weighted_carl_loss
 
 # %% auto 0
-__all__ = ['DENSE', 'ROI', 'KNOWN', 'matched', 'decoded', 'box_losses', 'softmax_terms', 'focal_terms', 'of_rois', 'of_anchors',
-           'primed', 'dense_losses', 'loss_owner', 'roi_losses', 'check_equal', 'check_losses', 'prime']
+__all__ = ['DENSE', 'ROI', 'KNOWN', 'matched', 'decoded', 'box_losses', 'softmax_terms', 'focal_terms', 'positive_rois',
+           'positive_anchors', 'prime_losses', 'dense_losses', 'loss_owner', 'roi_losses', 'check_equal',
+           'check_losses', 'prime']
 
 # %% ../nbs/14_torchvision.ipynb
 def matched(
@@ -76,7 +77,7 @@ def focal_terms(
     return sigmoid_focal_loss(logit, target, reduction='none').sum(1), prob
 
 # %% ../nbs/14_torchvision.ipynb
-def of_rois(
+def positive_rois(
     coder, # torchvision's box coder
     logit:Tensor, # [N, C + 1]
     delta:Tensor, # [N, 4 * (C + 1)]
@@ -96,7 +97,7 @@ def of_rois(
                      weight=weight, **truth | {'label': label - 1})
 
 # %% ../nbs/14_torchvision.ipynb
-def of_anchors(
+def positive_anchors(
     model:RetinaNet|FCOS|SSD,
     outputs:dict[str, Tensor], # of the head: `cls_logits` [B, A, C], `bbox_regression` [B, A, 4]
     anchors:list[Tensor], # B x [A, 4]
@@ -118,7 +119,7 @@ def of_anchors(
                      **truth | {'label': label - 1 if ssd else label})
 
 # %% ../nbs/14_torchvision.ipynb
-def primed(
+def prime_losses(
     losses:dict[str, Tensor], # of the head
     names:tuple[str, str], # of its classification and its box loss
     pos:Positives,
@@ -143,7 +144,7 @@ def dense_losses(
     "Replaces `compute_loss`"
     owner = loss_owner(model)
     losses = type(owner).compute_loss(owner, targets, outputs, anchors, index)
-    return primed(losses, DENSE, of_anchors(model, outputs, anchors, index, targets), isr, carl)
+    return prime_losses(losses, DENSE, positive_anchors(model, outputs, anchors, index, targets), isr, carl)
 
 def loss_owner(model:RetinaNet|FCOS|SSD)->nn.Module:
     "The part of a model that computes the losses"
@@ -167,11 +168,11 @@ def roi_losses(
         del heads.select_training_samples
         hook.remove()
     proposals, index, labels, _ = noted['samples']
-    pos = of_rois(heads.box_coder, *noted['output'], proposals, index, labels, targets)
+    pos = positive_rois(heads.box_coder, *noted['output'], proposals, index, labels, targets)
     if kind.forward is not RoIHeads.forward:
         usual = F.cross_entropy(noted['output'][0], torch.cat(labels)), (pos.weight*pos.reg_loss).sum()
         check_equal(kind, usual, [losses[k] for k in ROI])
-    return result, primed(losses, ROI, pos, isr, carl)
+    return result, prime_losses(losses, ROI, pos, isr, carl)
 
 # %% ../nbs/14_torchvision.ipynb
 def check_equal(kind:type, usual:Sequence[Tensor], losses:Sequence[Tensor])->None:
@@ -191,7 +192,7 @@ def check_losses(part:nn.Module)->None: # RoI heads, or a model of `KNOWN`
         both, deltas, labels = logit.flatten(0, 1), delta.flatten(0, 1).repeat(1, 3), [*label]
         aim = part.box_coder.encode([t['boxes'] for t in targets], prior)
         theirs = roi_heads.fastrcnn_loss(both, deltas, labels, aim)
-        pos = of_rois(part.box_coder, both, deltas, prior, index, labels, targets)
+        pos = positive_rois(part.box_coder, both, deltas, prior, index, labels, targets)
     else:
         owner = loss_owner(part)
         sure = torch.full((2, 998, 3), -99.)  # negatives without a loss, as many as SSD may take
@@ -201,7 +202,7 @@ def check_losses(part:nn.Module)->None: # RoI heads, or a model of `KNOWN`
         prior = [p.repeat(500, 1) for p in prior]
         index = [torch.cat([i, i.new_full((998,), -1)]) for i in index]
         losses = type(owner).compute_loss(owner, targets, outputs, prior, index)
-        theirs, pos = [losses[k] for k in DENSE], of_anchors(part, outputs, prior, index, targets)
+        theirs, pos = [losses[k] for k in DENSE], positive_anchors(part, outputs, prior, index, targets)
     check_equal(type(part), ((pos.weight*pos.loss).sum(), (pos.weight*pos.reg_loss).sum()), theirs)
 
 # %% ../nbs/14_torchvision.ipynb

@@ -113,7 +113,7 @@ def test_group_means_by_loops():
 def test_interval_is_that_of_a_t_test():
     change = np.array([.4, .1, .3])
     low, high = stats.t.interval(.95, 2, change.mean(), stats.sem(change))
-    assert figures.said(change).startswith(f'{change.mean():+.3f} ({low:+.3f} to {high:+.3f}; by seed +0.400')
+    assert figures.change_text(change).startswith(f'{change.mean():+.3f} ({low:+.3f} to {high:+.3f}; by seed +0.400')
 
 
 def test_changes_by_loops():
@@ -144,9 +144,9 @@ def test_best_is_highest_by_loops():
 
 def test_an_interval_with_zero_leaves_it_open():
     change = np.array([0.4, -0.1])
-    assert figures.said(change, 1).startswith('+0.150 (') and figures.said(change, 1).endswith('; by seed +0.400, -0.100), ' + OPEN)
-    assert figures.said(np.array([.4, .41]), 1).endswith(AGREES) and figures.said(np.array([.4, .41]), -1).endswith(NOT)
-    assert figures.said(np.array([.4]), 1).endswith(OPEN)  # one seed
+    assert figures.change_text(change, 1).startswith('+0.150 (') and figures.change_text(change, 1).endswith('; by seed +0.400, -0.100), ' + OPEN)
+    assert figures.change_text(np.array([.4, .41]), 1).endswith(AGREES) and figures.change_text(np.array([.4, .41]), -1).endswith(NOT)
+    assert figures.change_text(np.array([.4]), 1).endswith(OPEN)  # one seed
 
 
 def test_the_runs_say_which_seeds_and_how_they_compare():

@@ -13,7 +13,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from pisa.isr import isr_weights
 from pisa.prime import CARL, ISR, pair_iou, settings as parse
-from pisa.torchvision import ROI, decoded, of_rois, prime, primed
+from pisa.torchvision import ROI, decoded, positive_rois, prime, prime_losses
 from notebooks import log, papermill, pictures
 from refusal import refused
 
@@ -203,10 +203,10 @@ def test_roi_losses_are_those_of_the_head_for_mmdet(settings):
     N = sum(map(len, labels))
     logit, delta = (torch.randn(N, d, generator=g)*.2 for d in (4, 16))
     logit, delta = logit.requires_grad_(), delta.requires_grad_()
-    pos = of_rois(model.roi_heads.box_coder, logit, delta, proposals, index, labels, targets)
+    pos = positive_rois(model.roi_heads.box_coder, logit, delta, proposals, index, labels, targets)
     aim = model.roi_heads.box_coder.encode([t['boxes'][i] for t, i in zip(targets, index)], proposals)
     plain = dict(zip(ROI, fastrcnn_loss(logit, delta, labels, aim)))
-    ours = primed(dict(plain), ROI, pos, parse(ISR, isr), parse(CARL, carl))
+    ours = prime_losses(dict(plain), ROI, pos, parse(ISR, isr), parse(CARL, carl))
     rois = torch.cat([torch.cat([torch.full((len(p), 1), float(i)), p], 1) for i, p in enumerate(proposals)])
     keys = {k: v for k, v in (('isr', isr), ('carl', carl)) if v is not None}
     theirs = prime_loss_and_target(head, ConfigDict(pos_weight=-1, **keys), logit[:, [1, 2, 3, 0]], delta[:, 4:], rois, results)['loss_bbox']

@@ -286,7 +286,8 @@ def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Se
         root.name, tuple(about['classes']), *files, COCO_AREA_LIMITS, about['has_masks'], n['train'], n['val'],
         about['fingerprint'],
         f'{root.name}, {about["kind"].upper()} layout{by}: {counted(n["train"], "image")} of {of["train"]} for '
-        f'training and {n["val"]} {"others "*(of["train"] == of["val"])}of {of["val"]}; small is under {small} px^2, large over {large}',
+        f'training and {n["val"]} {"others "*(of["train"] == of["val"])}of {of["val"]}; small is under {small} px^2, '
+        f'large over {large}',
         'voc' if about['kind'] == 'voc' else 'coco' if about['kind'] == 'coco' and year else 'folder',
         {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')})
 

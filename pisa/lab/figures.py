@@ -30,9 +30,9 @@ from .tables import read_runs, select
 # %% auto 0
 __all__ = ['COLUMN', 'PAGE', 'COLORS', 'LINES', 'LOOK', 'FIGURES', 'INTERVALS', 'RANK_EDGES', 'LOCAL_RANKS', 'RANK_COLORS',
            'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'agreement', 'answer',
-           'group_means', 'said', 'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each',
-           'figure4', 'scores', 'score_changes', 'said_of_two', 'best_is_highest', 'clear_images', 'figure5', 'figure6',
-           'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
+           'group_means', 'change_text', 'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest',
+           'three_of_each', 'figure4', 'scores', 'score_changes', 'two_changes_text', 'best_is_highest', 'clear_images',
+           'figure5', 'figure6', 'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
 
 # %% ../../nbs/lab/73_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
@@ -137,7 +137,8 @@ def save(
         buffer = io.BytesIO()
         with look(): drawn.figure.savefig(buffer, format=kind, metadata=metadata)
         paths.append(write_bytes(Path(out)/f'{name}.{kind}', buffer.getbuffer()))
-    words = {'runs': [line for line in drawn.runs.splitlines() if line], 'caption': drawn.caption, 'finding': drawn.finding}
+    words = {'runs': [line for line in drawn.runs.splitlines() if line],
+             'caption': drawn.caption, 'finding': drawn.finding}
     return [*paths, write_json(Path(out)/f'{name}.json', words)]
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -164,7 +165,7 @@ def group_means(
     return pd.Series(value).groupby(np.broadcast_to(group, len(value))).mean().reindex(range(groups)).to_numpy()
 
 # %% ../../nbs/lab/73_figures.ipynb
-def said(
+def change_text(
     change:np.ndarray, # [seeds]
     expected:int|None=None, # 1: the paper says above 0, -1: below 0; None: the paper says nothing
     digits:int=3,
@@ -219,7 +220,7 @@ def _overlaps(boxes:np.ndarray)->np.ndarray: # [G, 4] to [G, G] bool
     return (low[:, None] < high).all(-1) & (high[:, None] > low).all(-1)
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _telling_object(run:Trained)->tuple[pd.Series, pd.Series, pd.Series]: # object, prime sample, hard sample
+def _object_of_figure1(run:Trained)->tuple[pd.Series, pd.Series, pd.Series]: # object, prime sample, hard sample
     "The object whose prime and hard sample differ most in loss, of those of 24 px or more that no other overlaps"
     alone, pos = [], run.positives
     for _, own in run.study.objects.groupby('image'):
@@ -278,7 +279,7 @@ def figure1(
     random:list[Trained], hard:list[Trained], prime:list[Trained], # random samples, hard mining, PISA
 )->Drawn:
     "Two samples of one object; recall over false positives of three trainings; hard and prime minus random"
-    truth, best, worst = _telling_object(random[0])
+    truth, best, worst = _object_of_figure1(random[0])
     curves = {k: np.stack([recalls(t) for t in row]) for k, row in zip(COLORS, (random, hard, prime))}
     fig, (left, right, above) = plt.subplots(1, 3, figsize=(PAGE, 2.1), layout='constrained', width_ratios=[.8, 1, 1])
     _draw_object(left, truth, best, worst)
@@ -293,7 +294,8 @@ def figure1(
         'of the detections of all classes by score. The runs differ in how RoIs are sampled (Table 3: R/R, H/H, '
         f'C/R). Right: recall minus that of random sampling. {INTERVALS}',
         f'Mean recall over the curve ({len(FALSE_POSITIVES)} points): {means}. In points, prime minus hard: '
-        f'{said(p - h, 1, 1)}; prime minus random: {said(p - r, 1, 1)}; hard minus random: {said(h - r, digits=1)}.')
+        f'{change_text(p - h, 1, 1)}; prime minus random: {change_text(p - r, 1, 1)}; hard minus random: '
+        f'{change_text(h - r, digits=1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 _shown_ious = [0, 5, 8]  # places in `IOUS` of 0.5, 0.75 and 0.9
@@ -339,7 +341,7 @@ def figure2(baseline:list[Trained])->Drawn:
         f'top-{many} at {wins} of {len(IOUS)} IoU thresholds, {agreement(wins == len(IOUS))}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _telling_image(run:Trained)->tuple[int, int]: # place in the validation split, class
+def _image_of_figure3(run:Trained)->tuple[int, int]: # place in the validation split, class
     """The first image and class that best meet three conditions; an earlier condition counts more than all later ones.
 
     There are three objects with four samples each; their order differs between local ranks; they do not overlap."""
@@ -391,7 +393,7 @@ always comes before any second best one, even if its IoU is low. The figure show
 def figure3(baseline:list[Trained])->Drawn: # of one run
     "The samples of an image, their local ranks, and their ranks by IoU-HLR"
     run = baseline[0]
-    image, label = _telling_image(run)
+    image, label = _image_of_figure3(run)
     every = run.positives.query('image == @image and label == @label').sort_values('image_rank')
     pos = every.assign(hlr=range(len(every)))[every.local_rank < 4]
     objects, gts = pd.factorize(pos['gt'], sort=True)
@@ -488,15 +490,15 @@ def score_changes(
     "Changes of the mean scores of groups of positives from one detector to the other"
     return scores(other, column, edges) - scores(baseline, column, edges)
 
-def said_of_two(
+def two_changes_text(
     change:np.ndarray, # see `score_changes`; the first and the last group are compared
     first:str, last:str, # names of the groups
-    expected:int, expected_last:int|None, # see `said`
+    expected:int, expected_last:int|None, # see `change_text`
 )->str:
     "How the mean scores of two groups change, and the first change minus the second"
     a, b = change[..., 0], change[..., -1]
-    return (f'the mean score of {first} changes by {said(a, expected)}; that of {last} by {said(b, expected_last)}. '
-            f'The first change minus the second: {said(a - b, expected)}.')
+    return (f'the mean score of {first} changes by {change_text(a, expected)}; that of {last} by '
+            f'{change_text(b, expected_last)}. The first change minus the second: {change_text(a - b, expected)}.')
 
 def best_is_highest(run:Trained)->float: # percent
     "The share of objects whose best placed sample has the highest score"
@@ -588,7 +590,8 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
     ax.set(xlabel='local rank', title='mean score, PISA − baseline')
     ax.set_xticks(range(9), LOCAL_RANKS)
     ax.grid(axis='x', visible=False)
-    two = said_of_two(score_changes(baseline, pisa, 'local_rank', [1]), 'local rank 0', 'all other ranks', 1, None)
+    two = two_changes_text(score_changes(baseline, pisa, 'local_rank', [1]), 'local rank 0', 'all other ranks', 1,
+                           None)
     a, b = (np.array([best_is_highest(t) for t in row]) for row in (baseline, pisa))
     return Drawn(fig,
         'Left: for each object the detection with the highest score, of those with a score of 0.3 or more: local rank '
@@ -600,7 +603,7 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
         f'samples from the baseline to PISA, by local rank. {INTERVALS}',
         f'Over all {first.images} images, {two} The best placed sample has the highest score in '
         f'{a.mean():.1f}% of the objects by the baseline and in {b.mean():.1f}% by PISA; in points, '
-        f'{said(b - a, 1, 1)}.')
+        f'{change_text(b - a, 1, 1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 _dashes = ['-', (0, (2.5, 1)), (0, (1, 1)), (0, (2.5, 1, 1, 1))]  # short enough for the legend
@@ -731,8 +734,8 @@ def figure8(baseline:list[Trained], isr:list[Trained])->Drawn:
                             'local rank, the coarse steps of IoU-HLR (8+: all from 8 on)')
     fig.axes[1].set(xlabel='local rank (0 is the best)')
     fig.axes[1].set_xticks(range(9), LOCAL_RANKS)
-    two = said_of_two(score_changes(baseline, isr, 'local_rank', [1, 4]), 'local rank 0', 'local ranks from 4 on',
-                      1, -1)
+    two = two_changes_text(score_changes(baseline, isr, 'local_rank', [1, 4]), 'local rank 0', 'local ranks from 4 on',
+                           1, -1)
     return Drawn(fig, caption, f'With ISR {two} In the paper the scores of the first ranks rise and those of the last '
                                'ranks fall.')
 
@@ -748,8 +751,8 @@ def figure9(baseline:list[Trained], carl:list[Trained])->Drawn:
     fig, caption = _compare(baseline, carl, 'CARL', 'iou', edges[1:-1], (edges[1:] + edges[:-1])/2,
                             'IoU after regression (those below 0.5 are in the first bin)')
     fig.axes[1].set(xlabel='IoU after regression', xlim=(.5, 1))
-    two = said_of_two(score_changes(baseline, carl, 'iou', [.7, .8]), 'samples with an IoU below 0.7',
-                      'those above 0.8', -1, None)
+    two = two_changes_text(score_changes(baseline, carl, 'iou', [.7, .8]), 'samples with an IoU below 0.7',
+                           'those above 0.8', -1, None)
     return Drawn(fig, caption, f'With CARL {two} In the paper the scores of low IoUs fall, and more than others.')
 
 # %% ../../nbs/lab/73_figures.ipynb

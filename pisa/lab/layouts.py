@@ -400,7 +400,8 @@ def read_yolo(
     for what, lack, rows in (('image', 'a label file, taken for images without objects', missing),
                              ('label file', 'an image', lost)):
         if rows: notes.append(f'{name}: {counted(len(rows), what)} without {lack}, the first is {rows[0]}')
-    if classes is None: notes.append(f'{name}: no data.yaml or classes.txt names the classes, so they are called 0, 1, ...')
+    if classes is None:
+        notes.append(f'{name}: no data.yaml or classes.txt names the classes, so they are called 0, 1, ...')
     categories = [dict(id=i, name=n) for i, n in enumerate(classes or (), 1)]
     return Part(name, root, source, images, annotations, categories, relative=True, notes=notes)
 

@@ -17,7 +17,7 @@ from .runs import bfloat16_units
 from .weights import find_weights
 
 # %% auto 0
-__all__ = ['shares', 'devices', 'part_of', 'slow_precision', 'Plan', 'make_plan', 'write_plan', 'read_plan']
+__all__ = ['shares', 'devices', 'per_process', 'slow_precision', 'Plan', 'make_plan', 'write_plan', 'read_plan']
 
 # %% ../../nbs/lab/51_plan.ipynb
 def shares(
@@ -54,7 +54,7 @@ def devices(
     raise ValueError(f'{who} cannot share {step}. {choice}')
 
 # %% ../../nbs/lab/51_plan.ipynb
-def part_of(exp:Experiment, processes:int)->Experiment:
+def per_process(exp:Experiment, processes:int)->Experiment:
     "The experiment of one of several processes: an overridden batch size is divided by their number"
     key = 'train_dataloader.batch_size'
     if processes == 1 or key not in parse_overrides(exp.overrides): return exp
@@ -97,7 +97,7 @@ def make_plan(
                          'give load(dataset, data_root) the same names')
     device, n = devices(exp, gpus, processes, nodes)
     record = store.describe(exp, spec, n*nodes)
-    path, cfg = store.folder(record['id'], runs), config(part_of(exp, n*nodes), spec, n*nodes)
+    path, cfg = store.folder(record['id'], runs), config(per_process(exp, n*nodes), spec, n*nodes)
     if not store.is_complete(path): find_weights(checkpoint_of(exp.backbone, exp.pretrained))
     return Plan(record['id'], str(path), cfg.to_dict(), device, n, nodes, record)
 

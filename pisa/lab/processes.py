@@ -16,7 +16,8 @@ from .plan import Plan, read_plan, write_plan
 from .worker import explained, work
 
 # %% auto 0
-__all__ = ['LOOPBACK', 'START', 'join_and_work', 'failure', 'same_package', 'on_this_node', 'work_together', 'help_with']
+__all__ = ['LOOPBACK', 'START', 'join_and_work', 'failure', 'same_package', 'on_this_node', 'work_on_first_machine',
+           'work_on_other_machine']
 
 # %% ../../nbs/lab/54_processes.ipynb
 def join_and_work(
@@ -112,7 +113,7 @@ def on_this_node(
     return p.returncode
 
 # %% ../../nbs/lab/54_processes.ipynb
-def work_together(
+def work_on_first_machine(
     plan:Plan, # its folder is prepared and locked by this process
 )->None:
     "Run `work` in several processes; an interrupt ends them. A `RuntimeError` says which failed first and why"
@@ -128,7 +129,7 @@ def work_together(
     while len(ended()) < len(others) and time.time() < deadline: time.sleep(0.1)  # their logs may have the cause
     raise RuntimeError(failure(plan))
 
-def help_with(
+def work_on_other_machine(
     plan:Plan, # its folder is or will be locked by the first machine
     node:int, # the number of this machine, from 1 up
 )->None:

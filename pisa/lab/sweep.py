@@ -27,8 +27,8 @@ from .weights import find_weights
 
 # %% auto 0
 __all__ = ['IMAGES', 'Task', 'list_tasks', 'state', 'progress', 'step_seconds', 'step_time', 'task_minutes', 'row_costs',
-           'end_with', 'Job', 'gpus_of_a_job', 'slots', 'Local', 'in_queue', 'Slurm', 'about', 'progress_line',
-           'explain_end', 'sweep']
+           'end_with_process', 'Job', 'gpus_of_a_job', 'slots', 'Local', 'in_queue', 'Slurm', 'duration_text',
+           'progress_line', 'explain_end', 'sweep']
 
 # %% ../../nbs/lab/57_sweep.ipynb
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def row_costs(
     return pd.DataFrame(rows).set_index('row').round({'hours': 2})
 
 # %% ../../nbs/lab/57_sweep.ipynb
-def end_with(
+def end_with_process(
     process:int, # id of another process
 )->None:
     "End this process as soon as the other process has ended"
@@ -186,7 +186,7 @@ class Job:
         path.mkdir(parents=True, exist_ok=True)
         with open(path/f"job{here.global_rank or ''}.log", 'a') as log:
             for stream in (1, 2): os.dup2(log.fileno(), stream)
-        if caller: end_with(caller)
+        if caller: end_with_process(caller)
         try:
             fit = max((n for n in shares(exp, here.num_tasks) if n <= gpus), default=0)
             torch.set_num_threads(threads*max(1, fit))  # each GPU's process has so many
@@ -323,7 +323,7 @@ class Slurm:
     def close(self)->None: pass
 
 # %% ../../nbs/lab/57_sweep.ipynb
-def about(minutes:float)->str: # e.g. 'about 80 minutes'
+def duration_text(minutes:float)->str: # e.g. 'about 80 minutes'
     "An estimated time in words"
     if minutes >= 120: return f'about {minutes/60:.1f} hours'
     if minutes >= 1.5: return f'about {minutes:.0f} minutes'
@@ -339,7 +339,7 @@ def progress_line(
     done, left = table.step.sum() - before.step.sum(), (table.of - table.step)[table.state != 'failed'].sum()
     parts = [f"{count.get('done', 0)} of {len(table)} done"]
     parts += [f'{count[s]} {s}' for s in ('running', 'elsewhere', 'failed') if s in count]
-    return ', '.join(parts + ([f'{about(left/done*seconds/60)} left'] if done > 0 and left else []))
+    return ', '.join(parts + ([f'{duration_text(left/done*seconds/60)} left'] if done > 0 and left else []))
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def explain_end(

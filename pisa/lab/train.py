@@ -10,7 +10,7 @@ from . import runs as store
 from .data import DataSpec
 from .experiments import Experiment
 from .plan import make_plan, slow_precision
-from .processes import help_with, work_together
+from .processes import work_on_other_machine, work_on_first_machine
 from .worker import explained, work
 
 # %% auto 0
@@ -40,11 +40,11 @@ def train(
     else:
         if note := slow_precision(exp, gpus): print(note)
         with explained(path):
-            if node: help_with(plan, node)
+            if node: work_on_other_machine(plan, node)
             else:
                 with store.lock(path):
                     if not store.is_complete(path):
                         store.begin(path, plan.record)
-                        work(plan) if n == 1 else work_together(plan)
+                        work(plan) if n == 1 else work_on_first_machine(plan)
     shutil.rmtree(path/'checkpoints', ignore_errors=True)
     return path

@@ -14,11 +14,11 @@ from mmdet.utils import reduce_mean
 from torch import Tensor
 from ..prime import ISR, Positives, prime_box_loss, prime_weights
 from .samplers import refuse_mining_with_focal
-from .two_stage import gt_ids, of_head, prime_config, refuse_iou_of_deltas
+from .two_stage import gt_ids, head_positives, prime_config, refuse_iou_of_deltas
 
 # %% auto 0
-__all__ = ['Anchors', 'by_anchor', 'rows_at', 'pos_boxes', 'in_a_row', 'match_anchors', 'isr_label_weights', 'cls_losses',
-           'box_loss', 'PrimeRetinaHead', 'PrimeSSDHead', 'collect_atss', 'PrimeATSSHead']
+__all__ = ['Anchors', 'by_anchor', 'rows_at', 'pos_boxes', 'gather_anchors', 'match_anchors', 'isr_label_weights', 'cls_losses',
+           'box_loss', 'PrimeRetinaHead', 'PrimeSSDHead', 'match_anchors_atss', 'PrimeATSSHead']
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 @dataclass
@@ -72,7 +72,7 @@ def pos_boxes(
     return gt_ids(sampling_results)[order], box[order]
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
-def in_a_row(
+def gather_anchors(
     head, # an mmdet `AnchorHead`
     cls_scores:list[Tensor], bbox_preds:list[Tensor], # outputs of all levels
     box:Tensor, # [B, A, 4] anchors
@@ -87,7 +87,7 @@ def in_a_row(
     where = ((label >= 0) & (label < head.num_classes)).flatten().nonzero()[:, 0]
     of = lambda x: x.flatten(0, 1)[where]
     gt, gt_box = pos_boxes(results)
-    pos = of_head(head, rows_at(score, where), of(delta).float(), of(target), decoded,
+    pos = head_positives(head, rows_at(score, where), of(delta).float(), of(target), decoded,
                   prior=of(box), gt_box=gt_box, gt=gt,
                   label=of(label), image=where // label.shape[1], weight=of(weight))
     return Anchors(score, delta, box, label, weight, target, box_weight, total, where, pos)
@@ -104,7 +104,7 @@ def match_anchors(
                                                 return_sampling_results=True)
     box = torch.stack([torch.cat([get_box_tensor(a) for a in image]) for image in anchors])
     targets = [torch.cat(t, 1) for t in targets]
-    return in_a_row(head, cls_scores, bbox_preds, box, targets, total, results, head.reg_decoded_bbox)
+    return gather_anchors(head, cls_scores, bbox_preds, box, targets, total, results, head.reg_decoded_bbox)
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 def isr_label_weights(
@@ -211,7 +211,7 @@ class PrimeSSDHead(SSDHead):
         return losses
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
-def collect_atss(
+def match_anchors_atss(
     head, # an mmdet `ATSSHead`
     cls_scores:list[Tensor], bbox_preds:list[Tensor], # outputs of all levels
     gts:list, metas:list[dict], gts_ignore:list|None, # as `ATSSHead.loss_by_feat` has them
@@ -224,7 +224,7 @@ def collect_atss(
     box, *targets = (torch.stack(x) for x in list(zip(*rows))[:5])
     results = [row[-1] for row in rows]
     total = reduce_mean(torch.tensor(sum(res.avg_factor for res in results), dtype=torch.float, device=device)).item()
-    return in_a_row(head, cls_scores, bbox_preds, box, targets, total, results, True)
+    return gather_anchors(head, cls_scores, bbox_preds, box, targets, total, results, True)
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error
@@ -247,7 +247,7 @@ class PrimeATSSHead(ATSSHead):
         isr, carl = prime_config(self.train_cfg)
         gts = batch_gt_instances, batch_img_metas, batch_gt_instances_ignore
         if not (isr or carl): return super().loss_by_feat(cls_scores, bbox_preds, centernesses, *gts)
-        a = collect_atss(self, cls_scores, bbox_preds, *gts)
+        a = match_anchors_atss(self, cls_scores, bbox_preds, *gts)
         pos = a.pos
         center = self.centerness_target(pos.prior, pos.gt_box)
         total = reduce_mean(center.sum()).clamp(min=1).item()

@@ -15,7 +15,7 @@ from ..prime import CARL, ISR, Positives, prime_box_loss, prime_weights, setting
 from .samplers import class_loss, own_class, probabilities, refuse_mining_with_focal
 
 # %% auto 0
-__all__ = ['prime_config', 'positive_rows', 'gt_ids', 'class_prob', 'of_head', 'join_weights', 'prime_loss_and_target',
+__all__ = ['prime_config', 'positive_rows', 'gt_ids', 'class_prob', 'head_positives', 'join_weights', 'prime_loss_and_target',
            'refuse_iou_of_deltas', 'sample_rois', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
@@ -60,7 +60,7 @@ def class_prob(
     return probabilities(cls_score, loss_cls).gather(1, label[:, None])[:, 0]
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
-def of_head(
+def head_positives(
     head:nn.Module, # mmdet's `BBoxHead` or `AnchorHead`
     score:Tensor, # [P, C + 1] or [P, C] logits
     delta:Tensor, # [P, 4] float32, box prediction for the own class
@@ -108,7 +108,7 @@ def prime_loss_and_target(
     of = lambda x: positive_rows(x, sampling_results)
     score, delta, roi = of(cls_score), own_class(of(bbox_pred), of(label)), of(rois)
     gt_box = torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results])
-    pos = of_head(bbox_head, score, delta, of(box_target), bbox_head.reg_decoded_bbox,
+    pos = head_positives(bbox_head, score, delta, of(box_target), bbox_head.reg_decoded_bbox,
                   prior=roi[:, 1:], gt_box=gt_box, gt=gt_ids(sampling_results),
                   label=of(label), image=roi[:, 0], weight=of(label_weight))
     label_weight = join_weights(prime_weights(pos, isr), label_weight, sampling_results, neg_weights)
