@@ -37,7 +37,7 @@ def markdown(source: str) -> str:
     "Formulas become MathML, links to notebooks links to their pages; code stays as it is"
     def prose(text: str) -> str:
         text = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1], display="block"), text, flags=re.S)
-        text = re.sub(r"\$([^\s$][^$\n]*?)\$", lambda m: convert(m[1]), text)
+        text = re.sub(r"\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)", lambda m: convert(m[1]), text)
         return re.sub(r"\]\(((?!https?:)[^)#]+\.ipynb)", lambda m: "](" + m[1].removesuffix(".ipynb") + ".html", text)
     parts = re.split(r"(```.*?```|`[^`\n]*`)", source, flags=re.S)
     return "".join(part if i % 2 else prose(part) for i, part in enumerate(parts))

@@ -52,4 +52,5 @@ def test_formulas_and_links_of_a_page():
     pytest.importorskip('latex2mathml')
     from docs import markdown
     text = markdown('The weight $w_i$ of `$HOME` is in [11](11_isr.ipynb), not in [this](https://a.b/c.ipynb).\n```\n$x$\n```')
+    assert 'cost $5 and $6' in markdown('They cost $5 and $6.')  # no formula: a space stands before the second sign
     assert '<math' in text and '`$HOME`' in text and '](11_isr.html)' in text and 'https://a.b/c.ipynb' in text and '```\n$x$\n```' in text

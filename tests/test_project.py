@@ -140,8 +140,16 @@ def test_committed_runs_are_complete():
         assert {'run.json', 'metrics.json', 'scalars.jsonl'} <= names <= {'run.json', 'metrics.json', 'scalars.jsonl', 'samples.npz'}, folder
 
 
+ID = r'[a-z0-9_]+-[a-z]+-[a-z]+-s\d+-[0-9a-f]{8}\b'
+
+def test_the_list_of_all_records_is_that_of_the_folder():
+    "`make paper` writes it last, so that tables, figures and pages have seen these records too"
+    listed = set(re.findall(ID, (ROOT/'runs/records/README.md').read_text()))
+    assert listed == {f.parent.name for f in ROOT.glob('runs/records/*/run.json')}
+
+
 def test_committed_tables_and_figures_are_of_committed_records():
     "What was rendered where somebody had runs of their own is not committed"
     files = [*ROOT.glob('figures/*.json'), *ROOT.glob('figures/*.md'), ROOT/'nbs/paper/index.ipynb', ROOT/'README.md']
-    ids = {id for f in files for id in re.findall(r'[a-z0-9_]+-[a-z]+-[a-z]+-s\d+-[0-9a-f]{8}\b', f.read_text())} - {'faster_rcnn-pisa-shapes-s0-1a2b3c4d', 'faster_rcnn-pisa-coco-s0-1a2b3c4d'}
+    ids = {id for f in files for id in re.findall(ID, f.read_text())} - {'faster_rcnn-pisa-shapes-s0-1a2b3c4d', 'faster_rcnn-pisa-coco-s0-1a2b3c4d'}
     assert len(ids) > 50 and ids <= {f.name for f in (ROOT/'runs/records').iterdir()}
