@@ -11,10 +11,10 @@ from torch import Tensor
 __all__ = ['hierarchical_local_rank', 'check_score', 'check_vectors', 'iou_hlr', 'score_hlr']
 
 # %% ../nbs/10_hlr.ipynb
-def _place_in_run(
+def _place_in_stretch(
     ids:Tensor, # [N] sorted
 )->Tensor: # LongTensor[N]
-    "The number of elements before each element in its run of equal `ids`"
+    "The number of elements before each element in its stretch of equal `ids`"
     return torch.arange(len(ids), device=ids.device) - torch.searchsorted(ids, ids)
 
 # %% ../nbs/10_hlr.ipynb
@@ -40,9 +40,9 @@ def hierarchical_local_rank(
     score = score.detach().to(torch.promote_types(score.dtype, torch.float32))  # not all devices sort halves
     order = score.neg().sort(stable=True)[1]
     ids, by = group[order].sort(stable=True)
-    local = torch.empty_like(by).scatter_(0, by, _place_in_run(ids))
+    local = torch.empty_like(by).scatter_(0, by, _place_in_stretch(ids))
     key, by = (cls[order]*n + local).sort(stable=True)
-    rank = torch.empty_like(by).scatter_(0, order[by], _place_in_run(key.div(max(n, 1), rounding_mode='floor')))
+    rank = torch.empty_like(by).scatter_(0, order[by], _place_in_stretch(key.div(max(n, 1), rounding_mode='floor')))
     return rank if mask is None else rank.where(mask, -1)
 
 # %% ../nbs/10_hlr.ipynb

@@ -156,7 +156,7 @@ def test_the_runs_say_which_seeds_and_how_they_compare():
 
 
 WITH_RUNS = [number for number, figure in figures.FIGURES.items() if figure.rows]
-AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which is undecided'
+AGREES, NOT, OPEN = 'as the paper says', 'which contradicts the paper', 'which is open'
 
 
 @pytest.mark.parametrize('number, of, words', [

@@ -1,5 +1,5 @@
 "What is collected of a trained detector fits together, seen from the stored boxes, from mmdet's own detections and by loops"
-import warnings
+import copy, warnings
 import numpy as np
 import pytest
 import torch
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 from mmdet.registry import DATASETS, MODELS
+from mmengine.structures import InstanceData
 from pisa.lab import config, evaluate, experiments, files, predict, runs, samples as kept, study, train, weights
 from pisa.lab.show import load_samples
 
@@ -66,6 +67,24 @@ def test_samples_fit_together(collected, spec):
     np.testing.assert_allclose(samples.loss, -np.log(samples.score), rtol=0.02, atol=0.02)  # cross entropy
     assert (samples.object_score[samples['gt'] >= 0] >= pos.score - 1e-3).all()
     assert (neg.score + neg.object_score <= 1.002).all()
+
+
+def test_objects_as_samples_are_what_mmdet_makes_of_them_as_proposals(collected, seen):
+    "Training adds the objects' own boxes to the proposals. Here mmdet gets them as its only proposals, and keeps every class of every box"
+    model, dataset, _ = seen
+    own, item, C = collected.objects[collected.objects.image == 3], dataset[3], model.roi_head.bbox_head.num_classes
+    sample = item['data_samples'].clone()
+    boxes = torch.tensor(own[CORNERS].to_numpy())
+    sample.proposals = InstanceData(bboxes=boxes * boxes.new_tensor(sample.scale_factor * 2), scores=torch.ones(len(boxes)))
+    was, model.roi_head.test_cfg = model.roi_head.test_cfg, copy.deepcopy(model.roi_head.test_cfg)
+    model.roi_head.test_cfg.update(score_thr=-1, nms=dict(type='nms', iou_threshold=1.), max_per_img=-1)
+    with torch.no_grad():
+        theirs = model.test_step({'inputs': [item['inputs']], 'data_samples': [sample]})[0].pred_instances
+    model.roi_head.test_cfg = was
+    assert len(theirs) == C * len(own) > 0
+    for _, o in own.iterrows():
+        ious = [(overlap(b.tolist(), o[CORNERS].tolist()), s.item()) for b, s, label in zip(theirs.bboxes, theirs.scores, theirs.labels) if label == o.label]
+        assert any(abs(iou - o.own_iou) < 2e-3 and abs(score - o.own_score) < 2e-3 for iou, score in ious), (o, ious)
 
 
 def test_detections_are_those_of_mmdet(collected, seen):

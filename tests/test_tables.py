@@ -169,13 +169,13 @@ def test_time_is_compared_on_the_same_machine_alone(tmp_path):
 
 
 def test_time_at_mini_scale_is_the_benchs(folder):
-    assert 'ours, full size' not in tables.shown(tables.table(1, tables.read_runs(folder)))
+    assert 'ours, on a CPU' not in tables.shown(tables.table(1, tables.read_runs(folder)))
     row = lambda method, ratio: dict(method=method, step_ratio=ratio, low=ratio - .02, high=ratio + .01)
     (folder/'records/bench').mkdir(parents=True)
     write_json(folder/'records/bench/step.json', {'tables': [{'title': f'{d}: a step', 'rows': [row('baseline', 1.), row('pisa', r), row('mmdet', 9.)]}
                                                              for d, r in (('faster_rcnn', 1.01), ('ssd300', 1.02), ('unheard_of', 7.))]})
     runs = tables.read_runs(folder)
-    shown = tables.shown(tables.table(1, runs))['ours, full size', 'step']
+    shown = tables.shown(tables.table(1, runs))['ours, on a CPU', 'step']
     assert shown[shown != ''].to_dict() == {('Faster R-CNN', 'ResNet-50', 'PISA'): '×1.010\n0.990–1.020', ('SSD300', 'VGG16', 'PISA'): '×1.020\n1.000–1.030'}
     assert 'train_time' not in tables.table(1, runs)['mini']
 

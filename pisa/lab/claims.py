@@ -62,9 +62,9 @@ CLAIMS = {  # table to its claims
         _claim('mining negatives helps (R/H* above R/R)', 'table3/R-H* > table3/R-R'),
         _claim('the gain is larger at AP75 than at AP50, negatives mined (C/H* over R/H*)',
                'table3/C-H* > table3/R-H*', metric='AP75-AP50'),
-        _claim('AP50 is slightly lower, negatives at random (R/R above C/R)',
+        _claim('negatives at random: AP50 of R/R is slightly above that of C/R',
                'table3/R-R > table3/C-R', metric='AP50'),
-        _claim('AP50 is slightly lower, negatives mined (R/H* above C/H*)',
+        _claim('negatives mined: AP50 of R/H* is slightly above that of C/H*',
                'table3/R-H* > table3/C-H*', metric='AP50')],
     4: [_claim('ISR alone raises AP', 'table4/isr > table4/baseline'),
         _claim('CARL alone raises AP', 'table4/carl > table4/baseline'),
@@ -132,7 +132,8 @@ def claims_markdown(
         over = c.verdict in ('holds', 'fails', 'open')
         said = c.verdict + (f', {c.size} size' if c.size else '')
         what = ' − '.join(f'Δ{m}' for m in c.metric.replace('_VOC', ' (VOC)').split('-'))
-        ours = difference_text(c.mean, c.low, c.high) + (f'<br>{c.each}' if c.each else '')
+        each = c.each.replace(', ', '<br>').replace(' ', '\N{NO-BREAK SPACE}')
+        ours = difference_text(c.mean, c.low, c.high) + (f'<br>{each}' if each else '')
         rows.append([no_markup(c.expects), what, signed(c.published), ours,
                      f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'), f'{c.holm:.3f}' if over else '–',
                      f'**{said}**' if c.verdict in ('holds', 'fails') else said])

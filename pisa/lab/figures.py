@@ -143,10 +143,10 @@ def save(
 
 # %% ../../nbs/lab/73_figures.ipynb
 def agreement(
-    agrees:bool|None, # None: undecided
+    agrees:bool|None, # None: open
 )->str:
     "Whether a finding agrees with the paper, in words"
-    if agrees is None: return 'which is undecided'
+    if agrees is None: return 'which is open'
     return 'as the paper says' if agrees else 'which contradicts the paper'
 
 def answer(question:str, yes:bool)->str: # a claim of the paper as a question; whether it holds
@@ -269,8 +269,9 @@ def _draw_recalls(
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(1, 'Prime, hard and random samples', ['table3/R-R', 'table3/H-H', 'table3/C-R'], r"""
 Many samples lie around one object. The *prime* sample has the highest IoU. The *hard* sample has the highest
-classification loss. They are often two different samples. The figure compares three trainings: with random RoIs (the
-paper's R/R), with the hardest RoIs (OHEM, H/H), and with PISA (C/R). The right plot shows the recall minus that of
+classification loss. They are often two different samples. The figure compares three trainings: with random RoIs (R/R),
+with the hardest RoIs (OHEM, H/H), and with PISA (C/R). As in Table 3, the first letter is the sampling of positives,
+the second that of negatives: R random, H hard, C by PISA. The right plot shows the recall minus that of
 random sampling, so small differences are visible.
 
 The paper calls its curves ROC and does not define them. Here recall is drawn over false positives per image, as is
@@ -315,13 +316,11 @@ def _draw_precision(precision:np.ndarray)->mpl.figure.Figure: # [V, T, R], with 
     return fig
 
 @figure(2, 'Raising the scores of few or of many', ['table3/R-R'], r"""
-This experiment trains nothing (Section 3, v1). It lowers the summed classification loss of a trained detector by a
-tenth in two ways. The first way raises the scores of the first five samples of each image by IoU-HLR. The second way
-raises the scores of the first 25. Both lower the loss by the same amount, so the difference in precision and recall
-shows whether it pays to attend to few, well placed samples.
-
-If the first five samples have too little loss for this, both ways lower the summed loss by nearly all that these have;
-the caption says by how much. [61_study](../lab/61_study.ipynb) explains how scores are raised.""")
+This experiment trains nothing (Section 3, v1). It lowers the summed classification loss of a trained detector in two
+ways. The first way raises the scores of the first five samples of each image by IoU-HLR. The second way raises the
+scores of the first 25. Both lower the loss by the same amount: a tenth, or less if the first five samples do not have
+so much loss. So the difference in precision and recall shows whether it pays to attend to few, well placed samples.
+[61_study](../lab/61_study.ipynb) explains how scores are raised.""")
 def figure2(baseline:list[Trained])->Drawn:
     "Precision over recall at three IoU thresholds, with unchanged and with raised scores"
     few, many = TOP
@@ -332,9 +331,10 @@ def figure2(baseline:list[Trained])->Drawn:
     wins = int((ap[1] > ap[2]).sum())
     return Drawn(_draw_precision(precision),
         'Precision over recall (mean over classes) at three IoU thresholds, for the baseline (solid) and for the same '
-        f'detector with raised scores. The logit of the own class is raised for the first {few} samples of each image '
-        f'by IoU-HLR (dashed, by {raised[1]:.2f}) or for the first {many} (dotted, by {raised[2]:.2f}). Both lower the '
-        f'summed classification loss of all proposals by {100*(1 - loss[1]/loss[0]):.1f}% (the paper: 10%). All '
+        f'detector with raised scores. The logit of the ground-truth class is raised for the first {few} samples of '
+        f'each image by IoU-HLR (dashed, by {raised[1]:.2f}) or for the first {many} (dotted, by {raised[2]:.2f}). '
+        f'Both lower the summed classification loss of all proposals by {100*(1 - loss[1]/loss[0]):.1f}% (the paper: '
+        '10%). All '
         'numbers are means over seeds. Score threshold and NMS give the detections. The samples are chosen by their '
         'true IoU, which no detector knows.',
         f'Baseline / top-{few} / top-{many}: {aps}. Raising the top-{few} samples gives a higher AP than raising the '
@@ -498,7 +498,8 @@ def two_changes_text(
     "How the mean scores of two groups change, and the first change minus the second"
     a, b = change[..., 0], change[..., -1]
     return (f'the mean score of {first} changes by {change_text(a, expected)}; that of {last} by '
-            f'{change_text(b, expected_last)}. The first change minus the second: {change_text(a - b, expected)}.')
+            f'{change_text(b, expected_last)}. The change of {first} minus that of '
+            f'{last}: {change_text(a - b, expected)}.')
 
 def best_is_highest(run:Trained)->float: # percent
     "The share of objects whose best placed sample has the highest score"
@@ -641,8 +642,8 @@ def figure6()->Drawn:
     half = ', '.join(f'{importance_weight(torch.tensor(.5), d):.2f}' for d in (.5, 1., 2.))
     return Drawn(fig,
         'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance. Bottom: the awareness '
-        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the own class. The settings are those of Table 5 '
-        '(v1). Left the degree varies, right the bias.',
+        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the ground-truth class. The settings are those '
+        'of Table 5 (v1). Left the degree varies, right the bias.',
         f'No samples are used. At half the importance the weight is {half} for a degree γ of 0.5, 1, 2.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -719,7 +720,7 @@ def _compare(
     ax.legend()
     below.set_ylabel('change')
     fig.align_ylabels()
-    return fig, (f'Top: mean score (probability of the own class) of positive samples by {by}. '
+    return fig, (f'Top: mean score (probability of the ground-truth class) of positive samples by {by}. '
                  f'Bottom: {name} minus baseline. {INTERVALS}')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -741,10 +742,9 @@ def figure8(baseline:list[Trained], isr:list[Trained])->Drawn:
 
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(9, 'Scores by IoU', ['table4/baseline', 'table4/carl'], r"""
-CARL multiplies the regression loss of a box by a weight that grows with its score, and the gradient of that weight
-reaches the classifier. A badly placed box has a large regression loss, and a lower score makes that loss count less. So
-boxes of low IoU should have lower scores than with the baseline, and the scores should fall more there than elsewhere.
-Each detector has its own proposals and its own boxes.""")
+CARL lowers the scores of boxes with a regression loss above the mean and raises the others
+([12_carl](../12_carl.ipynb)). So boxes of low IoU should have lower scores than with the baseline, and the scores
+should fall more there than elsewhere. Each detector has its own proposals and its own boxes.""")
 def figure9(baseline:list[Trained], carl:list[Trained])->Drawn:
     "Mean score by IoU, baseline against CARL"
     edges = np.linspace(.5, 1, 11)
@@ -816,13 +816,14 @@ def show(
     number:int, # of the figure, 1 to 9
     drawn:Drawn|None, # see `draw`
 )->None:
-    "Display the question of a figure, the figure, its caption and its finding"
+    "Display the title and the question of a figure, the figure, its caption and its finding"
     from IPython.display import Markdown, display
     if drawn is None: return
     fig = FIGURES[number]
-    words = f'**After Figure {number} (v1). {fig.title}.** {drawn.caption}\n\n{drawn.finding}'
+    words = f'**After Figure {number} (v1).** {drawn.caption}\n\n{drawn.finding}'
     if drawn.runs: words += f'\n\n<details><summary>Runs</summary>\n\n{drawn.runs}\n\n</details>'
-    display(Markdown(fig.about), drawn.figure, Markdown(words))
+    about = f'#### Figure {number}: {fig.title[0].lower()}{fig.title[1:]}\n{fig.about}'
+    display(Markdown(about), drawn.figure, Markdown(words))
     plt.close(drawn.figure)
 
 # %% ../../nbs/lab/73_figures.ipynb

@@ -156,7 +156,7 @@ CARL). The paper claims that mining helps for negatives only, and that positives
     4: r"""Which part helps: the weights or the loss?
 
 PISA has two parts. ISR weights the positives in the classification loss by their rank. CARL lets the regression loss
-push the classification scores. Table 4 (v1) has each alone, and both together.""",
+change the classification scores. Table 4 (v1) has each alone, and both together.""",
     5: r"""How much do gamma and beta, k and b matter?
 
 ISR turns a rank into a weight by $\gamma$ and $\beta$ (Eq. 2, v1). With a large $\gamma$ and a small $\beta$ only the
@@ -170,8 +170,9 @@ alone, the best sample of a poor image counts as much as the best of a good one.
     7: r"""Is the hierarchical local rank needed, or is the IoU enough?
 
 ISR can rank samples by other metrics: by the loss, as hard mining does; by the IoU, so that an object with many good
-samples takes most of the weight; by the IoU before regression (IoU\*). Table 7 (v1) compares them without CARL. The
-order of the rows is the paper's argument: the IoU matters, after regression, and within each object first.""",
+samples takes most of the weight; by the IoU before regression (IoU\*). Table 7 (v1) compares them without CARL. By
+the paper's argument each row is better than the one above it: the IoU is better than the loss, the IoU after regression
+better than the one before it, and IoU-HLR better than the IoU alone.""",
     'text': r"""Does CARL work by its weights, or by its gradient?
 
 CARL has two effects. Samples with high scores count more in the regression loss, and the gradient of that loss reaches

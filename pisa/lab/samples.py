@@ -24,7 +24,8 @@ TOP = (5, 25)  # Figure 2 (v1)
 
 FIELDS = {'image': np.int16, 'gt': np.int32, 'label': np.int16, 'iou_before': np.float16, 'iou': np.float16,
           'score': np.float16, 'object_score': np.float16, 'loss': np.float16, 'box': np.float16}
-OBJECTS = {'gt_image': np.int16, 'gt_label': np.int16, 'gt_box': np.float32}
+OBJECTS = {'gt_image': np.int16, 'gt_label': np.int16, 'gt_box': np.float32,
+           'gt_own_iou': np.float16, 'gt_own_score': np.float16}
 FOUND = {'found_image': np.int16, 'found_label': np.int16, 'found_score': np.float16, 'found_box': np.float16,
          'found_sample': np.int32}
 CURVES = {'images': np.int32, 'negatives': np.int32, 'precision': np.float16,
@@ -36,7 +37,7 @@ class Study:
     "The content of `samples.npz`, see `pisa.lab.study.collect`"
     run: str                 # the id
     samples: pd.DataFrame    # one row per sample: `FIELDS`, with the box as x1, y1, x2, y2
-    objects: pd.DataFrame    # one row per object: `OBJECTS`, as image, label, x1, y1, x2, y2
+    objects: pd.DataFrame    # one row per object: `OBJECTS`, as image, label, own_iou, own_score, x1, y1, x2, y2
     detections: pd.DataFrame # one row per detection: `FOUND`, named likewise, with `sample`
     images: int              # number of images that were studied
     negatives: int           # number of first images whose negatives are stored
@@ -58,6 +59,7 @@ def read(
     except Exception as e:  # numpy's reader raises many kinds
         raise ValueError(f'{path} is damaged ({one_line(e)}): pisa.lab.study.collect({run!r}, spec) '
                          'writes it anew') from None
+    for k in ('gt_own_iou', 'gt_own_score'): arrays.setdefault(k, np.full(len(arrays.get('gt_image', ())), np.nan))
     if missing := [k for k in kinds if k not in arrays]:
         raise ValueError(f'{path} has no {missing[0]!r}, it is of an older pisa: '
                          f'pisa.lab.study.collect({run!r}, spec) writes it anew')

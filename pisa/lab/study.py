@@ -42,29 +42,35 @@ def samples_of(
     model:nn.Module, # Faster or Mask R-CNN, in evaluation mode
     item:dict, # of mmdet's data set: `inputs` and `data_samples` of an image
     truth:Sample, # the image and its objects
-)->dict[str, Any]: # [S] rows of `FIELDS`; `logit` [S, C + 1], `boxes` [S, 4*C] by class; `gt_box`, `gt_label`, `id`
-    "Assign the proposals of an image to its objects, and apply the box head to them; boxes in pixels of the file"
+)->dict[str, Any]: # [S] rows of `FIELDS`; `logit` [S, C + 1], `boxes` [S, 4*C] by class; [G] rows of `OBJECTS`; `id`
+    """Assign the proposals of an image to its objects, and apply the box head to them; boxes in pixels of the file.
+
+    `own_iou` and `own_score` are those of the objects' own boxes as samples, which training adds to the proposals."""
     head, background = model.roi_head, model.roi_head.bbox_head.num_classes
     gt_box, gt_label = torch.tensor(truth.boxes).float(), torch.tensor(truth.labels)
     data = model.data_preprocessor({k: [item[k]] for k in ('inputs', 'data_samples')}, False)
     x, meta = model.extract_feat(data['inputs']), data['data_samples'][0].metainfo
     priors = model.rpn_head.predict(x, data['data_samples'], rescale=False)[0].bboxes
-    rois = bbox2roi([priors])
+    scale, S = priors.new_tensor(meta['scale_factor']*2), len(priors)
+    rois = bbox2roi([torch.cat([priors, gt_box*scale])])  # the last are the objects themselves
     out = head._bbox_forward(x, rois)
     logit = out['cls_score'].float()
     found, = head.bbox_head.predict_by_feat((rois,), (logit,), (out['bbox_pred'].float(),), [meta], rescale=True)
-    priors = priors/priors.new_tensor(meta['scale_factor']*2)
-    assigned = head.bbox_assigner.assign(InstanceData(priors=priors), InstanceData(bboxes=gt_box, labels=gt_label))
-    gt, prob = assigned.gt_inds - 1, probabilities(logit, head.bbox_head.loss_cls)
-    label, every = torch.where(gt >= 0, assigned.labels, background), torch.arange(len(gt))
+    priors = rois[:, 1:]/scale
+    assigned = head.bbox_assigner.assign(InstanceData(priors=priors[:S]),
+                                         InstanceData(bboxes=gt_box, labels=gt_label))
+    gt = torch.cat([assigned.gt_inds - 1, torch.arange(len(gt_box))])
+    prob = probabilities(logit, head.bbox_head.loss_cls)
+    label, every = F.pad(gt_label, (0, 1), value=background)[gt], torch.arange(len(gt))
     box = own_class(found.bboxes, torch.where(gt >= 0, label, prob[:, :background].argmax(1)))
     def overlap(boxes): # with its object; for a negative, the highest with any object
         iou = F.pad(bbox_overlaps(boxes, gt_box), (0, 1))  # the last is for no object
         return torch.where(gt >= 0, iou[every, gt], iou.max(1)[0])
-    return {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'box': box,
+    rows = {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'box': box,
             'score': prob[every, label], 'object_score': prob[:, :background].max(1)[0],
-            'loss': class_loss(logit, label, head.bbox_head.loss_cls), 'logit': logit, 'boxes': found.bboxes,
-            'gt_box': gt_box, 'gt_label': gt_label, 'id': meta['img_id']}
+            'loss': class_loss(logit, label, head.bbox_head.loss_cls), 'logit': logit, 'boxes': found.bboxes}
+    return {k: v[:S] for k, v in rows.items()} | {f'own_{k}': rows[k][S:] for k in ('iou', 'score')} | {
+        'gt_box': gt_box, 'gt_label': gt_label, 'id': meta['img_id']}
 
 # %% ../../nbs/lab/61_study.ipynb
 def detections_of(
@@ -130,7 +136,8 @@ def tables(
         row = torch.where(kept, kept.cumsum(0) - 1 + samples, -1)
         s = s | {'image': torch.full_like(s['gt'], i), 'gt': torch.where(s['gt'] >= 0, s['gt'] + objects, -1)}
         new = {k: s[k][kept] for k in FIELDS} | {
-            'gt_image': torch.full_like(s['gt_label'], i), 'gt_label': s['gt_label'], 'gt_box': s['gt_box'],
+            'gt_image': torch.full_like(s['gt_label'], i),
+            **{k: s[k.replace('gt_own', 'own')] for k in OBJECTS if k != 'gt_image'},
             'found_image': torch.full_like(f['labels'], i), 'found_label': f['labels'], 'found_score': f['scores'],
             'found_box': f['bboxes'], 'found_sample': row[f['sample']]}
         for k, v in new.items(): parts[k].append(v)

@@ -137,7 +137,7 @@ def table(
     return df
 
 # %% ../../nbs/lab/72_tables.ipynb
-HEADINGS = {'published': 'published', 'released': 'mmdet', 'bench': 'ours, full size',
+HEADINGS = {'published': 'published', 'released': 'mmdet', 'bench': 'ours, on a CPU',
             'mini': 'ours, mini scale', 'paper': 'ours, paper scale'}
 
 def _cell(row:dict, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
@@ -169,7 +169,7 @@ def _columns(df:pd.DataFrame, scale:str)->dict[str, list[str]]: # column to text
         out['seeds'] = [_seeds(r) for r in rows]
     if 'train_time' in rows[0]:
         text = lambda form, v: form.format(v) if v == v else ''
-        out['s a step'] = [text('{:.3f}', r['train_time']) + text('\n×{:.3f}', r['time_ratio']) for r in rows]
+        out['step (s)'] = [text('{:.3f}', r['train_time']) + text('\n×{:.3f}', r['time_ratio']) for r in rows]
     for m in ('AP',) if scale == 'released' else known_table(df.attrs['number']).shown:
         out['AP (VOC)' if m == 'AP_VOC' else m] = [_cell(row, m) for row in rows]
     return out
@@ -210,8 +210,9 @@ RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
            "([40_paper](../lab/40_paper.ipynb) says what is unfair about them); ours are on validation images too. "
-           "Step: time of a step with PISA over that without, with the paper's networks and image sizes but on a CPU, "
-           "from `runs/records/bench/step.json`; median and quartiles",
+           "*step (ours, on a CPU)*: time of a step with PISA over that without, with the paper's networks and image "
+           "sizes, from `runs/records/bench/step.json`; median and quartiles. The names of the rows are the paper's; "
+           "the column *backbone* has ours",
         3: "the abstract's gain over OHEM, more than 1, is that of a larger backbone; here C/R is "
            f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H",
         6: 'whether the ranked rows have CARL is not said; ours have it',
@@ -225,7 +226,8 @@ def _of_the_paper(number:int|str)->str:
     parts = {5: ('table5_isr', 'table5_carl'), 'text': ('carl_gradient',)}.get(number, (f'table{number}',))
     where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'no named data set, probably COCO'}
     noted = [no_markup(published(name).attrs['note']) for name in parts]
-    noted = [note.replace('train_time', "*s a step*, below it × the baseline's,") for note in noted]
+    noted = [note.replace('train_time in s/iteration', "*step (s)*, below it its ratio to the baseline's,")
+             for note in noted]
     on = where.get(number, 'no named data set; the baseline suggests COCO val')
     out = [f'*Published*: on {on}', *noted, _ODD.get(number)]
     return '; '.join(filter(None, out)) + '.'
