@@ -67,9 +67,9 @@ def _each(detectors:Sequence[str], variants:Sequence[str], data:str='shapes', ep
 
 SETTINGS = [*(('isr.beta', v) for v in (.1, .2, .3, .5)), *(('carl.b', v) for v in (0., .2, .3, .4, .5))]
 
-def with_setting(key:str, value:float)->Experiment: # of seed 0
-    "Faster R-CNN with PISA v1 on `damage`, with one setting in place of the paper's"
-    exp = variant('faster_rcnn', 'v1', 'damage')
+def with_setting(key:str, value:float|bool, name:str='v1')->Experiment: # `name` of `VARIANTS`; of seed 0
+    "Faster R-CNN with a variant of PISA on `damage`, with one setting in place of the usual"
+    exp = variant('faster_rcnn', name, 'damage')
     return replace(exp, overrides=f'model.train_cfg.rcnn.{key}={value} {exp.overrides}')
 
 def groups()->list[Group]:
@@ -88,6 +88,8 @@ def groups()->list[Group]:
         ('Tables 5 and 6', 'shapes', 4, _rows(5, 6)),
         ('larger backbones of Table 1', 'shapes', 3, _rows(1)),
         ('beta and b, on damage', 'damage', 2, [with_setting(*s) for s in SETTINGS]),  # added later
+        ('without the own boxes, on damage', 'damage', 2,
+         [with_setting('sampler.add_gt_as_proposals', False, v) for v in ('baseline', 'isr', 'v1')]),  # added later
     ):
         out.append(Group(name, data, seeds, tuple(e for e in dict.fromkeys(trainings) if (data, e) not in known)))
         known |= {(data, e) for e in trainings}
