@@ -1,5 +1,5 @@
 "What is collected of a trained detector fits together, seen from the stored boxes, from mmdet's own detections and by loops"
-import copy, warnings
+import copy, dataclasses, warnings
 import numpy as np
 import pytest
 import torch
@@ -85,6 +85,13 @@ def test_objects_as_samples_are_what_mmdet_makes_of_them_as_proposals(collected,
     for _, o in own.iterrows():
         ious = [(overlap(b.tolist(), o[CORNERS].tolist()), s.item()) for b, s, label in zip(theirs.bboxes, theirs.scores, theirs.labels) if label == o.label]
         assert any(abs(iou - o.own_iou) < 2e-3 and abs(score - o.own_score) < 2e-3 for iou, score in ious), (o, ious)
+
+
+def test_an_image_without_objects_has_negatives_alone(seen, spec):
+    model, dataset, _ = seen
+    truth = load_samples(dataclasses.replace(spec, has_masks=False), 'val', 1)[0]
+    s = study.samples_of(model, dataset[0], dataclasses.replace(truth, boxes=truth.boxes[:0], labels=truth.labels[:0]))
+    assert (s['gt'] == -1).all() and (s['label'] == model.roi_head.bbox_head.num_classes).all() and len(s['own_iou']) == len(s['gt_box']) == 0
 
 
 def test_detections_are_those_of_mmdet(collected, seen):
