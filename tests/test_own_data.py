@@ -349,7 +349,7 @@ def test_one_coco_file_is_divided(tmp_path, json_at, images_at):
     (root/json_at).parent.mkdir(exist_ok=True)
     (root/json_at).write_text(json.dumps(coco(10)), encoding='utf-8-sig')
     spec = loaded(root)
-    assert (spec.n_train, spec.n_val) == (8, 2) and ' others of ' in spec.note
+    assert (spec.n_train, spec.n_val) == (8, 2) and ' more of ' in spec.note
     names = [{i['file_name'] for i in read_json(f)['images']} for f in (spec.train_json, spec.val_json)]
     assert len(names[0] | names[1]) == 10 and loaded(root).fingerprint == spec.fingerprint
     assert len(annotations(spec)) == 16 and len(annotations(spec, 'val')) == 4
@@ -921,7 +921,7 @@ def test_a_competition_has_no_annotations_to_test_on(folder):
     change(folder, lambda c: c.pop('annotations'), 'val')
     (folder/'val.json').rename(folder/'test.json')
     spec = loaded(folder)
-    assert (spec.n_train, spec.n_val) == (2, 1) and ' others of ' in spec.note
+    assert (spec.n_train, spec.n_val) == (2, 1) and ' more of ' in spec.note
 
 
 # ---- remembered, and shown
@@ -1063,6 +1063,8 @@ def test_the_command_prints_the_tables_or_one_line(folder):
     (folder/'train.json').write_text('{')
     code, out, said = pisa_check(folder)
     assert code == 1 and not out and said.count('\n') == 1 and 'train.json' in said, said
+    code, _, said = pisa_check('~nobody-of-this-name/x')
+    assert code == 1 and said.count('\n') == 1
     assert pisa_check()[0] == 1 and 'usage: pisa_check FOLDER' in pisa_check()[2]
 
 

@@ -286,7 +286,7 @@ def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Se
         root.name, tuple(about['classes']), *files, COCO_AREA_LIMITS, about['has_masks'], n['train'], n['val'],
         about['fingerprint'],
         f'{root.name}, {about["kind"].upper()} layout{by}: {counted(n["train"], "image")} of {of["train"]} for '
-        f'training and {n["val"]} {"others "*(of["train"] == of["val"])}of {of["val"]}; small is under {small} px^2, '
+        f'training and {n["val"]} {"more "*(of["train"] == of["val"])}of {of["val"]}; small is under {small} px^2, '
         f'large over {large}',
         'voc' if about['kind'] == 'voc' else 'coco' if about['kind'] == 'coco' and year else 'folder',
         {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')})
@@ -371,7 +371,7 @@ def main()->None:
     "The command `pisa_check`; see `check`"
     if len(sys.argv) != 2: sys.exit('usage: pisa_check FOLDER (a data set: images and annotations)')
     try: check(sys.argv[1])
-    except (OSError, ValueError) as e: sys.exit(f'pisa_check: {e}')
+    except (OSError, RuntimeError, ValueError) as e: sys.exit(f'pisa_check: {e}')
 
 # %% ../../nbs/lab/34_data.ipynb
 def coco_test_dev(

@@ -32,7 +32,7 @@ def _lost(runs:str|Path|None)->set[Experiment]: # of seed 0
     if ids: out |= {dataclasses.replace(e, seed=0) for data, e in planned() if e.id(FINGERPRINTS[data]) in ids}
     for file in runs_dir(runs).glob('*/error.txt'):
         if store.is_complete(file.parent) or not file.read_text().startswith('FloatingPointError'): continue
-        with contextlib.suppress(ValueError): out.add(_of_row(store.read_record(file.parent)))  # not readable
+        with contextlib.suppress(OSError, ValueError): out.add(_of_row(store.read_record(file.parent)))  # not readable
     return out
 
 def _step(runs:str|Path|None)->dict[str, dict[str, float]]: # name of a row of Table 1 to step, low, high
