@@ -12,8 +12,6 @@ $(if $(word 2,$(VENV)),$(error VENV=$(VENV): a path without spaces is needed))
 # What `make train` trains, for example: make train DETECTOR=faster_rcnn ARGS="-p method baseline -p seed 1"
 DETECTOR ?= mask_rcnn
 ARGS     ?=
-# the scale's own, or float32 where the processor has no units for bfloat16
-PRECISION ?= $(shell grep -qwE 'amx_bf16|avx512_bf16|bf16' /proc/cpuinfo 2> /dev/null && echo auto || echo float32)
 # This checkout's package, whichever checkout the environment was made for
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
@@ -38,7 +36,7 @@ $(STAMP):
 	@rm -f $(VENV)/.pisa-????????????; touch $@
 
 train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) -p precision $(PRECISION) $(ARGS) --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) $(ARGS) --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 	@echo 'What was trained, with pictures: runs/$(DETECTOR).ipynb'
 
 test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export

@@ -13,9 +13,10 @@ from ..prime import one_of
 
 # %% auto 0
 __all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'RELEASED', 'SAMPLERS', 'DATASETS', 'SCALES',
-           'PRECISIONS', 'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'Backbone',
-           'backbones', 'Experiment', 'Schedule', 'sgd', 'usual_schedule', 'experiment', 'sha256', 'usual_values',
-           'checkpoint_of', 'parse_overrides', 'whole_number', 'ranked_together', 'steps', 'global_batch']
+           'PRECISIONS', 'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'cpuinfo',
+           'bfloat16_units', 'Backbone', 'backbones', 'Experiment', 'Schedule', 'sgd', 'usual_schedule', 'experiment',
+           'sha256', 'usual_values', 'checkpoint_of', 'parse_overrides', 'whole_number', 'ranked_together', 'steps',
+           'global_batch']
 
 # %% ../../nbs/lab/41_experiments.ipynb
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_rcnn')
@@ -32,7 +33,7 @@ RELEASED = ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd300')  # mmdet has head
 SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
 DATASETS = ('shapes', 'voc', 'coco', 'folder')  # `folder`: any other folder of images and annotations
 SCALES = ('mini', 'paper')
-# precision of convolutions and matrix products in training, to mmengine's optimizer wrapper
+# precision of convolutions and matrix products in training, to mmengine's optimizer wrapper; see `pisa.lab.speed`
 PRECISIONS = {'bfloat16': 'Bfloat16OptimWrapper', 'float32': 'OptimWrapper'}
 
 def prime_settings(
@@ -51,6 +52,17 @@ def default_sampler(
     if detector not in TWO_STAGE: return None
     negatives = formulation != 'v1' and 'isr' in METHODS[method] and detector != 'cascade_rcnn'
     return 'R/score_hlr' if negatives else 'R/R'
+
+# %% ../../nbs/lab/41_experiments.ipynb
+def cpuinfo()->str:
+    "The content of /proc/cpuinfo; empty if the system has none"
+    file = Path('/proc/cpuinfo')
+    return file.read_text() if file.exists() else ''
+
+def bfloat16_units()->str|None: # the fastest: 'amx_bf16' (Intel), 'avx512_bf16' (AMD, Intel) or 'bf16' (ARM)
+    "The processor's units that multiply bfloat16 numbers faster than float32; None if there are none"
+    flags = set(cpuinfo().split())
+    return next((unit for unit in ('amx_bf16', 'avx512_bf16', 'bf16') if unit in flags), None)
 
 # %% ../../nbs/lab/41_experiments.ipynb
 @dataclass(frozen=True)

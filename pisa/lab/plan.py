@@ -13,11 +13,10 @@ from .config import config
 from .data import DataSpec
 from .experiments import Experiment, checkpoint_of, global_batch, parse_overrides, ranked_together
 from .files import write_text
-from .runs import bfloat16_units
 from .weights import find_weights
 
 # %% auto 0
-__all__ = ['shares', 'devices', 'per_process', 'slow_precision', 'Plan', 'make_plan', 'write_plan', 'read_plan']
+__all__ = ['shares', 'devices', 'per_process', 'Plan', 'make_plan', 'write_plan', 'read_plan']
 
 # %% ../../nbs/lab/51_plan.ipynb
 def shares(
@@ -60,16 +59,6 @@ def per_process(exp:Experiment, processes:int)->Experiment:
     if processes == 1 or key not in parse_overrides(exp.overrides): return exp
     part = f'{key}={global_batch(exp)//processes}'
     return dataclasses.replace(exp, overrides=re.sub(rf'(?<!\S){re.escape(key)}=\S+', part, exp.overrides))
-
-# %% ../../nbs/lab/51_plan.ipynb
-def slow_precision(
-    exp:Experiment,
-    gpus:str|int='auto', # see `devices`
-)->str: # '' if it is not slow
-    "A note for a training in bfloat16 on a processor that is slow at it"
-    if exp.precision != 'bfloat16' or bfloat16_units() or (torch.cuda.is_available() and gpus): return ''
-    return ('this processor has no units for bfloat16: a step takes several times as long as in float32 '
-            "(measured in nbs/bench.ipynb). precision='float32' is faster here, and gives a run with another id")
 
 # %% ../../nbs/lab/51_plan.ipynb
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ import pandas as pd
 import torch
 import pisa
 from .data import DataSpec
-from .experiments import RECIPE, RECIPES, Experiment
+from .experiments import RECIPE, RECIPES, Experiment, bfloat16_units, cpuinfo
 from .files import read_json, records_dir, root, runs_dir, write_bytes, write_json
 
 # %% auto 0
 __all__ = ['PACKAGES', 'CHECKPOINT', 'SCHEMA', 'TYPES', 'ADDED', 'KEPT', 'runs_path', 'folder', 'is_complete', 'find',
-           'bfloat16_units', 'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors',
-           'save_checkpoint', 'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'begin', 'finish',
-           'read_metrics', 'scalars', 'load', 'of_one_recipe', 'comparable', 'delete', 'add_record']
+           'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint',
+           'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'begin', 'finish', 'read_metrics',
+           'scalars', 'load', 'of_one_recipe', 'comparable', 'delete', 'add_record']
 
 # %% ../../nbs/lab/50_runs.ipynb
 def runs_path(
@@ -52,17 +52,6 @@ def find(
     return record if not is_complete(own) and is_complete(record) else own
 
 # %% ../../nbs/lab/50_runs.ipynb
-def _cpuinfo()->str:
-    "The content of /proc/cpuinfo; empty if the system has none"
-    file = Path('/proc/cpuinfo')
-    return file.read_text() if file.exists() else ''
-
-def bfloat16_units()->str|None: # the fastest: 'amx_bf16' (Intel), 'avx512_bf16' (AMD, Intel) or 'bf16' (ARM)
-    "The processor's units that multiply bfloat16 numbers faster than float32; None if there are none"
-    flags = set(_cpuinfo().split())
-    return next((unit for unit in ('amx_bf16', 'avx512_bf16', 'bf16') if unit in flags), None)
-
-# %% ../../nbs/lab/50_runs.ipynb
 PACKAGES = ('torch', 'torchvision', 'mmdet', 'mmcv', 'mmengine', 'numpy')
 
 def git_state()->dict[str, Any]: # {'revision': 40 hex digits or None, 'dirty': bool or None}
@@ -82,8 +71,8 @@ def versions()->dict[str, str]:
 def machine(
     processes:int=1, # that train together
 )->dict[str, Any]:
-    "The machine. `bfloat16`: see `bfloat16_units`; `threads` are those of each process"
-    model = re.search(r'model name\s*: (.+)', _cpuinfo())
+    "The machine. `bfloat16`: see `pisa.lab.experiments.bfloat16_units`; `threads` are those of each process"
+    model = re.search(r'model name\s*: (.+)', cpuinfo())
     return {'host': platform.node(), 'cpu': model[1] if model else platform.processor() or platform.machine(),
             'bfloat16': bfloat16_units(), 'cores': os.cpu_count(),
             'processes': processes, 'threads': torch.get_num_threads(),

@@ -14,9 +14,11 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from .experiments import bfloat16_units
 
 # %% auto 0
-__all__ = ['HEADS', 'in_float32', 'predict_in_float32', 'Bfloat16OptimWrapper', 'channels_last', 'keep_memory']
+__all__ = ['HEADS', 'in_float32', 'predict_in_float32', 'RoundedProducts', 'Bfloat16OptimWrapper', 'channels_last', 'keep_memory']
 
 # %% ../../nbs/lab/44_speed.ipynb
 def in_float32(outputs:Any)->Any:
@@ -33,6 +35,27 @@ def predict_in_float32(model:nn.Module)->nn.Module:
     return model
 
 # %% ../../nbs/lab/44_speed.ipynb
+class RoundedProducts(TorchFunctionMode):
+    "Within it, convolutions and linear layers have operands and results in bfloat16, and compute in float32"
+    FUNCTIONS = (torch.conv2d, torch.conv_transpose2d, nn.functional.linear)
+
+    def __init__(self):
+        super().__init__()
+        self.cast = {}  # of weights
+
+    def _operand(self, t:Any)->Any:
+        if not isinstance(t, Tensor): return t
+        if not (t.is_leaf and t.requires_grad): return t.bfloat16().float()
+        if t not in self.cast: self.cast[t] = t.bfloat16()
+        return self.cast[t].float()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in self.FUNCTIONS: return func(*args, **(kwargs or {}))
+        with torch.autocast('cpu', enabled=False):
+            operands = {k: self._operand(v) for k, v in (kwargs or {}).items()}
+            return func(*map(self._operand, args), **operands).bfloat16()
+
+# %% ../../nbs/lab/44_speed.ipynb
 @OPTIM_WRAPPERS.register_module(force=True)  # force: running this cell twice is no error
 class Bfloat16OptimWrapper(OptimWrapper):
     "mmengine's `OptimWrapper`, with convolutions and matrix products in bfloat16; `AmpOptimWrapper` is for GPUs only"
@@ -42,7 +65,9 @@ class Bfloat16OptimWrapper(OptimWrapper):
     def optim_context(self, model:nn.Module)->Iterator[None]:
         if not self.prepared: self.prepared = predict_in_float32(model)
         device = next(model.parameters()).device.type
-        with super().optim_context(model), torch.autocast(device, torch.bfloat16): yield
+        by_units = device != 'cpu' or bfloat16_units()
+        products = contextlib.nullcontext() if by_units else RoundedProducts()
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16), products: yield
 
 # %% ../../nbs/lab/44_speed.ipynb
 def channels_last(model:nn.Module)->nn.Module:

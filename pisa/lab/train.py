@@ -9,7 +9,7 @@ from pathlib import Path
 from . import runs as store
 from .data import DataSpec
 from .experiments import Experiment
-from .plan import make_plan, slow_precision
+from .plan import make_plan
 from .processes import work_on_other_machine, work_on_first_machine
 from .worker import explained, work
 
@@ -38,7 +38,6 @@ def train(
                               'A process ranks its own images together: '
                               'to have it so, delete the run or give another seed')
     else:
-        if note := slow_precision(exp, gpus): print(note)
         with explained(path):
             if node: work_on_other_machine(plan, node)
             else:

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pisa.lab import config, data, experiments
 from pisa.lab.experiments import DETECTORS
-from pisa.lab.runs import bfloat16_units
+from pisa.lab.experiments import bfloat16_units
 from pisa.lab.speed import channels_last
 from record import against, paired, report, words
 
