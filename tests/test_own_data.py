@@ -517,10 +517,18 @@ def test_yolo_lines_left_out_and_mended(yolo):
 
 @pytest.mark.parametrize('text, words', [
     ('train: nowhere\nnames: [a]', ['train: nowhere does not exist']), ('train: images/train\nnames: 3', ['names must be a list']),
-    ('train: /etc\nnames: [a]', ['/etc']), ('names: [a', ['data.yaml is not YAML'])])
+    ('train: /etc\nnames: [a]', ['/etc']), ('names: [a', ['data.yaml is not YAML']),
+    ('train: {images: images/train}\nnames: [a]', ['train must be a path or a list of paths']),
+    ('train: [[images/train]]\nnames: [a]', ['train must be a path or a list of paths'])])
 def test_yolo_descriptions_refused(yolo, text, words):
     (yolo/'data.yaml').write_text(text)
     refused(yolo, 'data.yaml', *words)
+
+
+def test_a_split_whose_objects_are_all_left_out(yolo):
+    for file in (yolo/'labels/train').iterdir(): file.write_text('1 .5 .5 0 .2\n')
+    count = len([*(yolo/'labels/train').iterdir()])
+    refused(yolo, f'no image of the training split has an object, so there is nothing to learn. Left out: a box of no size: {count}')
 
 
 def test_another_encoding_is_named(yolo):
@@ -1065,7 +1073,7 @@ def test_the_command_prints_the_tables_or_one_line(folder):
     assert code == 1 and not out and said.count('\n') == 1 and 'train.json' in said, said
     code, _, said = pisa_check('~nobody-of-this-name/x')
     assert code == 1 and said.count('\n') == 1
-    assert pisa_check()[0] == 1 and 'usage: pisa_check FOLDER' in pisa_check()[2]
+    for words in ((), ('--help',)): assert pisa_check(*words)[0] == 1 and 'usage: pisa_check FOLDER' in pisa_check(*words)[2]
 
 
 # ---- through the notebook

@@ -245,9 +245,11 @@ def _check_folder(
     for split, (part, at) in divided.items():
         found[split], files[split] = _check_part(folder, final, kind, split, part, at, names, tally)
     objects = {s: sum(map(sum, f['objects'].values())) for s, f in found.items()}
-    for split, what, use in (('train', 'training', 'learn'), ('val', 'validation', 'find')):
+    why = '. Left out: ' + ', '.join(f'{what}: {n}' for what, (n, _) in tally.left_out.items())
+    for split, name, use in (('train', 'training', 'learn'), ('val', 'validation', 'find')):
         if not objects[split]:
-            raise ValueError(f'{root}: no image of the {what} split has an object, so there is nothing to {use}')
+            raise ValueError(f'{root}: no image of the {name} split has an object, so there is nothing to {use}' +
+                             why*bool(tally.left_out))
     shorter = lambda places: [place.replace(f'{root.resolve()}/', '').replace(f'{root}/', '') for place in places]
     mended, left_out = ({what: [n, shorter(places)] for what, (n, places) in done.items()}
                         for done in (tally.mended, tally.left_out))
@@ -369,7 +371,8 @@ def load(
 # %% ../../nbs/lab/34_data.ipynb
 def main()->None:
     "The command `pisa_check`; see `check`"
-    if len(sys.argv) != 2: sys.exit('usage: pisa_check FOLDER (a data set: images and annotations)')
+    if len(sys.argv) != 2 or sys.argv[1].startswith('-'):
+        sys.exit('usage: pisa_check FOLDER (a data set: images and annotations)')
     try: check(sys.argv[1])
     except (OSError, RuntimeError, ValueError) as e: sys.exit(f'pisa_check: {e}')
 

@@ -429,6 +429,7 @@ def _yolo_images(root:Path, file:Path, says:dict, key:str)->list[Path]:
     "The images of a split in `data.yaml`, which gives a folder, a file with a list, an image, or several of these"
     out = []
     for value in says[key] if isinstance(says[key], list) else [says[key]]:
+        if not isinstance(value, str): raise ValueError(f'{file}: {key} must be a path or a list of paths; correct it')
         path, word = f"{says.get('path') or ''}/{value}", split_word(value)
         place = nearest(file.parent, path, word) or nearest(root, path, word)
         if not place: raise FileNotFoundError(f'{file}: {key}: {value[:200]} does not exist in {root}; correct it, or '
