@@ -1,4 +1,5 @@
 "PrimeSampler against loops written out here, mmdet's samplers and mmcv's nms_match"
+import contextlib
 import pytest
 import torch
 from refusal import refused
@@ -8,6 +9,7 @@ from mmcv.ops import nms_match as mmcv_nms_match
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
+from pisa.lab.speed import RoundedProducts
 from pisa.mmdet.samplers import PrimeSampler, mines, nms_match, refuse_mining_with_focal, take_ranked
 from pisa.mmdet.two_stage import sample_rois
 from small import cascade_head, roi_head, run, scene
@@ -309,10 +311,11 @@ def test_the_extra_forward_leaves_no_trace():
     assert [m.training for m in head.modules()] == before[1] and torch.is_grad_enabled() and torch.is_autocast_cache_enabled()
 
 
+@pytest.mark.parametrize('products', [contextlib.nullcontext, RoundedProducts])
 @pytest.mark.parametrize('pos,neg', MINING)
-def test_gradients_reach_the_head_under_mixed_precision(pos, neg):
-    "Weights that autocast casts without a gradient must not be used again in the forward that trains"
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+def test_gradients_reach_the_head_under_mixed_precision(pos, neg, products):
+    "Weights that are cast without a gradient must not be used again in the forward that trains"
+    with torch.autocast('cpu', dtype=torch.bfloat16), products():
         losses, grads = run(roi_head(sampler=prime(pos, neg), **PISA), (3, 0, 2))
     assert all(torch.isfinite(v) for v in losses.values())
     for name, g in grads.items(): assert g is not None and torch.isfinite(g).all() and g.abs().sum() > 0, name

@@ -281,7 +281,7 @@ def summary(
     version = {'v1': 'v1: ISR on positives, CARL in place of the regression loss',
                'v2': f'v2: ISR on positives{negatives}, CARL added',
                'released': "mmdet's own heads, the authors' released code: as v2"}[exp.formulation]
-    precision = 'bfloat16 in convolutions and matrix products, float32 elsewhere'
+    precision = 'bfloat16 in the network; weights, outputs of heads and losses in float32'
     return {
         'detector': f'{exp.detector}, backbone {exp.backbone} {start}, scale {exp.scale}',
         'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),

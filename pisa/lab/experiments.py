@@ -33,7 +33,7 @@ RELEASED = ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd300')  # mmdet has head
 SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
 DATASETS = ('shapes', 'voc', 'coco', 'folder')  # `folder`: any other folder of images and annotations
 SCALES = ('mini', 'paper')
-# precision of convolutions and matrix products in training, to mmengine's optimizer wrapper; see `pisa.lab.speed`
+# precision of the network in training, to mmengine's optimizer wrapper; see `pisa.lab.speed`
 PRECISIONS = {'bfloat16': 'Bfloat16OptimWrapper', 'float32': 'OptimWrapper'}
 
 def prime_settings(

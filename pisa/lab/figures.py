@@ -29,10 +29,10 @@ from .tables import read_runs, select
 
 # %% auto 0
 __all__ = ['COLUMN', 'PAGE', 'COLORS', 'LINES', 'LOOK', 'FIGURES', 'INTERVALS', 'RANK_EDGES', 'LOCAL_RANKS', 'RANK_COLORS',
-           'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'agreement', 'answer',
-           'group_means', 'change_text', 'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest',
-           'three_of_each', 'figure4', 'scores', 'score_changes', 'two_changes_text', 'best_is_highest', 'clear_images',
-           'figure5', 'figure6', 'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
+           'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'group_means', 'change_text',
+           'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each', 'figure4', 'scores',
+           'score_changes', 'two_changes_text', 'best_is_highest', 'clear_images', 'figure5', 'figure6', 'selected',
+           'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
 
 # %% ../../nbs/lab/73_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
@@ -90,7 +90,7 @@ class Drawn:
     "A figure with its caption and its finding"
     figure: mpl.figure.Figure
     caption: str  # what is drawn, of how many samples of which data
-    finding: str  # whether the figure shows what the paper says
+    finding: str  # what it shows, in numbers, and whether the paper's claims hold
     runs: str = ''  # Markdown: see `where` and `run_list`
 
 @dataclass
@@ -142,18 +142,6 @@ def save(
     return [*paths, write_json(Path(out)/f'{name}.json', words)]
 
 # %% ../../nbs/lab/73_figures.ipynb
-def agreement(
-    agrees:bool|None, # None: open
-)->str:
-    "Whether a finding agrees with the paper, in words"
-    if agrees is None: return 'which is open'
-    return 'as the paper says' if agrees else 'which contradicts the paper'
-
-def answer(question:str, yes:bool)->str: # a claim of the paper as a question; whether it holds
-    "The answer to a question, and whether it agrees with the paper"
-    return f'{question}? {"Yes" if yes else "No"}, {agreement(yes)}.'
-
-# %% ../../nbs/lab/73_figures.ipynb
 INTERVALS = 'The 95% intervals are over seeds (Student\'s t); the thin lines show each seed.'
 
 def group_means(
@@ -170,14 +158,15 @@ def change_text(
     expected:int|None=None, # 1: the paper says above 0, -1: below 0; None: the paper says nothing
     digits:int=3,
 )->str:
-    "A change, its interval, the seeds, and whether it agrees with the paper"
+    "A change, its interval, the seeds, and whether the paper's claim holds"
     number = lambda v: f'{v:+z.{digits}f}'
     mean, low, high = t_interval(change)
     words = f'{number(mean)} (one seed)'
     if len(change) > 1:
         words = f'{number(mean)} ({number(low)} to {number(high)}; by seed {", ".join(map(number, change))})'
     if expected is None: return words
-    return f'{words}, {agreement(mean*expected > 0 if low > 0 or high < 0 else None)}'
+    verdict = 'open' if not (low > 0 or high < 0) else 'holds' if mean*expected > 0 else 'fails'
+    return f'{words}: {verdict}'
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _draw_mean(
@@ -328,7 +317,7 @@ def figure2(baseline:list[Trained])->Drawn:
                                for k in ('precision', 'raised_by', 'loss_sum'))
     ap = 100*precision.mean(2)  # [V, T]
     aps = '; '.join(f'AP{100*IOUS[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in _shown_ious)
-    wins = int((ap[1] > ap[2]).sum())
+    change = np.array([100*(t.study.precision[1] - t.study.precision[2]).mean() for t in baseline])
     return Drawn(_draw_precision(precision),
         'Precision over recall (mean over classes) at three IoU thresholds, for the baseline (solid) and for the same '
         f'detector with raised scores. The logit of the ground-truth class is raised for the first {few} samples of '
@@ -337,8 +326,7 @@ def figure2(baseline:list[Trained])->Drawn:
         '10%). All '
         'numbers are means over seeds. Score threshold and NMS give the detections. The samples are chosen by their '
         'true IoU, which no detector knows.',
-        f'Baseline / top-{few} / top-{many}: {aps}. Raising the top-{few} samples gives a higher AP than raising the '
-        f'top-{many} at {wins} of {len(IOUS)} IoU thresholds, {agreement(wins == len(IOUS))}.')
+        f'Baseline / top-{few} / top-{many}: {aps}. Top-{few} minus top-{many}, in AP: {change_text(change, 1, 1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _image_of_figure3(run:Trained)->tuple[int, int]: # place in the validation split, class
@@ -456,12 +444,13 @@ that the two are different samples (Section 3, v1): prime samples have high IoUs
 samples are more scattered. The figure shows this for a trained baseline.""")
 def figure4(baseline:list[Trained])->Drawn:
     "IoU and classification loss of random, hard and prime samples, with the distributions of each"
-    kinds = pd.concat([three_of_each(t.positives) for t in baseline])
-    by_kind = kinds.groupby('kind')
-    mean, spread, counts = by_kind[['iou', 'loss']].mean(), by_kind.iou.std(), by_kind.size()
-    claims = {'higher IoUs': mean.iou.idxmax(), 'lower losses': mean.loss.idxmin(),
-              'less scattered IoUs': spread.idxmin()}  # to the kind for which it holds
-    answers = ' '.join(answer(f'Do prime samples have {claim}', kind == 'prime') for claim, kind in claims.items())
+    each = [three_of_each(t.positives) for t in baseline]
+    kinds = pd.concat(each)
+    mean, counts = kinds.groupby('kind')[['iou', 'loss']].mean(), kinds.groupby('kind').size()
+    moments = [k.groupby('kind').agg(m=('iou', 'mean'), s=('iou', 'std'), loss=('loss', 'mean')) for k in each]
+    change = np.stack([m.loc['prime'] - m.loc['hard'] for m in moments])  # [seeds, 3]
+    claims = (('mean IoU', 1), ('standard deviation of the IoU', -1), ('mean loss', -1))
+    changes = '; '.join(f'{name} {change_text(c, sign)}' for (name, sign), c in zip(claims, change.T))
     seen = baseline[0].study.negatives
     top = pd.concat([hardest(s[s.image < seen], 3) for s in (t.study.samples for t in baseline)])
     return Drawn(_draw_kinds(kinds),
@@ -469,8 +458,8 @@ def figure4(baseline:list[Trained])->Drawn:
         'three with the highest loss (hard), and the first three by IoU-HLR over all classes (prime), in all '
         f'{", ".join(f"{counts[k]} {k}" for k in COLORS)}. Up to 1000 of each are drawn as small dots. Large dots are '
         'means. Losses above 8 are drawn at 8. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
-        f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. {answers} '
-        f'Of the three highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are of negatives, in the first '
+        f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
+        f'hard: {changes}. Of the three highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are of negatives, in the first '
         f'{seen} images, whose negatives are stored.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -530,7 +519,7 @@ def clear_images(
     "Mean local rank of the objects' highest scored detections, in clear images whose objects both runs find"
     before, after = (f[f.best].set_index('gt').local_rank for f in (before, after))
     objects = objects.assign(before=before, after=after)
-    suits = lambda own: own.notna().all(axis=None) and _clear(own[_corners].to_numpy())
+    suits = lambda own: own[['before', 'after']].notna().all(axis=None) and _clear(own[_corners].to_numpy())
     ranks = objects.groupby('image').filter(suits).groupby('image')[['before', 'after']].mean()
     return ranks.loc[(ranks.after - ranks.before).sort_values(kind='stable').index]
 
@@ -683,7 +672,8 @@ of loss, in which each sample counts with its weight. [73_figures](../lab/73_fig
 simulated.""")
 def figure7(baseline:list[Trained])->Drawn:
     "Distributions of IoU and loss under random sampling, hard mining and ISR"
-    kinds = pd.concat([selected(t.positives) for t in baseline])
+    each = [selected(t.positives) for t in baseline]
+    kinds = pd.concat(each)
     fig, (left, right) = plt.subplots(1, 2, figsize=(COLUMN, 2.1), layout='constrained', sharey=True)
     _draw_shares(left, kinds, 'iou', np.linspace(.5, 1, 11))
     _draw_shares(right, kinds, 'loss', np.geomspace(1e-3, 10, 13))
@@ -691,17 +681,19 @@ def figure7(baseline:list[Trained])->Drawn:
     right.set(xlabel='classification loss (nats)', xscale='log')
     fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncol=3)
     fig.align_xlabels()
-    mean = {k: np.average(own[['iou', 'loss']], 0, own.weight) for k, own in kinds.groupby('kind')}
-    hard, prime = mean['hard'] - mean['random'], mean['prime'] - mean['random']
-    means = ', '.join(f'{name} {mean[k][0]:.3f} and {mean[k][1]:.2f}' for k, name in _strategies.items())
+    mean = {k: np.stack([np.average(own.loc[k][['iou', 'loss']], 0, own.loc[k].weight) for own in each])
+            for k in _strategies}  # [seeds, 2]
+    means = ', '.join('{} {:.3f} and {:.2f}'.format(name, *mean[k].mean(0)) for k, name in _strategies.items())
+    def changes(kind, iou, loss): # signs that the paper expects
+        of = (mean[kind] - mean['random']).T
+        return f'IoU {change_text(of[0], iou)}; loss {change_text(of[1], loss)}'
     return Drawn(fig,
         'Positive samples that each strategy would train on, at most 16 of an image: by chance (random), those with '
         'the highest loss (hard mining, H*), and by chance with the weights of ISR (gamma 2, beta 0; mini-batches of 8 '
         'images). A bin shows its share of the summed weights; the first and the last bin hold the samples beyond too. '
         'Losses are on a logarithmic axis.',
-        f'Weighted means of IoU and loss: {means}. '
-        f'{answer("Does hard mining prefer low IoUs and high losses", hard[0] < 0 < hard[1])} '
-        f'{answer("Does ISR prefer high IoUs and low losses", prime[1] < 0 < prime[0])}')
+        f'Weighted means of IoU and loss: {means}. Hard mining minus random: {changes("hard", -1, 1)}. ISR minus random: '
+        f'{changes("prime", 1, -1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _compare(

@@ -39,31 +39,22 @@ class RoundedProducts(TorchFunctionMode):
     "Within it, convolutions and linear layers have operands and results in bfloat16, and compute in float32"
     FUNCTIONS = (torch.conv2d, torch.conv_transpose2d, nn.functional.linear)
 
-    def __init__(self):
-        super().__init__()
-        self.cast = {}  # of weights
-
-    def _operand(self, t:Any)->Any:
-        if not isinstance(t, Tensor): return t
-        if not (t.is_leaf and t.requires_grad): return t.bfloat16().float()
-        if t not in self.cast: self.cast[t] = t.bfloat16()
-        return self.cast[t].float()
-
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func not in self.FUNCTIONS: return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func not in self.FUNCTIONS: return func(*args, **kwargs)
+        rounded = lambda t: t.bfloat16().float() if isinstance(t, Tensor) else t
         with torch.autocast('cpu', enabled=False):
-            operands = {k: self._operand(v) for k, v in (kwargs or {}).items()}
-            return func(*map(self._operand, args), **operands).bfloat16()
+            return func(*map(rounded, args), **{k: rounded(v) for k, v in kwargs.items()}).bfloat16()
 
 # %% ../../nbs/lab/44_speed.ipynb
 @OPTIM_WRAPPERS.register_module(force=True)  # force: running this cell twice is no error
 class Bfloat16OptimWrapper(OptimWrapper):
-    "mmengine's `OptimWrapper`, with convolutions and matrix products in bfloat16; `AmpOptimWrapper` is for GPUs only"
+    "mmengine's `OptimWrapper`, with convolutions and linear layers in bfloat16; `AmpOptimWrapper` is for GPUs only"
     prepared = None  # the model
 
     @contextlib.contextmanager
     def optim_context(self, model:nn.Module)->Iterator[None]:
-        if not self.prepared: self.prepared = predict_in_float32(model)
+        if self.prepared is None: self.prepared = predict_in_float32(model)
         device = next(model.parameters()).device.type
         by_units = device != 'cpu' or bfloat16_units()
         products = contextlib.nullcontext() if by_units else RoundedProducts()
