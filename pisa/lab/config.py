@@ -38,13 +38,12 @@ def _pipeline(
     # boxes refer to the stored image, not turned by its EXIF entry, see `frame` of pisa.lab.check
     read = dict(type='LoadImageFromFile', color_type='color_ignore_orientation', to_float32=bool(distort))
     annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=exp.kind == 'mask_rcnn')
-    keep_ratio = r.image[0] != r.image[1] or exp.kind != 'ssd300'
     keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
     return [
         read,
         *([annotations] if train else []),
         *distort,
-        dict(type='Resize', keep_ratio=keep_ratio, scale=r.image),
+        dict(type='Resize', keep_ratio=exp.kind != 'ssd300', scale=r.image),
         *([dict(type='RandomFlip', prob=0.5)] if train else []),
         dict(type='PackDetInputs', meta_keys=keys + (('flip', 'flip_direction') if train else ()))]
 

@@ -138,7 +138,7 @@ class Experiment:
 @dataclass(frozen=True)
 class Schedule:
     "How a detector is trained"
-    image: tuple[int, int]    # (longer, shorter) side to resize to, aspect kept; both equal: stretched to a square
+    image: tuple[int, int]    # (longer, shorter) side to resize to; aspect kept, only SSD stretches images to a square
     batch: int                # images a step, over all processes
     epochs: int
     optimizer: dict           # mmengine's `optim_wrapper`
@@ -273,8 +273,9 @@ def sha256(
 
 def usual_values(exp:Experiment)->dict[str, Any]: # dotted key to value
     "Defaults of the schedule and the formulation; overrides that repeat them are dropped"
-    r, rcnn = usual_schedule(exp), 'rcnn.' if exp.detector in TWO_STAGE else ''
-    prime = {f'model.train_cfg.{rcnn}{part}.{key}': value
+    r, stages = usual_schedule(exp), ['rcnn.'] if exp.detector in TWO_STAGE else ['']
+    if exp.detector == 'cascade_rcnn': stages = [f'rcnn.{i}.' for i in range(3)]
+    prime = {f'model.train_cfg.{stage}{part}.{key}': value for stage in stages
              for part, settings in prime_settings(exp.method, exp.formulation).items()
              for key, value in settings.items()}
     return {'train_cfg.max_epochs': r.epochs, 'train_dataloader.batch_size': r.batch, **prime}
@@ -317,8 +318,8 @@ def whole_number(
 def ranked_together(exp:Experiment)->int:
     "The fewest images that a process needs: the number that ISR ranks together, or 1 if it is not fixed"
     given = parse_overrides(exp.overrides)
-    scope = given.get('model.train_cfg.rcnn.isr.scope', given.get('model.train_cfg.isr.scope'))
-    return scope if type(scope) is int else 1
+    scopes = [v for k, v in given.items() if k.endswith('.isr.scope') and type(v) is int]
+    return max(scopes, default=1)
 
 def steps(
     exp:Experiment,

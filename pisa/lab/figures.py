@@ -587,7 +587,7 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
         'Left: for each object the detection with the highest score, of those with a score of 0.3 or more: local rank '
         f'of its sample | score. Not drawn are {others[0]} detections of the baseline and {others[1]} of PISA: they '
         'are of no object, of another class, or of an object whose detection is drawn. The images are chosen from the '
-        f'{len(clear)} whose two to four objects are 14 px or larger, lie apart and are found by both (seed '
+        f'{len(clear)} of which the two to four objects are 14 px or larger, lie apart and are found by both (seed '
         f'{baseline[0].record["seed"]}): the one where the mean local rank falls most, the median, and the one where '
         f'it rises most (images {", ".join(map(str, shown.index))}). Right: change of the mean score of all positive '
         f'samples from the baseline to PISA, by local rank. {INTERVALS}',
@@ -617,12 +617,12 @@ The bias sets the smallest weight. The curves come from the code that is used in
 [12_carl](../12_carl.ipynb)), not from runs.""")
 def figure6()->Drawn:
     "Weight over importance (Eq. 2), and over probability (Eq. 4)"
-    def awareness(p, k, b):
+    def carl_factor(p, k, b):
         c = carl_weights(p, k, b)
         return c/c[-1]
     fig, axes = plt.subplots(2, 2, figsize=(COLUMN, 3.3), layout='constrained', sharex='row', sharey=True)
     rows = ((importance_weight, 'importance $u$', 'weight $w$', r'\gamma', 2., r'\beta', 'upper left'),
-            (awareness, 'probability $p$', 'awareness $v$', 'k', 1., 'b', 'lower right'))
+            (carl_factor, 'probability $p$', 'factor $v$', 'k', 1., 'b', 'lower right'))
     for (left, right), (f, xlabel, ylabel, degree, usual, bias, loc) in zip(axes, rows):
         _draw_family(left, {d: f(_x, d, 0.) for d in (.5, 1., 2.)}, degree, f'{bias} = 0', 'upper left')
         _draw_family(right, {b: f(_x, usual, b) for b in (0., .1, .2, .3)}, bias, f'{degree} = {usual:g}', loc)
@@ -630,8 +630,9 @@ def figure6()->Drawn:
         left.set_ylabel(ylabel)
     half = ', '.join(f'{importance_weight(torch.tensor(.5), d):.2f}' for d in (.5, 1., 2.))
     return Drawn(fig,
-        'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance. Bottom: the awareness '
-        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the ground-truth class. The settings are those '
+        'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance. Bottom: '
+        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the ground-truth class; the awareness c is v divided '
+        'by its mean. The settings are those '
         'of Table 5 (v1). Left the degree varies, right the bias.',
         f'No samples are used. At half the importance the weight is {half} for a degree γ of 0.5, 1, 2.')
 
@@ -734,7 +735,7 @@ def figure8(baseline:list[Trained], isr:list[Trained])->Drawn:
 
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(9, 'Scores by IoU', ['table4/baseline', 'table4/carl'], r"""
-CARL lowers the scores of boxes with a regression loss above the mean and raises the others
+CARL lowers the scores of boxes with a regression loss above the mean (weighted by $v$) and raises the others
 ([12_carl](../12_carl.ipynb)). So boxes of low IoU should have lower scores than with the baseline, and the scores
 should fall more there than elsewhere. Each detector has its own proposals and its own boxes.""")
 def figure9(baseline:list[Trained], carl:list[Trained])->Drawn:

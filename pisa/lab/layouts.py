@@ -23,7 +23,8 @@ class Part:
     name:str               # what the folder calls it
     folder:Path            # where the image files are
     source:Path            # the annotation file, or the folder of them
-    images:list[dict]      # `id` and `file_name`, relative to `folder`; `width` and `height` if the files give them
+    images:list[dict]      # `id` and `file_name`, relative to `folder`; `width` and `height` if the files give them;
+                           # `content` and `where` if each has its own annotation file: its bytes and its path
     annotations:list[dict] # as COCO has them; `where`, if they are not from one file
     categories:list[dict]  # `id` and `name`
     digest:str = ''        # sha256 of the annotation file; if each image has its own, its bytes are in `content`
@@ -381,8 +382,9 @@ def read_yolo(
     by_stem(files)
     for i, image in enumerate(files, 1):
         file = label_file(image, root)
-        if not file.is_file(): missing.append(file)
-        content = b'' if file in missing[-1:] else file.read_bytes()
+        there = file.is_file()
+        if not there: missing.append(file)
+        content = file.read_bytes() if there else b''
         images.append(dict(id=i, file_name=image.relative_to(root).as_posix(), content=content, where=str(file)))
         for k, line in enumerate(read_text(file).splitlines() if content else [], 1):
             if not line.strip(): continue

@@ -5,6 +5,7 @@
 # %% ../../nbs/lab/40_paper.ipynb 4
 from __future__ import annotations
 from collections.abc import Sequence
+from math import nan
 from typing import Any
 import pandas as pd
 
@@ -111,7 +112,7 @@ _table('table5_isr', 'Table 5 (v1), left', 'ISR alone: gamma and beta of Eq. 2',
     (0.5, 0.0, 36.7), (1.0, 0.0, 37.0), (2.0, 0.0, 37.1), (2.0, 0.1, 37.0), (2.0, 0.2, 36.8), (2.0, 0.3, 36.9)])
 
 _table('table5_carl', 'Table 5 (v1), right', 'CARL alone: k and b of Eq. 4', 'k b', 'AP', [
-    (0.5, 0.0, 36.9), (1.0, 0.0, 36.9), (2.0, 0.0, float('nan')), (1.0, 0.1, 37.2), (1.0, 0.2, 37.2), (1.0, 0.3, 37.2)],
+    (0.5, 0.0, 36.9), (1.0, 0.0, 36.9), (2.0, 0.0, nan), (1.0, 0.1, 37.2), (1.0, 0.2, 37.2), (1.0, 0.3, 37.2)],
     note='k = 2, b = 0 diverges at the very beginning')
 
 # %% ../../nbs/lab/40_paper.ipynb
@@ -125,9 +126,8 @@ _table('table6', 'Table 6 (v1)', 'Images that are ranked together, ResNet-18', '
          'and the last is taken')
 
 # %% ../../nbs/lab/40_paper.ipynb
-_lost = float('nan')
 _table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
-    ('loss',    36.3, 58.0, _lost, _lost, 40.1, _lost),
+    ('loss',    36.3, 58.0, nan, nan, 40.1, nan),
     ('IoU*',    36.5, 58.4, 39.5,  21.6,  40.3, 46.4),
     ('IoU',     36.8, 58.6, 40.0,  21.9,  41.3, 47.2),
     ('IoU-HLR', 37.1, 58.7, 40.3,  21.7,  40.9, 47.1)],
@@ -139,30 +139,29 @@ _table('carl_gradient', 'Section 5.3 (v1), running text', 'CARL with and without
        'gradient', 'AP', [(True, 37.2), (False, 36.6)])
 
 # %% ../../nbs/lab/40_paper.ipynb
-_none = float('nan')
 _table('released', "mmdet 3.3, configs/pisa/README.md and each detector's", "mmdet's own PISA, COCO val",
        'detector backbone method', 'AP mask_AP', [
-    ('faster_rcnn', 'r50',        'older baseline', 36.4, _none),
-    ('faster_rcnn', 'r50',        'baseline',       37.4, _none),
-    ('faster_rcnn', 'r50',        'pisa',           38.4, _none),
-    ('faster_rcnn', 'x101_32x4d', 'older baseline', 40.1, _none),
-    ('faster_rcnn', 'x101_32x4d', 'baseline',       41.2, _none),
-    ('faster_rcnn', 'x101_32x4d', 'pisa',           41.9, _none),
+    ('faster_rcnn', 'r50',        'older baseline', 36.4, nan),
+    ('faster_rcnn', 'r50',        'baseline',       37.4, nan),
+    ('faster_rcnn', 'r50',        'pisa',           38.4, nan),
+    ('faster_rcnn', 'x101_32x4d', 'older baseline', 40.1, nan),
+    ('faster_rcnn', 'x101_32x4d', 'baseline',       41.2, nan),
+    ('faster_rcnn', 'x101_32x4d', 'pisa',           41.9, nan),
     ('mask_rcnn',   'r50',        'older baseline', 37.3, 34.2),
     ('mask_rcnn',   'r50',        'baseline',       38.2, 34.7),
     ('mask_rcnn',   'r50',        'pisa',           39.1, 35.2),
     ('mask_rcnn',   'x101_32x4d', 'older baseline', 41.1, 37.1),
     ('mask_rcnn',   'x101_32x4d', 'baseline',       41.9, 37.5),
-    ('retinanet',   'r50',        'older baseline', 35.6, _none),
-    ('retinanet',   'r50',        'baseline',       36.5, _none),
-    ('retinanet',   'r50',        'pisa',           36.9, _none),
-    ('retinanet',   'x101_32x4d', 'older baseline', 39.0, _none),
-    ('retinanet',   'x101_32x4d', 'baseline',       39.9, _none),
-    ('retinanet',   'x101_32x4d', 'pisa',           40.7, _none),
-    ('ssd300',      'vgg16',      'older baseline', 25.6, _none),
-    ('ssd300',      'vgg16',      'baseline',       25.6, _none),
-    ('ssd300',      'vgg16',      'pisa',           27.6, _none),
-    ('ssd512',      'vgg16',      'older baseline', 29.3, _none),
-    ('ssd512',      'vgg16',      'baseline',       29.4, _none),
-    ('ssd512',      'vgg16',      'pisa',           31.8, _none)],
+    ('retinanet',   'r50',        'older baseline', 35.6, nan),
+    ('retinanet',   'r50',        'baseline',       36.5, nan),
+    ('retinanet',   'r50',        'pisa',           36.9, nan),
+    ('retinanet',   'x101_32x4d', 'older baseline', 39.0, nan),
+    ('retinanet',   'x101_32x4d', 'baseline',       39.9, nan),
+    ('retinanet',   'x101_32x4d', 'pisa',           40.7, nan),
+    ('ssd300',      'vgg16',      'older baseline', 25.6, nan),
+    ('ssd300',      'vgg16',      'baseline',       25.6, nan),
+    ('ssd300',      'vgg16',      'pisa',           27.6, nan),
+    ('ssd512',      'vgg16',      'older baseline', 29.3, nan),
+    ('ssd512',      'vgg16',      'baseline',       29.4, nan),
+    ('ssd512',      'vgg16',      'pisa',           31.8, nan)],
     note='the gains are those over `baseline`, of the same version as PISA')

@@ -16,8 +16,7 @@ from .plan import Plan, read_plan, write_plan
 from .worker import explained, work
 
 # %% auto 0
-__all__ = ['LOOPBACK', 'START', 'join_and_work', 'failure', 'same_package', 'on_this_node', 'work_on_first_machine',
-           'work_on_other_machine']
+__all__ = ['START', 'join_and_work', 'failure', 'same_package', 'on_this_node', 'work_on_first_machine', 'work_on_other_machine']
 
 # %% ../../nbs/lab/54_processes.ipynb
 def join_and_work(
@@ -66,12 +65,9 @@ def failure(
     return f"torchrun failed{f': {said[0]}' if said else ''}. {where}"
 
 # %% ../../nbs/lab/54_processes.ipynb
-LOOPBACK = 'lo' if sys.platform == 'linux' else 'lo0'  # the name of the interface
-
 # The kernel ends the process with its parent (Linux). The first argument is the id of the caller's process
 _ENDS_WITH_PARENT = """import ctypes, os, signal, sys
-libc = ctypes.CDLL(None)
-if hasattr(libc, 'prctl'): libc.prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 os.kill(int(sys.argv.pop(1)), 0)  # an error if it has ended already
 """
 _LAUNCH = f'{_ENDS_WITH_PARENT}from torch.distributed.run import main; main()'
@@ -93,7 +89,7 @@ def on_this_node(
     with tempfile.TemporaryDirectory() as tmp:
         env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ,
                'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp, **same_package()}
-        if plan.nodes == 1: env |= {'GLOO_SOCKET_IFNAME': LOOPBACK, 'NCCL_SOCKET_IFNAME': LOOPBACK}
+        if plan.nodes == 1: env |= {'GLOO_SOCKET_IFNAME': 'lo', 'NCCL_SOCKET_IFNAME': 'lo'}
         command = [sys.executable, '-c', _LAUNCH, caller, f'--nproc-per-node={per}',
                    '--rdzv-backend=c10d', '--rdzv-conf=store_type=file', f'--rdzv-endpoint={tmp}/agent',
                    '--no-python', sys.executable, '-c', START, caller, str(logs/'plan'), str(node)]

@@ -21,8 +21,8 @@ from .rows import TABLES, row_experiment
 
 # %% auto 0
 __all__ = ['FINGERPRINTS', 'EPOCHS', 'VARIANTS', 'FIRST', 'MAIN', 'PHOTOS', 'SETTINGS', 'MARGIN', 'PRIMARY', 'variant', 'Group',
-           'with_setting', 'groups', 'planned', 'Comparison', 'counted_runs', 'differences', 't_interval', 'judged',
-           'size', 'holm', 'diverged', 'judge', 'train_planned']
+           'with_setting', 'groups', 'planned_seeds', 'planned', 'Comparison', 'counted_runs', 'differences',
+           't_interval', 'judged', 'size', 'holm', 'diverged', 'judge', 'train_planned']
 
 # %% ../../nbs/lab/58_protocol.ipynb
 FINGERPRINTS = {'shapes': 'e82b22dde69ed250', 'bccd': '90fa0178e3c643bf', 'damage': '610565eabbe37bf2'}
@@ -95,6 +95,10 @@ def groups()->list[Group]:
         known |= {(data, e) for e in trainings}
     return out
 
+def planned_seeds()->dict[tuple[str, Experiment], int]: # data and experiment of seed 0
+    "The number of seeds of each training"
+    return {(g.data, e): g.seeds for g in groups() for e in g.trainings}
+
 def planned()->Iterator[tuple[str, Experiment]]: # data and experiment
     "All trainings in their order: the groups of the primary comparisons, then the others, each seed by seed"
     every = groups()
@@ -129,9 +133,9 @@ def _published(detectors:Sequence[str], metric:str)->float:
 def _compare(expects:str, a:str, b:str, claim:str='above', detectors:Sequence[str]=MAIN, data:str='shapes',
              metric:str='AP', epochs:int|None=None)->Comparison: # a minus b, both from `VARIANTS`
     pairs = {_NAMES[d]: (variant(d, a, data, epochs), variant(d, b, data, epochs)) for d in detectors}
-    there = (a, b, data, epochs) == ('v1', 'baseline', 'shapes', None)
+    is_published = (a, b, data, epochs) == ('v1', 'baseline', 'shapes', None)
     return Comparison(expects, pairs, claim, data, metric,
-                      published=_published(detectors, metric) if there else np.nan)
+                      published=_published(detectors, metric) if is_published else np.nan)
 
 PRIMARY = (
     *(_compare(f'{name}: PISA is above the baseline', 'v1', 'baseline', detectors=(d,)) for d, name in _NAMES.items()),
@@ -154,7 +158,7 @@ def counted_runs(table:pd.DataFrame)->pd.DataFrame: # with `data` and `experimen
     table = table.reindex(columns=[*dict.fromkeys([*table, *columns, 'AP', 'AP50', 'AP75', 'AP_VOC'])])
     table = table.assign(data=table.data_fingerprint.map(known), experiment=[
         Experiment(**{f.name: r[f.name] for f in fields(Experiment)} | {'seed': 0}) for r in table.to_dict('records')])
-    seeds = {(g.data, e): g.seeds for g in groups() for e in g.trainings}
+    seeds = planned_seeds()
     until = np.array([FIRST + seeds.get(row, 0) for row in zip(table.data, table.experiment)])
     wanted = (table.seed >= FIRST) & (table.seed < until)
     out = table[wanted & (table.recipe == 5) & (table.machine_processes == 1) & (table.machine_threads == 1)
@@ -208,8 +212,8 @@ def size(
     verdict:str, # see `judged`
 )->str: # 'same', 'other', or '' if there is nothing to compare
     "Whether a difference has the size of the published one: a third of it to three times"
-    if verdict not in ('holds', 'fails') or not published: return ''
-    return '' if published != published else 'same' if 1/3 <= mean/published <= 3 else 'other'
+    if verdict not in ('holds', 'fails') or not abs(published) > 0: return ''
+    return 'same' if 1/3 <= mean/published <= 3 else 'other'
 
 def holm(p:Sequence[float])->np.ndarray:
     "p of several tests, adjusted by Holm's method"
@@ -250,7 +254,7 @@ def train_planned(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     part:int=0, # of the blocks, from 0
     parts:int=1,
-    first:int|None=None, # train only the first so many of the part
+    first:int|None=None, # train at most this many of the part, from the first on
 )->None:
     "Train what is planned, on one core, and record it; a `ValueError` if the data are not those of the protocol"
     from pisa.lab.train import train  # needs mmdet

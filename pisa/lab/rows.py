@@ -13,8 +13,8 @@ from .experiments import FORMULATIONS, Experiment, experiment
 from .paper import published
 
 # %% auto 0
-__all__ = ['LABELS', 'TABLES', 'ROWS', 'Row', 'Table', 'label', 'known_table', 'known_row', 'row_names', 'row_dataset',
-           'row_experiment', 'row_or_experiment']
+__all__ = ['LABELS', 'TABLES', 'ROWS', 'Row', 'Table', 'label', 'known_table', 'known_row', 'row_names', 'table_name',
+           'row_dataset', 'row_experiment', 'row_or_experiment']
 
 # %% ../../nbs/lab/42_rows.ipynb
 @dataclass(frozen=True, eq=False)
@@ -226,6 +226,8 @@ def row_names(
         raise ValueError(f"table={table!r} is not known. There is a row {' and a row '.join(near)}")
     one_of('table', table, tables)
     return [name for name in ROWS if table == 'all' or name.startswith(f'{table}/')]
+
+def table_name(number:int|str)->str: return 'Section 5.3' if number == 'text' else f'Table {number}' # a key of `TABLES`
 
 # %% ../../nbs/lab/42_rows.ipynb
 def row_dataset(

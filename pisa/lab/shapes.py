@@ -91,7 +91,7 @@ def _draw(rng:RandomState, low:int, high:int, size=None): # integers from `low` 
 
 def background(
     rng:RandomState, # its state changes
-)->np.ndarray: # [SIZE, SIZE, 3] integers, about 0 to 255
+)->np.ndarray: # [SIZE, SIZE, 3] integers, clipped to 0 to 255 when the image is complete
     "A random texture"
     base, tint = _draw(rng, 50, 200), _draw(rng, -35, 35, 3)
     coarse, fine = _draw(rng, -30, 30, (3, 5, 5)), _draw(rng, -22, 22, (17, 17))
@@ -137,7 +137,7 @@ def _paint(image:np.ndarray, window:tuple, cover:np.ndarray, colour:np.ndarray)-
     part += (colour - part)*cover[..., None] + 8 >> 4
 
 def _contrast(rng:RandomState, below:np.ndarray)->np.ndarray: # [3]
-    "A random colour that differs from `below` [3] by 75 to 330 levels, summed over the channels"
+    "A random colour that differs from `below` [3] by 75 to 330 levels, summed over the channels, if one is found in 100 tries"
     for _ in range(100):
         colour = _draw(rng, 15, 240, 3)
         if 75 <= abs(colour - below).sum() <= 330: break

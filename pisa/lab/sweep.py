@@ -107,7 +107,7 @@ def progress(
     return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../../nbs/lab/57_sweep.ipynb
-_KIND = 'detector', 'backbone', 'scale', 'dataset'  # runs that agree in these take about the same time
+_KIND = 'detector', 'backbone', 'scale', 'dataset'  # runs that agree in these have steps of the same size
 
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
@@ -158,7 +158,7 @@ def row_costs(
                      'sampler': e.sampler, 'overrides': e.overrides, 'same_as': seen.get(e, ''),
                      'steps': n, 'hours': n*step_time(e, measured)/3600})
         seen.setdefault(e, name)
-    return pd.DataFrame(rows).set_index('row').round({'hours': 2})
+    return pd.DataFrame(rows).set_index('row')
 
 # %% ../../nbs/lab/57_sweep.ipynb
 def end_with_process(

@@ -14,11 +14,11 @@ from .experiments import RECIPES, SCALES, Experiment, experiment
 from .files import figures_dir, read_json, records_dir, runs_dir, write_text
 from .paper import published
 from .protocol import FINGERPRINTS, diverged, planned, t_interval
-from .rows import ROWS, TABLES, Row, known_table, label, row_experiment
+from .rows import ROWS, TABLES, Row, known_table, label, row_experiment, table_name
 
 # %% auto 0
-__all__ = ['HEADINGS', 'RULE', 'read_runs', 'select', 'time_ratios', 'table', 'shown', 'styled', 'table_name', 'recipe_note',
-           'caption', 'latex', 'markdown', 'run_ids', 'write', 'write_records', 'show']
+__all__ = ['HEADINGS', 'RULE', 'read_runs', 'select', 'time_ratios', 'table', 'shown', 'styled', 'recipe_note', 'caption',
+           'latex', 'markdown', 'run_ids', 'write', 'write_records', 'show']
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _of_row(record:dict)->Experiment: # has the fields of `Experiment`, among others
@@ -204,12 +204,11 @@ def styled(
 RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
         'difference from the baseline, in pairs of runs of the same seed, of which there may be fewer. All intervals '
         'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not '
-        'hold zero. The '
-        'intervals do not cover the choice of images. Verdicts rest on the comparisons that were fixed beforehand, not '
-        'on bold cells. Ours have small backbones ([43_detectors](../lab/43_detectors.ipynb)).')
+        'contain 0. The intervals do not cover the choice of images. Verdicts rest on the comparisons that were fixed beforehand, not '
+        'on bold cells. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
-           "([40_paper](../lab/40_paper.ipynb) says what is unfair about them); ours are on validation images too. "
+           "(`nbs/lab/40_paper.ipynb` says what is unfair about them); ours are on validation images too. "
            "*step (ours, on a CPU)*: time of a step with PISA over that without, with the paper's networks and image "
            "sizes, from `runs/records/bench/step.json`; median and quartiles. The names of the rows are the paper's; "
            "the column *backbone* has ours",
@@ -218,8 +217,6 @@ _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on
         6: 'whether the ranked rows have CARL is not said; ours have it',
         7: f"the row IoU-HLR is Table 4's ISR, yet AP75 is {ROWS['table7/IoU-HLR'].numbers.AP75:.1f} here and "
            f"{ROWS['table4/isr'].numbers.AP75:.1f} there: compare within a table"}
-
-def table_name(number:int|str)->str: return 'Section 5.3' if number == 'text' else f'Table {number}'
 
 def _of_the_paper(number:int|str)->str:
     "The data of the published numbers, and what is odd about them"
@@ -279,7 +276,7 @@ def latex(
     "A table in LaTeX"
     text = shown(df).map(_tex_cell).rename(index=_tex, columns=_tex)
     what = (f"{known_table(df.attrs['number']).title}. Mean ± 95% over seeds, below it the difference from the "
-            'baseline ± 95% over seeds; bold: zero is outside.')
+            'baseline ± 95% over seeds; bold: the interval does not contain 0.')
     flat = text.reset_index(col_level=1).style.hide(axis='index')
     return '% \\usepackage{booktabs, makecell, amssymb}\n' + flat.to_latex(
         hrules=True, multicol_align='c', position='t', position_float='centering', label=f"tab:{df.attrs['number']}",

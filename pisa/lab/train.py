@@ -35,8 +35,8 @@ def train(
         store.read_metrics(path)  # an error if damaged, before the checkpoints are deleted
         with_n = store.read_record(path)['machine'].get('processes', 1)
         if with_n != n: print(f'run {plan.id} is done already; processes that trained it: {with_n}, asked for: {n}. '
-                              'A process ranks its own images together: '
-                              'to have it so, delete the run or give another seed')
+                              'ISR ranks the images of a process together. '
+                              f'To train with {n}, delete the run or give another seed')
     else:
         with explained(path):
             if node: work_on_other_machine(plan, node)

@@ -38,7 +38,7 @@ def find_weights(
 )->None:
     """Check that a backbone's weights can be loaded.
 
-    A `FileNotFoundError` of one line if they cannot, a `ValueError` if they could run code."""
+    A `FileNotFoundError` of one line if they cannot be found, a `ValueError` if they are damaged or could run code."""
     if checkpoint is None: return
     try:
         if Path(checkpoint).is_file(): torch.load(checkpoint, map_location='cpu', weights_only=True)
@@ -46,8 +46,9 @@ def find_weights(
             with no_pickles(): CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
     except pickle.UnpicklingError: raise dangerous(checkpoint) from None
     except Exception as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise FileNotFoundError(f'the weights {checkpoint} cannot be downloaded ({reason}). '
+        if Path(checkpoint).is_file():
+            raise ValueError(f'the weights {checkpoint} cannot be read ({one_line(e)}): the file is damaged') from None
+        raise FileNotFoundError(f'the weights {checkpoint} cannot be downloaded ({one_line(e)}). '
                                 'Download them elsewhere and give the file, pretrained=/path/to/weights.pth, '
                                 'or train from scratch with pretrained=none') from None
 

@@ -26,17 +26,17 @@ __all__ = ['HLR_DEFAULTS', 'POS', 'NEG', 'own_class', 'probabilities', 'class_lo
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
 def own_class(
-    bbox_pred:Tensor, # [P, 4] class-agnostic, or [P, 4 * C]
-    label:Tensor, # [P] classes
-)->Tensor: # [P, 4] float32
+    bbox_pred:Tensor, # [S, 4] class-agnostic, or [S, 4*C]
+    label:Tensor, # [S] classes
+)->Tensor: # [S, 4] float32
     "The box prediction of each sample for the class in `label`"
-    pred = bbox_pred.float().reshape(len(bbox_pred), -1, 4) if len(bbox_pred) else bbox_pred.float().reshape(0, 1, 4)
+    pred = bbox_pred.float().unflatten(1, (-1, 4))
     if pred.shape[1] == 1: return pred[:, 0]
     return pred.gather(1, label.view(-1, 1, 1).expand(-1, 1, 4))[:, 0]
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
 def probabilities(
-    cls_score:Tensor, # [P, C + 1] logits (softmax), or [P, C] (sigmoid)
+    cls_score:Tensor, # [S, C + 1] logits (softmax), or [S, C] (sigmoid)
     loss_cls:nn.Module, # the head's classification loss, which knows how logits become probabilities
 )->Tensor: # like `cls_score`, float32, in [0, 1], with gradient
     "Predicted probabilities of the classes"
@@ -46,10 +46,10 @@ def probabilities(
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
 def class_loss(
-    cls_score:Tensor, # [P, C + 1] or [P, C] logits
-    label:Tensor, # [P] classes
+    cls_score:Tensor, # [S, C + 1] or [S, C] logits
+    label:Tensor, # [S] classes
     loss_cls:nn.Module, # the head's classification loss
-)->Tensor: # [P] float32
+)->Tensor: # [S] float32
     "Classification loss of each sample, unweighted; summed over the classes if the loss is per class (sigmoid)"
     loss = loss_cls(cls_score.float(), label, reduction_override='none')
     return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
@@ -83,8 +83,8 @@ def nms_match(
 
     The clusters are those of `mmcv.ops.nms_match` on each image, except for boxes that overlap by exactly `iou_thr`:
     mmcv joins them, this function does not, as in NMS. It holds the overlaps of one image's boxes with its kept boxes.
-    It loops over images, not over clusters. Beyond the waits of plain NMS, the host waits for the device once per
-    batch, to read the number of boxes of each image."""
+    It loops over images, not over clusters. Beyond the waits of plain NMS, the host waits for the device to
+    read the number of boxes of each image."""
     cluster = torch.arange(len(boxes), device=boxes.device)
     order = image.sort(stable=True)[1]
     for rows in order.split(torch.bincount(image).tolist()):
