@@ -137,7 +137,7 @@ def _paint(image:np.ndarray, window:tuple, cover:np.ndarray, colour:np.ndarray)-
     part += (colour - part)*cover[..., None] + 8 >> 4
 
 def _contrast(rng:RandomState, below:np.ndarray)->np.ndarray: # [3]
-    "A random colour that differs from `below` [3] by 75 to 330 levels, summed over the channels, if one is found in 100 tries"
+    "A random colour, 75 to 330 levels (summed over the channels) from `below` [3] if found in 100 tries"
     for _ in range(100):
         colour = _draw(rng, 15, 240, 3)
         if 75 <= abs(colour - below).sum() <= 330: break
