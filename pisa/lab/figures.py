@@ -459,8 +459,8 @@ def figure4(baseline:list[Trained])->Drawn:
         f'{", ".join(f"{counts[k]} {k}" for k in COLORS)}. Up to 1000 of each are drawn as small dots. Large dots are '
         'means. Losses above 8 are drawn at 8. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
-        f'hard: {changes}. Of the three highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are of negatives, in the first '
-        f'{seen} images, whose negatives are stored.')
+        f'hard: {changes}. Of the three highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are of '
+        f'negatives, in the first {seen} images, whose negatives are stored.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def scores(
@@ -631,8 +631,8 @@ def figure6()->Drawn:
     half = ', '.join(f'{importance_weight(torch.tensor(.5), d):.2f}' for d in (.5, 1., 2.))
     return Drawn(fig,
         'Top: the weight w = ((1 − β)u + β)^γ of ISR (Eq. 2) over the importance. Bottom: '
-        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the ground-truth class; the awareness c is v divided '
-        'by its mean. The settings are those '
+        'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the ground-truth class; the awareness c is v '
+        'divided by its mean. The settings are those '
         'of Table 5 (v1). Left the degree varies, right the bias.',
         f'No samples are used. At half the importance the weight is {half} for a degree γ of 0.5, 1, 2.')
 
@@ -693,8 +693,8 @@ def figure7(baseline:list[Trained])->Drawn:
         'the highest loss (hard mining, H*), and by chance with the weights of ISR (gamma 2, beta 0; mini-batches of 8 '
         'images). A bin shows its share of the summed weights; the first and the last bin hold the samples beyond too. '
         'Losses are on a logarithmic axis.',
-        f'Weighted means of IoU and loss: {means}. Hard mining minus random: {changes("hard", -1, 1)}. ISR minus random: '
-        f'{changes("prime", 1, -1)}.')
+        f'Weighted means of IoU and loss: {means}. Hard mining minus random: {changes("hard", -1, 1)}. '
+        f'ISR minus random: {changes("prime", 1, -1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _compare(

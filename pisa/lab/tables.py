@@ -204,8 +204,8 @@ def styled(
 RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
         'difference from the baseline, in pairs of runs of the same seed, of which there may be fewer. All intervals '
         'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not '
-        'contain 0. The intervals do not cover the choice of images. Verdicts rest on the comparisons that were fixed beforehand, not '
-        'on bold cells. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
+        'contain 0. The intervals do not cover the choice of images. Verdicts rest on the comparisons that were fixed '
+        'beforehand, not on bold cells. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
            "(`nbs/lab/40_paper.ipynb` says what is unfair about them); ours are on validation images too. "
