@@ -48,7 +48,7 @@ def default_sampler(
     method:str, # one of `METHODS`
     formulation:str='v1', # one of `FORMULATIONS`
 )->str|None: # one of `SAMPLERS`; None: a single-stage detector samples nothing
-    "The RoI sampler: random. With ISR, v2 and `released` use ISR-N for negatives (not in Cascade R-CNN: never tried)"
+    "The RoI sampler: random. With ISR, v2 and `released` use ISR-N for negatives (not in Cascade R-CNN, which takes no weights)"
     if detector not in TWO_STAGE: return None
     negatives = formulation != 'v1' and 'isr' in METHODS[method] and detector != 'cascade_rcnn'
     return 'R/score_hlr' if negatives else 'R/R'
@@ -100,7 +100,7 @@ def backbones(
     return tuple(fit if scale == 'paper' else [SMALLER[name] for name in fit])
 
 # %% ../../nbs/lab/41_experiments.ipynb
-# The recipe is part of a run's id. It gets a new number when new code trains the same parameters differently
+# What is new in each recipe
 RECIPES = {4: 'precision at mini scale depends on the processor, bfloat16 with AMX, else float32',
            5: 'precision at mini scale is bfloat16, or float32 on request'}
 RECIPE = max(RECIPES)
