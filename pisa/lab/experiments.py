@@ -48,7 +48,7 @@ def default_sampler(
     method:str, # one of `METHODS`
     formulation:str='v1', # one of `FORMULATIONS`
 )->str|None: # one of `SAMPLERS`; None: a single-stage detector samples nothing
-    "The RoI sampler: random. With ISR, v2 and `released` use ISR-N for negatives (not in Cascade R-CNN, which takes no weights)"
+    "The RoI sampler: random. With ISR, v2 and `released` use ISR-N for negatives (not in Cascade R-CNN)"
     if detector not in TWO_STAGE: return None
     negatives = formulation != 'v1' and 'isr' in METHODS[method] and detector != 'cascade_rcnn'
     return 'R/score_hlr' if negatives else 'R/R'
