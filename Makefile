@@ -16,8 +16,8 @@ ARGS     ?=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PATH := $(BIN):$(PATH)
 
-# of `make train`: half of the cores; where others use them too, more threads wait for each other
-THREADS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 3 ? n/2 : 1)))
+# of `make train`: of many cores half, since two may be one core's; a waiting thread sleeps, so that others on the machine do not slow it down
+THREADS := $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 3 ? n/2 : n)))
 
 NUMERIC := $(addprefix tests/test_,hlr.py isr.py carl.py two_stage.py single_stage.py samplers.py roi_align.py) \
            tests/test_processes.py::test_two_processes_killed_and_resumed_have_the_loss_curve_of_one
@@ -36,7 +36,7 @@ $(STAMP):
 	@rm -f $(VENV)/.pisa-????????????; touch $@
 
 train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) $(ARGS) --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) $(ARGS) --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 	@echo 'What was trained, with pictures: runs/$(DETECTOR).ipynb'
 
 test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export
