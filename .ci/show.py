@@ -41,7 +41,7 @@ def cleaned(outputs: list, places: dict[str, str]) -> list:
     def text(s: str) -> str:
         for place, name in places.items(): s = s.replace(place, name)
         s = re.sub(r"/tmp/(?:[\w.-]+/)*?tmp\w{8}", "/tmp/folder", s)
-        s = re.sub(r"^\d\d:\d\d (?=\d+ of \d+ done)", "", s, flags=re.M)  # the clock in the log of a sweep
+        s = re.sub(r"^(?:\d\d:\d\d )?(\d+ of \d+ done.*?)(, [^,]* left)?$", r"\1", s, flags=re.M)  # times in the log of a sweep
         for k, id in enumerate(dict.fromkeys(re.findall(r"T_[0-9a-f]{5}(?=[_\" ])", s))): s = s.replace(id, f"T_{k:05d}")  # tables of pandas
         return s
     out = []

@@ -29,7 +29,7 @@ def carl_weights(
     if k != 1: v = v**k
     if mask is not None: v = torch.where(mask, v, 0.)
     n = prob.shape[0] if mask is None else mask.sum()
-    return v * n / v.sum().clamp(min=torch.finfo(v.dtype).tiny)  # protects against no positive
+    return v * n / v.sum().clamp(min=torch.finfo(v.dtype).tiny)  # without a positive all are 0, not NaN
 
 # %% ../nbs/12_carl.ipynb
 def carl_loss(

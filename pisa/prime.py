@@ -155,7 +155,7 @@ def weighted_carl_loss(
     n, shape = len(weight), list(reg_loss.shape)
     if shape != [n]: raise ValueError(f'beside weights of boxes reg_loss must be [{n}], one number a box, not {shape}')
     c = carl_weights(prob.detach() if carl.detach else prob, carl.k, carl.b)
-    tiny = torch.finfo(c.dtype).tiny  # protects against no positive
+    tiny = torch.finfo(c.dtype).tiny  # without a positive the sum is 0, not NaN
     plain = weight*reg_loss.to(c.dtype)
     loss = c*(weight.sum()/(weight*c).sum().clamp(min=tiny))*plain
     if carl.form == 'add': return loss
