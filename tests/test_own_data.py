@@ -372,7 +372,7 @@ def test_images_that_are_not_read(folder, yolo):
     Image.new('L', (40, 30)).save(folder/'images/9.gif')
     assert done(loaded(folder)) == {'an image of a kind that is not read (.gif; save it as JPEG or PNG)': 1}
     change(folder, lambda c: c['images'][1].update(file_name='9.gif'))
-    refused(folder, '9.gif cannot be read', 'it is a GIF; save it as JPEG or PNG')
+    refused(folder, '9.gif: it is a GIF; save it as JPEG or PNG')
     (yolo/'images/train/9.heic').write_bytes(b'x')
     (yolo/'labels/train/9.txt').write_text('0 .5 .5 .2 .2')
     assert done(loaded(yolo)) == {'an image of a kind that is not read (.heic; save it as JPEG or PNG)': 1}

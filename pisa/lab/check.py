@@ -16,9 +16,9 @@ from .files import first_of
 from .layouts import Part, where
 
 # %% auto 0
-__all__ = ['TURNED', 'FORMATS', 'LONGEST', 'Tally', 'suits', 'look', 'look_all', 'frame', 'turned_copy', 'ids_of', 'position',
-           'classes_of', 'numbers', 'box_of', 'clipped', 'run_lengths', 'masks_of', 'mask_area', 'area_and_crowd',
-           'mended', 'check_split']
+__all__ = ['TURNED', 'FORMATS', 'LONGEST', 'Tally', 'Unsuited', 'suits', 'look', 'look_all', 'frame', 'turned_copy', 'ids_of',
+           'position', 'classes_of', 'numbers', 'box_of', 'clipped', 'run_lengths', 'masks_of', 'mask_area',
+           'area_and_crowd', 'mended', 'check_split']
 
 # %% ../../nbs/lab/33_check.ipynb
 @dataclass
@@ -40,17 +40,20 @@ TURNED = {5, 6, 7, 8}  # orientations of EXIF that swap width and height
 FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP', 'TIFF')  # that the readers for training and for figures can both read
 LONGEST = 100  # largest ratio of the sides: the short side of a longer image would vanish when it is resized
 
+class Unsuited(ValueError):
+    "An image of a kind that not all readers read alike"
+
 def suits(image:Image.Image)->None:
-    "Raise a `ValueError` if not all readers read this kind of image alike"
-    if image.mode[0] in 'IF': raise ValueError('it has 16 or 32 bits a channel; save it with 8')
-    if not min(image.size): raise ValueError('it has no pixels')
+    "Raise `Unsuited` if not all readers read this kind of image alike"
+    if image.mode[0] in 'IF': raise Unsuited('it has 16 or 32 bits a channel; save it with 8')
+    if not min(image.size): raise Unsuited('it has no pixels')
     if max(image.size) > LONGEST*min(image.size):
-        raise ValueError(f'it has {image.width} x {image.height} pixels, which is too long; cut it')
-    if image.format not in (None, *FORMATS): raise ValueError(f'it is a {image.format}; save it as JPEG or PNG')
+        raise Unsuited(f'it has {image.width} x {image.height} pixels, which is too long; cut it')
+    if image.format not in (None, *FORMATS): raise Unsuited(f'it is a {image.format}; save it as JPEG or PNG')
     if image.format == 'TIFF' and image.info.get('compression') in ('zstd', 'lzma', 'webp'):
-        raise ValueError(f'it is a TIFF compressed by {image.info["compression"]}; save it as JPEG or PNG')
+        raise Unsuited(f'it is a TIFF compressed by {image.info["compression"]}; save it as JPEG or PNG')
     if image.format == 'TIFF' and image.getexif().get(0x0112, 1) != 1:
-        raise ValueError('it is a TIFF with a rotation; save it as JPEG or PNG')
+        raise Unsuited('it is a TIFF with a rotation; save it as JPEG or PNG')
 
 def look(file:Path)->tuple[int, int, int]: # width and height as stored, EXIF orientation
     "Read an image; a one-line `ValueError` if it cannot be read, a `FileNotFoundError` if it does not exist"
@@ -61,6 +64,7 @@ def look(file:Path)->tuple[int, int, int]: # width and height as stored, EXIF or
             image.draft('RGB', (1, 1))
             image.load()
     except FileNotFoundError: raise
+    except Unsuited as e: raise ValueError(f'{file}: {e}') from None
     except Image.DecompressionBombError:
         raise ValueError(f'{file} has more than {2*Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller') from None
     except Exception as e:
