@@ -4,7 +4,7 @@ mmcv has no wheel for a current torch. Its own build compiles 78 C++ files with 
 7 minutes. Here the files are gathered into 8, without debugging information. Where that fails, all 78 are compiled one by one.
 """
 from __future__ import annotations
-import hashlib, os, shutil, subprocess, sys, tarfile, tempfile
+import hashlib, os, shutil, subprocess, tarfile, tempfile
 from collections.abc import Callable
 from pathlib import Path
 
