@@ -355,7 +355,7 @@ def load(
     if dataset == 'shapes':
         if data_root is not None:
             raise ValueError(f"data_root={str(data_root)!r} has no use with dataset='shapes', which is rendered: "
-                             "leave it out, or add dataset='folder'")
+                             "leave it out, or give dataset='folder'")
         return _shapes(n_train, n_val)
     if data_root is None: raise ValueError(f'dataset={dataset!r} needs data_root, the folder that holds it')
     root = Path(data_root).expanduser().absolute()
