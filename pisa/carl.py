@@ -47,8 +47,8 @@ def carl_loss(
     if it is not finite. Gradients flow to `reg_loss` and, unless `detach`, to `prob`."""
     if form not in ('replace', 'add'): raise ValueError(f"form must be 'replace' or 'add', not {form!r}")
     c = carl_weights(prob.detach() if detach else prob, k, b, mask)
-    n, shape = prob.shape[0], tuple(reg_loss.shape)
-    if shape not in ((n,), (n, 4)): raise ValueError(f'reg_loss must be [{n}] or [{n}, 4] like prob, not {list(shape)}')
+    N, shape = prob.shape[0], tuple(reg_loss.shape)
+    if shape not in ((N,), (N, 4)): raise ValueError(f'reg_loss must be [{N}] or [{N}, 4] like prob, not {list(shape)}')
     loss = at_least_float32(reg_loss)
     if loss.dim() == 2: c, mask = c[:, None], None if mask is None else mask[:, None]
     if mask is not None: loss = torch.where(mask, loss, 0.)

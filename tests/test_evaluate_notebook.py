@@ -92,6 +92,32 @@ def test_other_data_in_another_layout(trained, coco, tmp_path):
     for name in ('AP', 'AP50', 'mask_AP'): assert new[name] == pytest.approx(own[name], abs=1e-9)
 
 
+def test_all_images_of_a_folder_with_one_split(trained, spec, tmp_path):
+    "The validation images alone in a folder: divided as in training, three of them are left"
+    folder, run = trained
+    write_json(tmp_path / 'alone/annotations.json', read_json(spec.val_json))
+    shutil.copytree(spec.val_images, tmp_path / 'alone/images')
+    for split, n in (('all', 16), ('val', 3)):
+        evaluate(tmp_path, run=run, runs_dir=folder, split=split, data_root=tmp_path / 'alone', out=tmp_path / split)
+        assert read_json(tmp_path / split / 'evaluation.json')['images'] == n
+    assert read_json(tmp_path / 'all/evaluation.json')['metrics']['AP'] == pytest.approx(read_json(folder / run / 'metrics.json')['AP'], abs=1e-9)
+
+
+def test_the_layout_of_voc_gets_the_order_of_the_runs_classes(trained, spec, tmp_path):
+    "VOC's files list no classes: sorted, they would have another order"
+    folder, run = trained
+    truth = read_json(spec.val_json)
+    name = {c['id']: c['name'] for c in truth['categories']}
+    shutil.copytree(spec.val_images, tmp_path / 'voc')
+    for image in truth['images']:
+        boxes = [(name[a['category_id']], *a['bbox']) for a in truth['annotations'] if a['image_id'] == image['id']]
+        objects = ''.join(f'<object><name>{n}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>' for n, x, y, w, h in boxes)
+        (tmp_path / 'voc' / image['file_name']).with_suffix('.xml').write_text(f'<annotation>{objects}</annotation>')
+    evaluate(tmp_path, run=run, runs_dir=folder, split='all', data_root=tmp_path / 'voc', out=tmp_path / 'new')
+    new, own = read_json(tmp_path / 'new/evaluation.json')['metrics'], read_json(folder / run / 'metrics.json')
+    for key in ('AP', 'AP50', 'AP75'): assert new[key] == pytest.approx(own[key], abs=1e-9)
+
+
 def test_other_classes_are_refused(trained, coco, tmp_path):
     folder, run = trained
     for split in ('train', 'val'):
@@ -122,7 +148,7 @@ def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
 
 @pytest.mark.parametrize('parameters, message', [
     (dict(run='no-such-run'), "there is no complete run 'no-such-run'"), (dict(), "there is no complete run ''"), (dict(run='../x'), 'is not the id of a run'),
-    (dict(split='test'), "split='test' is not known"), (dict(split='test-dev'), "give dataset='coco', not 'shapes'"),
+    (dict(split='test'), "split='test' is not known"), (dict(split='all'), "split='all' needs data_root"), (dict(split='test-dev'), "give dataset='coco', not 'shapes'"),
     (dict(split='test-dev', dataset='coco'), 'needs data_root'), (dict(dataset='coco'), "dataset='coco' needs data_root"),
     (dict(dataset='coc'), "did you mean 'coco'?"), (dict(weights='none.pth'), 'none.pth is not there')])
 def test_what_cannot_be_is_refused_in_one_line(trained, parameters, message):

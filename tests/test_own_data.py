@@ -271,7 +271,7 @@ def test_images_without_objects_are_counted(folder):
     change(folder, lambda c: c.update(annotations=[a for a in c['annotations'] if a['image_id'] == 2]))
     spec = loaded(folder)
     assert spec.report['found']['train']['without'] == 2
-    assert any(n.startswith('train: 2 images without an object, not used to train; overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False"') for n in spec.report['notes'])
+    assert any(n.startswith('train: 2 images without an object, not used to train; -p overrides train_dataloader.dataset.filter_cfg.filter_empty_gt=False uses them') for n in spec.report['notes'])
 
 
 # ---- images
@@ -353,6 +353,14 @@ def test_one_coco_file_is_divided(tmp_path, json_at, images_at):
     names = [{i['file_name'] for i in read_json(f)['images']} for f in (spec.train_json, spec.val_json)]
     assert len(names[0] | names[1]) == 10 and loaded(root).fingerprint == spec.fingerprint
     assert len(annotations(spec)) == 16 and len(annotations(spec, 'val')) == 4
+    assert any(n.startswith('one split: a fifth of the images') for n in spec.report['notes'])
+    whole = load('auto', root, divide=False)
+    assert (whole.n_val, len(annotations(whole, 'val'))) == (10, 20) and '10 images of ' in whole.note and whole.note.split(';')[0].endswith(', not divided')
+    assert whole.report['notes'] == [] and whole.fingerprint != spec.fingerprint
+
+
+def test_two_splits_are_not_taken_whole(folder):
+    with pytest.raises(ValueError, match='are two splits: give the folder of one'): load('auto', folder, divide=False)
 
 
 def test_two_files_for_one_split(folder):

@@ -85,19 +85,22 @@ def test_it_trains_what_is_planned_records_it_and_goes_on(tmp_path, spec, monkey
     refused(lambda: protocol.train_planned(tmp_path, tmp_path), 'shapes has the fingerprint')
     monkeypatch.setattr(protocol, 'FINGERPRINTS', dict.fromkeys(FINGERPRINTS, spec.fingerprint))
     methods = lambda: [*runs.load(tmp_path, own=False).method]
-    protocol.train_planned(tmp_path, tmp_path, first=1)
+    whole, todo[1:] = [*todo], []
+    protocol.train_planned(tmp_path, tmp_path)
     assert methods() == ['baseline']
-    trained, real = [], training.train
+    todo[:] = whole
+    trained, busy, real = [], [todo[1][1]], training.train
     def train(exp, *args, **more):
+        if exp in busy: raise BlockingIOError('another process trains it')
         trained.append((exp.detector, exp.method))
         if exp.detector == 'ssd300': raise FloatingPointError('the loss is nan')
         return real(exp, *args, **more)
     monkeypatch.setattr(training, "train", train)
-    protocol.train_planned(tmp_path, tmp_path, part=0, parts=2)
-    protocol.train_planned(tmp_path, tmp_path, part=0, parts=2)
-    assert methods() == ['baseline', 'pisa'] and trained == [('faster_rcnn', 'pisa')]
-    for _ in range(2): protocol.train_planned(tmp_path, tmp_path, part=1, parts=2)
-    assert trained[1:] == [('ssd300', 'baseline'), ('ssd300', 'pisa')] and protocol.diverged(tmp_path) == {e.id(spec.fingerprint) for _, e in todo[2:]}
+    protocol.train_planned(tmp_path, tmp_path)
+    assert methods() == ['baseline'] and trained == [('ssd300', 'baseline'), ('ssd300', 'pisa')]  # another process has Faster R-CNN with PISA
+    busy.clear()
+    for _ in range(2): protocol.train_planned(tmp_path, tmp_path)
+    assert methods() == ['baseline', 'pisa'] and trained[2:] == [('faster_rcnn', 'pisa')] and protocol.diverged(tmp_path) == {e.id(spec.fingerprint) for _, e in todo[2:]}
 
 
 def test_without_records_nothing_is_judged(tmp_path):

@@ -100,7 +100,8 @@ def judged_claims(runs:str|Path|None=None)->pd.DataFrame: # `judge`, with `group
     own = {'primary': PRIMARY, **{table_name(n): c for n, c in CLAIMS.items()}}
     return pd.concat([judge(c, runs).assign(group=name) for name, c in own.items()], ignore_index=True)
 
-VERDICTS = ('holds', 'fails', 'open', 'diverged', 'unfinished')
+VERDICTS = {'holds': ('holds', 'hold'), 'fails': ('fails', 'fail'), 'open': ('is open', 'are open'),  # of one, of several
+            'diverged': ('diverged', 'diverged'), 'unfinished': ('is unfinished', 'are unfinished')}
 
 def counts(judged:pd.DataFrame)->str: # see `judged_claims`
     "How many comparisons have each verdict, and how many of those that hold have the published size"
@@ -108,8 +109,9 @@ def counts(judged:pd.DataFrame)->str: # see `judged_claims`
     sizes = judged[judged.verdict == 'holds']['size'].value_counts()
     of = ', '.join(f'{sizes[k]} {word}' for k, word in (('same', 'of the size that was published'),
                                                         ('other', 'of another size')) if sizes.get(k))
-    words = [f'{n[v]} {v}' + (f' ({of})' if v == 'holds' and of else '') for v in VERDICTS if n.get(v)]
-    return f'Of {len(judged)}: {", ".join(words)}.'
+    words = [f'{n[v]} {verb[n[v] > 1]}' + (f' ({of})' if v == 'holds' and of else '')
+             for v, verb in VERDICTS.items() if n.get(v)]
+    return f'Of {len(judged)} comparisons, {", ".join(words)}.'
 
 # %% ../../nbs/lab/71_claims.ipynb
 def markdown_table(
@@ -141,7 +143,7 @@ def claims_markdown(
         rows.append([no_markup(c.expects), what, signed(c.published), ours,
                      f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'), f'{c.holm:.3f}' if over else '–',
                      f'**{said}**' if c.verdict in ('holds', 'fails') else said])
-    return markdown_table(['expected', 'measure', 'published', 'ours', 'seeds', 'p', 'verdict'], rows, left=2)
+    return markdown_table(['expected', 'measure', 'published', 'here', 'seeds', 'p', 'verdict'], rows, left=2)
 
 # %% ../../nbs/lab/71_claims.ipynb
 _COLORS = {'holds': '#0173b2', 'fails': '#d55e00', 'open': '.35', 'diverged': '#cc78bc', 'unfinished': '.65'}

@@ -146,9 +146,15 @@ def _state(root:Path)->str: # sha256
 def _divided(
     parts:dict[str, Part], # see `find_layout`
     n_train:int|None, n_val:int|None,
+    divide:bool=True, # False: both splits are all images of the only part
 )->dict[str, tuple[Part, list[int]]]: # 'train' and 'val' -> the part, and the positions of its images that are taken
     "Which images are for training and which for evaluation"
-    if {*parts} >= {'train', 'val'}: out = {s: (parts[s], list(range(len(parts[s].images)))) for s in ('train', 'val')}
+    whole = {s: (part, list(range(len(part.images)))) for s, part in parts.items()}
+    if len(parts) > 1 and not divide:
+        raise ValueError(f'{" and ".join(str(part.source) for part in parts.values())} are two splits: give the folder '
+                         'of one, or leave out divide=False')
+    if {*parts} >= {'train', 'val'}: out = {s: whole[s] for s in ('train', 'val')}
+    elif not divide: out = dict.fromkeys(('train', 'val'), *whole.values())
     else:
         part, = parts.values()
         order = sorted(range(len(part.images)), key=lambda i: part.images[i]['file_name'])
@@ -187,17 +193,24 @@ def _found(content:dict)->dict: # for the tables below
 
 def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->list[str]:
     "Notes on a data set that are not errors"
-    notes = [note for part in {id(part): part for part, _ in divided.values()}.values() for note in part.notes]
+    parts = [*{id(part): part for part, _ in divided.values()}.values()]
+    notes = [note for part in parts for note in part.notes]
     files = [{str(part.folder/part.images[i]['file_name']) for i in at} for part, at in divided.values()]
-    if both := sorted(files[0] & files[1]):
+    both = sorted(files[0] & files[1])
+    whole = len(parts) == 1 and both  # not divided: nothing is trained on it
+    if len(parts) == 1 and not both:
+        notes.append('one split: a fifth of the images, drawn with a fixed seed, is for evaluation; splits named train '
+                     'and val would be used as they are')
+    if len(parts) > 1 and both:
         notes.append(f'{counted(len(both), "image")} in both splits, the first is {both[0]}')
     train = found['train']
-    for split in found:
+    for split in ['val'] if whole else found:
         empty = [n for n, k in found[split]['objects'].items() if not sum(k)]
         if empty: notes.append(f'{split}: no object of ' + ', '.join(empty))
+    if whole: return notes
     if train['without']:
         notes.append(f"train: {counted(train['without'], 'image')} without an object, not used to train; "
-                     'overrides="train_dataloader.dataset.filter_cfg.filter_empty_gt=False" uses them')
+                     '-p overrides train_dataloader.dataset.filter_cfg.filter_empty_gt=False uses them')
     if train['tiny']:
         notes.append(f"train: {counted(train['tiny'], 'object')} of less than a pixel in width or height, not trained "
                      'on')
@@ -233,12 +246,11 @@ def _check_folder(
     folder:Path, # to be filled
     final:Path, # its final name
     root:Path, kind:str, # see `find_layout`
-    n_train:int|None, n_val:int|None,
-    classes:Sequence[str]|None,
+    n_train:int|None, n_val:int|None, classes:Sequence[str]|None, divide:bool, # see `load`
 )->None:
     "Read and check a folder; write its splits in COCO's form, and `about.json`"
     kind, parts = find_layout(root, kind)
-    divided, tally = _divided(parts, n_train, n_val), Tally()
+    divided, tally = _divided(parts, n_train, n_val, divide), Tally()
     names, found, files = classes_of([*parts.values()], classes, tally), {}, {}
     for f in images_in(root, UNREAD):
         tally.leave(f'an image of a kind that is not read ({f.suffix}; save it as JPEG or PNG)', str(f))
@@ -270,10 +282,12 @@ def _forget(folder:Path, days:int=90)->None:
             if f.stat().st_mtime < time.time() - days*86_400: shutil.rmtree(f, ignore_errors=True)
 
 # %% ../../nbs/lab/34_data.ipynb
-def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None)->DataSpec:
+def _folder(
+    dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None, divide:bool, # see `load`
+)->DataSpec:
     "A folder in one of the layouts"
     kind = dataset if dataset in KINDS else 'auto'
-    asked = kind, n_train, n_val, classes and [*classes]
+    asked = kind, n_train, n_val, classes and [*classes], divide
     key = hashlib.sha256(json.dumps([_CHECK, _KEPT, str(root), _state(root), *asked]).encode()).hexdigest()[:16]
     final = data_dir()/'folders'/f'{root.name}-{key}'
     about = read_json(_once(final, lambda folder: _check_folder(folder, final, root, *asked))/'about.json')
@@ -284,12 +298,13 @@ def _folder(dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Se
     by = f' ({", ".join(about["by"])})' if about['by'] else ''
     year = all(Path(file).stem == f'instances_{s}2017' for s, (file, _) in about['files'].items())
     files = [Path(f) for s in ('train', 'val') for f in about['files'][s]]
+    use = (f'{counted(n["train"], "image")} of {of["train"]} for training and {n["val"]} '
+           f'{"more "*(of["train"] == of["val"])}of {of["val"]}')
+    if not divide: use = f'{counted(n["val"], "image")} of {of["val"]}, not divided'
     return DataSpec(
         root.name, tuple(about['classes']), *files, COCO_AREA_LIMITS, about['has_masks'], n['train'], n['val'],
         about['fingerprint'],
-        f'{root.name}, {about["kind"].upper()} layout{by}: {counted(n["train"], "image")} of {of["train"]} for '
-        f'training and {n["val"]} {"more "*(of["train"] == of["val"])}of {of["val"]}; small is under {small} px^2, '
-        f'large over {large}',
+        f'{root.name}, {about["kind"].upper()} layout{by}: {use}; small is under {small} px^2, large over {large}',
         'voc' if about['kind'] == 'voc' else 'coco' if about['kind'] == 'coco' and year else 'folder',
         {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')})
 
@@ -341,6 +356,7 @@ def load(
     n_train:int|None=None, # training images: 'shapes' renders them (default 2,000), others take the first (default all)
     n_val:int|None=None, # likewise, validation images (default 500 for 'shapes')
     classes:Sequence[str]|None=None, # names by label, if the data lists none (VOC); default: those found, sorted
+    divide:bool=True, # False: all images of a folder with a single split are its validation images, to evaluate on
 )->DataSpec:
     """Find or render a data set, check it once, and describe it.
 
@@ -352,6 +368,7 @@ def load(
             raise ValueError(f'{name}={n!r} leaves no image: give 1 or more')
     if classes is not None and dataset in ('shapes', 'coco'):
         raise ValueError(f'classes cannot be given for {dataset}, which has its own')
+    if not divide and dataset == 'shapes': raise ValueError('divide=False is for a folder: shapes has two splits')
     if dataset == 'shapes':
         if data_root is not None:
             raise ValueError(f"data_root={str(data_root)!r} has no use with dataset='shapes', which is rendered: "
@@ -366,7 +383,7 @@ def load(
         for split in ('train', 'val'): existing(root/'annotations'/f'instances_{split}2017.json',
                                               "COCO 2017 keeps its annotations there; for other files leave out "
                                               "dataset='coco'")
-    return _folder(dataset, root, n_train, n_val, classes)
+    return _folder(dataset, root, n_train, n_val, classes, divide)
 
 # %% ../../nbs/lab/34_data.ipynb
 def main()->None:

@@ -81,14 +81,14 @@ def groups()->list[Group]:
         ('damage', 'damage', 6, _each(PHOTOS, ('baseline', 'v1', 'within'), 'damage')),
         ('32 epochs', 'shapes', 6, _each(('faster_rcnn',), ('baseline', 'v1'), epochs=32)),
         ('Tables 3, 4 and 7, and the gradient of CARL', 'shapes', 6, _rows(3, 4, 7, 'text')),
-        ('parts, on damage', 'damage', 3, _each(PHOTOS, ('isr', 'carl'), 'damage')),
-        ('length', 'shapes', 3, [e for n in (2, 4, 16, 32)
+        ('ISR and CARL alone, on damage', 'damage', 3, _each(PHOTOS, ('isr', 'carl'), 'damage')),
+        ('2 to 32 epochs', 'shapes', 3, [e for n in (2, 4, 16, 32)
                                  for e in _each(('faster_rcnn',), ('baseline', 'v1', 'within'), epochs=n)]),
         ('Cascade R-CNN and ATSS', 'shapes', 4, _each(('cascade_rcnn', 'atss'), ('baseline', 'v1'))),
         ('Tables 5 and 6', 'shapes', 4, _rows(5, 6)),
         ('larger backbones of Table 1', 'shapes', 3, _rows(1)),
         ('beta and b, on damage', 'damage', 2, [with_setting(*s) for s in SETTINGS]),  # added later
-        ('without the own boxes, on damage', 'damage', 2,
+        ('objects not added as proposals, on damage', 'damage', 2,
          [with_setting('sampler.add_gt_as_proposals', False, v) for v in ('baseline', 'isr', 'v1')]),  # added later
     ):
         out.append(Group(name, data, seeds, tuple(e for e in dict.fromkeys(trainings) if (data, e) not in known)))
@@ -100,12 +100,9 @@ def planned_seeds()->dict[tuple[str, Experiment], int]: # data and experiment of
     return {(g.data, e): g.seeds for g in groups() for e in g.trainings}
 
 def planned()->Iterator[tuple[str, Experiment]]: # data and experiment
-    "All trainings in their order: the groups of the primary comparisons, then the others, each seed by seed"
-    every = groups()
-    for part in (every[:4], every[4:]):
-        for i in range(max(g.seeds for g in part)):
-            for g in part:
-                if i < g.seeds: yield from ((g.data, replace(e, seed=FIRST + i)) for e in g.trainings)
+    "All trainings in their order: group by group, each seed by seed"
+    for g in groups():
+        for i in range(g.seeds): yield from ((g.data, replace(e, seed=FIRST + i)) for e in g.trainings)
 
 # %% ../../nbs/lab/58_protocol.ipynb
 MARGIN = 0.5  # AP, of 'not below'
@@ -252,9 +249,6 @@ def judge(
 def train_planned(
     photos:str|Path, # the folder that holds `bccd` and `damage`
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    part:int=0, # of the blocks, from 0
-    parts:int=1,
-    first:int|None=None, # train at most this many of the part, from the first on
 )->None:
     "Train what is planned, on one core, and record it; a `ValueError` if the data are not those of the protocol"
     from pisa.lab.train import train  # needs mmdet
@@ -263,9 +257,7 @@ def train_planned(
     for name, spec in specs.items():
         if spec.fingerprint != FINGERPRINTS[name]: raise ValueError(
             f'{name} has the fingerprint {spec.fingerprint}, not {FINGERPRINTS[name]}: take the data of the protocol')
-    blocks = {}
-    for data, e in planned(): blocks.setdefault((e.seed, data, e.detector), len(blocks))
-    todo = [(d, e) for d, e in planned() if blocks[e.seed, d, e.detector] % parts == part][:first]
+    todo = [*planned()]
     for i, (data, exp) in enumerate(todo, 1):
         id = exp.id(FINGERPRINTS[data])
         if store.is_complete(records_dir(runs)/id) or id in diverged(runs): continue

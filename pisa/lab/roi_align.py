@@ -44,7 +44,7 @@ def bag_roi_align(
 )->Tensor: # [R, C, S, S] in channels-last layout; no gradient for the RoIs
     """RoIAlign of several levels as weighted sums of pixels, equal to `torchvision.ops.roi_align(..., aligned=True)`.
 
-    A `ValueError` if a RoI names an image that does not exist."""
+    A `ValueError` is raised if a RoI names an image that does not exist."""
     (B, C), image = feats[0].shape[:2], rois[:, 0].int()
     if len(rois) and not 0 <= image.min() <= image.max() < B:
         raise ValueError(f'rois name images from {image.min()} to {image.max()}, but feats has {B}')
