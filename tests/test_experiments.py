@@ -281,9 +281,9 @@ def test_overrides_name_what_is_registered(spec, pair):
 
 
 def test_overrides_can_name_classes_and_settings(spec):
-    words = "optim_wrapper.optimizer={'_delete_':True,'type':'SGD','lr':0.1} model.bbox_head.loss_bbox.type=GIoULoss val_evaluator.voc='11-point'"
+    words = "optim_wrapper.optimizer={'_delete_':True,'type':'SGD','lr':0.1} model.bbox_head.loss_bbox.type=GIoULoss val_evaluator.voc=True"
     cfg = paper_config(spec, 'retinanet', overrides=words)
-    assert (cfg.optim_wrapper.optimizer.type, cfg.model.bbox_head.loss_bbox.type, cfg.val_evaluator.voc) == ('SGD', 'GIoULoss', '11-point')
+    assert (cfg.optim_wrapper.optimizer.type, cfg.model.bbox_head.loss_bbox.type, cfg.val_evaluator.voc) == ('SGD', 'GIoULoss', True)
 
 
 # ---- the same training has the same id

@@ -952,17 +952,6 @@ def test_remembered_until_a_file_changes(folder, monkeypatch):
     assert loaded(folder).fingerprint != spec.fingerprint
 
 
-def test_what_was_not_used_for_long_is_forgotten(folder, yolo):
-    import os, time
-    spec = loaded(folder)
-    kept, = (folder.parent/'cache/folders').iterdir()
-    loaded(yolo)
-    assert kept.exists()
-    os.utime(kept, (time.time() - 91*86_400,)*2)
-    loaded(yolo)
-    assert not kept.exists() and loaded(folder) == spec
-
-
 def test_check_prints_what_a_training_shows(folder, capsys):
     change(folder, first(bbox=[5, 4, 0, 8]))
     spec = data.check(folder)

@@ -10,10 +10,10 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
 from mmengine.structures import InstanceData
 from pisa.lab import config, data, experiments
 from pisa.lab.experiments import DETECTORS, backbones
-from pisa.lab.files import seed_everything
 
 WORDS = [dict(detector=d, backbone=b) for d in DETECTORS for b in backbones(d, 'paper')]
 WORDS += [dict(detector=d, backbone=backbones(d, 'paper')[0], method='baseline') for d in DETECTORS]
@@ -45,7 +45,7 @@ def batch(height, width, pad=32):
 def stepped(spec, **words):
     "A model after one training step, with its gradients, and its state before it"
     init_default_scope('mmdet')
-    seed_everything(0)
+    set_random_seed(0)
     cfg = config.config(experiments.experiment(scale='paper', **words), spec)
     model = MODELS.build(cfg.model)
     model.init_weights()

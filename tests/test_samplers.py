@@ -6,11 +6,11 @@ from refusal import refused
 
 pytest.importorskip('mmdet')
 from mmcv.ops import nms_match as mmcv_nms_match
-from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from pisa.lab.speed import RoundedProducts
-from pisa.mmdet.samplers import PrimeSampler, mines, nms_match, refuse_mining_with_focal, take_ranked
+from pisa.mmdet.samplers import PrimeSampler, nms_match, take_ranked
 from pisa.mmdet.two_stage import sample_rois
 from small import cascade_head, roi_head, run, scene
 
@@ -384,7 +384,7 @@ def test_mining_needs_an_roi_head():
 def test_a_head_that_takes_no_weights_is_refused():
     "mmdet's StandardRoIHead would fail in training, on a pair where it wants a sampling result; a head that takes weights says so"
     refused(lambda: roi_head('StandardRoIHead', sampler=prime('R', 'score_hlr')), 'weighs negatives, which StandardRoIHead does not take: use PrimeRoIHead')
-    with pytest.raises(AttributeError): run(roi_head('StandardRoIHead', sampler=of('ScoreHLRSampler')))
+    with pytest.raises(AttributeError): run(roi_head('StandardRoIHead', sampler=dict(type='ScoreHLRSampler', num=16, pos_fraction=0.25)))
     class Own(MODELS.get('StandardRoIHead')): takes_neg_weights = True
     for kind in ('PrimeRoIHead', 'PISARoIHead', Own): roi_head(kind, sampler=prime('R', 'score_hlr'))
 
@@ -395,34 +395,3 @@ def test_cascades_take_no_weights():
     batch = head.bbox_sampler[0].sample_batch  # of another sampler, which is known to weigh only when it does
     head.bbox_sampler[0].sample_batch = lambda *a: (batch(*a)[0], [torch.ones(12)] * 2)
     refused(lambda: run(head, (3, 2)), 'PrimeSampler weighs negatives, which a cascade does not take')
-
-
-FOCAL = [dict(type='FocalLoss'), dict(type='QualityFocalLoss'), dict(type='VarifocalLoss')]
-of = lambda kind, **more: dict(type=kind, num=16, pos_fraction=0.25, **more)
-MINERS = [*(prime(*p) for p in MINING), of('OHEMSampler'), of('ScoreHLRSampler'),
-          of('CombinedSampler', pos_sampler=dict(type='InstanceBalancedPosSampler'), neg_sampler=dict(type='OHEMSampler'))]
-PLAIN = [prime(), of('RandomSampler'), dict(type='PseudoSampler'), of('IoUBalancedNegSampler')]
-
-
-@pytest.mark.parametrize('loss', FOCAL, ids=lambda c: c['type'])
-@pytest.mark.parametrize('sampler', MINERS + PLAIN, ids=lambda c: ' '.join(str(v) for k, v in c.items() if k in ('type', 'pos', 'neg')))
-def test_no_mining_with_a_focal_loss(sampler, loss):
-    "As configs and as objects"
-    context = roi_head()
-    built = TASK_UTILS.build(sampler, default_args=dict(context=context) if sampler['type'] != 'PseudoSampler' else None)
-    for s in (sampler, built):
-        assert mines(s) == (sampler in MINERS)
-        for c in (loss, MODELS.build(loss)):
-            if sampler in MINERS: refused(lambda: refuse_mining_with_focal(s, c), 'count it twice')
-            else: refuse_mining_with_focal(s, c)
-            refuse_mining_with_focal(s, dict(type='CrossEntropyLoss'))
-    refuse_mining_with_focal(None, loss)
-
-
-def test_heads_refuse_it_when_they_are_built():
-    class Mine(MODELS.get('FocalLoss')): pass
-    for loss in (dict(type='FocalLoss'), dict(type=Mine)):
-        for kind, miner in (('PrimeRoIHead', prime('R', 'H*')), ('StandardRoIHead', prime('R', 'H*')), ('PrimeRoIHead', of('OHEMSampler'))):
-            refused(lambda: roi_head(kind, sampler=miner, box_head=dict(loss_cls=loss)), 'count it twice')
-        refused(lambda: cascade_head(sampler=prime('R', 'H*'), box_head=dict(loss_cls=loss)), 'count it twice')
-        roi_head(sampler=prime('R', 'R'), box_head=dict(loss_cls=loss)), cascade_head(box_head=dict(loss_cls=loss))

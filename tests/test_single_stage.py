@@ -349,10 +349,8 @@ def test_an_iou_of_deltas_is_refused(build):
 
 
 @pytest.mark.parametrize('head', [retina, atss])
-@pytest.mark.parametrize('sampler', [dict(type='OHEMSampler', num=64, pos_fraction=0.25), dict(type='PrimeSampler', num=64, neg='H*'),
-                                     dict(type='PrimeSampler', num=64, neg='score_hlr')], ids=['ohem', 'h*', 'score_hlr'])
-def test_mining_beside_a_focal_loss_is_refused(head, sampler):
-    refused(lambda: head(sampler=sampler), 'by hardness')
+def test_mining_needs_an_roi_head(head):
+    refused(lambda: head(sampler=dict(type='PrimeSampler', num=64, neg='H*')), 'mines with an RoI head')
 
 
 @pytest.mark.parametrize('head', [retina, ssd, atss])

@@ -114,7 +114,8 @@ def config(
                          'choose detector=faster_rcnn, or other data')
     given = parse_overrides(exp.overrides)
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
-    batch = whole_number(given, 'train_dataloader.batch_size', -(-r.batch // processes))  # of this process
+    batch = -(-global_batch(exp) // processes)  # of this process
+    if 'train_dataloader.batch_size' in given: given['train_dataloader.batch_size'] = batch
     total = steps(exp, spec.n_train, batch*processes)
     if (together := ranked_together(exp)) > batch:
         raise ValueError(f'isr.scope={together} images are to be ranked together, but a process has {batch}: '
@@ -127,7 +128,7 @@ def config(
         val_dataloader=dataloader(exp, spec, 'val', 16 if exp.scale == 'mini' else 1),
         val_evaluator=dict(type='COCOAP', ann_file=str(spec.val_json), area_limits=spec.area_limits,
                            iou_types=('bbox', 'segm') if exp.kind == 'mask_rcnn' else ('bbox',),
-                           voc='11-point' if exp.dataset == 'voc' else None),  # as in the devkit of VOC2007
+                           voc=exp.dataset == 'voc'),
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs),
         val_cfg=dict(type='ValLoop'),
         optim_wrapper=dict(r.optimizer, type=PRECISIONS.get(exp.precision, 'OptimWrapper')),

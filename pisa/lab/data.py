@@ -4,12 +4,13 @@
 
 # %% ../../nbs/lab/34_data.ipynb 4
 from __future__ import annotations
-import contextlib, hashlib, json, os, shutil, struct, sys, tempfile, time, warnings
+import hashlib, json, os, shutil, sys, tempfile, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from numpy.random import RandomState
+from PIL import Image
 from ..prime import one_of
 from .files import counted, data_dir, read_json, write_json, write_text
 from .check import Tally, check_split, classes_of, look_all, turned_copy
@@ -17,8 +18,7 @@ from .layouts import KINDS, UNREAD, Part, existing, find_layout, images_in, read
 from .shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, render
 
 # %% auto 0
-__all__ = ['COCO_AREA_LIMITS', 'TEXTS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load', 'main',
-           'coco_test_dev']
+__all__ = ['COCO_AREA_LIMITS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load', 'main', 'coco_test_dev']
 
 # %% ../../nbs/lab/34_data.ipynb
 COCO_AREA_LIMITS = (32**2, 96**2)  # px^2, COCO's limits of small and large, for all data sets but `shapes`
@@ -73,14 +73,6 @@ def _all_there(
     if missing: raise FileNotFoundError(f'{folder/missing[0]} does not exist{others}, but {source} names it: {cure}')
 
 # %% ../../nbs/lab/34_data.ipynb
-def _bmp(image:np.ndarray)->bytes: # [H, W, 3] uint8 RGB, W a multiple of 4
-    "An uncompressed Windows bitmap"
-    h, w, _ = image.shape
-    pixels = image[::-1, :, ::-1].tobytes()
-    n = len(pixels)
-    header = struct.pack('<2sIHHIIiiHHIIiiII', b'BM', 54 + n, 0, 0, 54, 40, w, h, 1, 24, 0, n, 2835, 2835, 0, 0)
-    return header + pixels
-
 def _coco(classes:Sequence[str], images:list[dict], annotations:list[dict])->dict: # content of an annotation file
     return dict(images=images, annotations=annotations,
                 categories=[dict(id=i, name=name, supercategory='') for i, name in enumerate(classes, 1)])
@@ -92,10 +84,10 @@ def _shapes_split(folder:Path, split:str, n:int, progress)->str: # sha256 of ima
     sha, images, annotations = hashlib.sha256(), [], []
     for i in range(n):
         image, labels, masks = render(split, i)
-        content = _bmp(image)
-        sha.update(content)
-        images.append(dict(id=i + 1, file_name=f'{i:06}.bmp', width=SIZE, height=SIZE))
-        (folder/split/images[-1]['file_name']).write_bytes(content)
+        file = folder/split/f'{i:06}.bmp'
+        Image.fromarray(image).save(file, dpi=(72, 72))
+        sha.update(file.read_bytes())
+        images.append(dict(id=i + 1, file_name=file.name, width=SIZE, height=SIZE))
         codes = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
         for label, mask, code in zip(labels, masks, codes):
             (y, x) = mask.nonzero()
@@ -130,18 +122,12 @@ def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
 # %% ../../nbs/lab/34_data.ipynb
 _CHECK = 1  # version of the checks, part of the fingerprint
 _KEPT = 3   # version of the cached files
-TEXTS = ('.json', '.xml', '.txt', '.yaml', '.yml', '.names', '.labels')
 
 def _state(root:Path)->str: # sha256
-    "A hash of a folder, also behind links: contents of text files, sizes and times of all others"
-    sha = hashlib.sha256()
-    for f in walk(root):
-        about = f.stat()
-        sha.update(f'{f.relative_to(root)} {about.st_size}'.encode())
-        if f.suffix.lower() not in TEXTS: sha.update(str(about.st_mtime_ns).encode())
-        else:
-            with f.open('rb') as content: sha.update(hashlib.file_digest(content, 'sha256').digest())
-    return sha.hexdigest()
+    "A hash of the names, sizes and times of the files in a folder, also behind links"
+    files = ((f, f.stat()) for f in walk(root))
+    state = [(str(f.relative_to(root)), about.st_size, about.st_mtime_ns) for f, about in files]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 def _divided(
     parts:dict[str, Part], # see `find_layout`
@@ -274,14 +260,6 @@ def _check_folder(
         has_masks=found['train']['masks'] == objects['train']))
 
 # %% ../../nbs/lab/34_data.ipynb
-def _forget(folder:Path, days:int=90)->None:
-    "Mark `folder` as used now, and delete folders beside it that were not used for `days` days"
-    with contextlib.suppress(OSError):  # another process deletes too, or the cache is not ours
-        os.utime(folder)
-        for f in folder.parent.iterdir():
-            if f.stat().st_mtime < time.time() - days*86_400: shutil.rmtree(f, ignore_errors=True)
-
-# %% ../../nbs/lab/34_data.ipynb
 def _folder(
     dataset:str, root:Path, n_train:int|None, n_val:int|None, classes:Sequence[str]|None, divide:bool, # see `load`
 )->DataSpec:
@@ -291,7 +269,6 @@ def _folder(
     key = hashlib.sha256(json.dumps([_CHECK, _KEPT, str(root), _state(root), *asked]).encode()).hexdigest()[:16]
     final = data_dir()/'folders'/f'{root.name}-{key}'
     about = read_json(_once(final, lambda folder: _check_folder(folder, final, root, *asked))/'about.json')
-    _forget(final)
     if about['left_out']: warnings.warn(f'{root.name}: left out ' + '; '.join(
         f'{what} ({n} times, first {places[0]})' for what, (n, places) in about['left_out'].items()))
     n, of, (small, large) = {s: f['images'] for s, f in about['found'].items()}, about['of'], COCO_AREA_LIMITS

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
 import torch
+from mmdet.evaluation.functional import eval_map
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as rle
 from torchvision.ops import box_convert
 from ..prime import one_of
 from .data import COCO_AREA_LIMITS
-from .evaluate import VOC_KINDS, coco_ap, voc_ap
+from .evaluate import coco_ap
 from .files import read_json
 
 # %% auto 0
-__all__ = ['to_coco', 'COCOAP']
+__all__ = ['to_coco', 'voc_ap', 'COCOAP']
 
 # %% ../../nbs/lab/47_metric.ipynb
 def to_coco(
@@ -38,9 +39,33 @@ def to_coco(
     return out
 
 # %% ../../nbs/lab/47_metric.ipynb
+def _rows(things:list[dict], *more:str)->np.ndarray: # [n, 4 + len(more)]
+    "Corners of boxes, and other values"
+    rows = np.array([[*t['bbox'], *(t[k] for k in more)] for t in things], np.float32).reshape(-1, 4 + len(more))
+    rows[:, 2:4] += rows[:, :2]
+    return rows
+
+def voc_ap(
+    results:list[tuple[int, list[dict]]], # evaluated images: id, and its COCO results
+    gt_json:str|Path, # annotations in COCO's format; objects with `iscrowd` are difficult ones
+)->float|None: # percent; None without ground truth
+    "PASCAL VOC's AP as for VOC2007, the mean over the classes, by mmdet"
+    data, of = read_json(gt_json), {image: [] for image, _ in results}
+    label = {c['id']: i for i, c in enumerate(data['categories'])}
+    for a in data['annotations']: of.get(a['image_id'], []).append(a)
+    if all(a.get('iscrowd') for there in of.values() for a in there): return None
+    found = [[_rows([d for d in mine if d['category_id'] == c], 'score') for c in label] for _, mine in results]
+    truth = []
+    for image, _ in results:
+        easy, hard = ([a for a in of[image] if bool(a.get('iscrowd')) == k] for k in (False, True))
+        labels = [np.array([label[a['category_id']] for a in some], int) for some in (easy, hard)]
+        truth.append(dict(bboxes=_rows(easy), labels=labels[0], bboxes_ignore=_rows(hard), labels_ignore=labels[1]))
+    return 100*eval_map(found, truth, iou_thr=.5, eval_mode='11points', logger='silent', nproc=1)[0]
+
+# %% ../../nbs/lab/47_metric.ipynb
 @METRICS.register_module(force=True)  # force: running this cell twice is no error
 class COCOAP(BaseMetric):
-    """`coco_ap`, and `voc_ap` if `voc` is given, as a metric of mmengine.
+    """`coco_ap`, and with `voc` also `voc_ap`, as a metric of mmengine.
 
     After an evaluation `detections` holds its COCO results, and `images` the ids of the images that were evaluated."""
     default_prefix = ''  # no prefix before the names of the metrics
@@ -49,13 +74,12 @@ class COCOAP(BaseMetric):
         ann_file:str|Path, # annotations in COCO's format; without any (test-dev) there are no APs
         iou_types:Sequence[str]=('bbox',), # of 'bbox' and 'segm'
         area_limits:tuple[int, int]=COCO_AREA_LIMITS, # px^2, see `coco_ap`
-        voc:str|None=None, # one of `VOC_KINDS` adds AP_VOC
+        voc:bool=False, # add AP_VOC
         **more, # parameters of mmengine's `BaseMetric`
     ):
         super().__init__(**more)
         self.ann_file, self.iou_types, self.area_limits, self.voc = ann_file, iou_types, area_limits, voc
         for kind in iou_types: one_of('iou_types', kind, ('bbox', 'segm'))
-        if voc is not None: one_of('voc', voc, VOC_KINDS)
         data = read_json(ann_file)
         self.category_ids, self.annotated = [c['id'] for c in data['categories']], 'annotations' in data
         self.detections, self.images = [], []
@@ -74,6 +98,5 @@ class COCOAP(BaseMetric):
         self.images = [image for image, _ in results]
         if not self.annotated: return {}
         out = coco_ap(self.detections, self.ann_file, self.iou_types, self.area_limits, self.images)
-        if self.voc:
-            out['AP_VOC'] = voc_ap(self.detections, self.ann_file, self.voc, self.images)['AP_VOC']
+        if self.voc: out['AP_VOC'] = voc_ap(results, self.ann_file)
         return out

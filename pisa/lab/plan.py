@@ -4,19 +4,19 @@
 
 # %% ../../nbs/lab/51_plan.ipynb 2
 from __future__ import annotations
-import ast, dataclasses, re
-from dataclasses import dataclass
+import ast
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from . import runs as store
 from .config import config
 from .data import DataSpec
-from .experiments import Experiment, checkpoint_of, global_batch, parse_overrides, ranked_together
+from .experiments import Experiment, checkpoint_of, global_batch, ranked_together
 from .files import write_text
 from .weights import find_weights
 
 # %% auto 0
-__all__ = ['shares', 'devices', 'per_process', 'Plan', 'make_plan', 'write_plan', 'read_plan']
+__all__ = ['shares', 'devices', 'Plan', 'make_plan', 'write_plan', 'read_plan']
 
 # %% ../../nbs/lab/51_plan.ipynb
 def shares(
@@ -53,14 +53,6 @@ def devices(
     raise ValueError(f'{who} cannot share {step}. {choice}')
 
 # %% ../../nbs/lab/51_plan.ipynb
-def per_process(exp:Experiment, processes:int)->Experiment:
-    "The experiment of one of several processes: an overridden batch size is divided by their number"
-    key = 'train_dataloader.batch_size'
-    if processes == 1 or key not in parse_overrides(exp.overrides): return exp
-    part = f'{key}={global_batch(exp)//processes}'
-    return dataclasses.replace(exp, overrides=re.sub(rf'(?<!\S){re.escape(key)}=\S+', part, exp.overrides))
-
-# %% ../../nbs/lab/51_plan.ipynb
 @dataclass(frozen=True)
 class Plan:
     "All that a process needs to train its part of a run, as Python literals"
@@ -86,14 +78,14 @@ def make_plan(
                          'give load(dataset, data_root) the same names')
     device, n = devices(exp, gpus, processes, nodes)
     record = store.describe(exp, spec, n*nodes)
-    path, cfg = store.folder(record['id'], runs), config(per_process(exp, n*nodes), spec, n*nodes)
+    path, cfg = store.folder(record['id'], runs), config(exp, spec, n*nodes)
     if not store.is_complete(path): find_weights(checkpoint_of(exp.backbone, exp.pretrained))
     return Plan(record['id'], str(path), cfg.to_dict(), device, n, nodes, record)
 
 # %% ../../nbs/lab/51_plan.ipynb
 def write_plan(file:Path, plan:Plan)->None:
     "Write a plan to a file"
-    write_text(file, repr(dataclasses.asdict(plan)))
+    write_text(file, repr(asdict(plan)))
 
 def read_plan(file:Path)->Plan:
     "Read a plan from a file"

@@ -14,21 +14,15 @@ import torch
 import pisa
 from .data import DataSpec
 from .experiments import RECIPE, RECIPES, Experiment, bfloat16_units, cpuinfo
-from .files import read_json, records_dir, root, runs_dir, write_bytes, write_json
+from .files import read_json, records_dir, runs_dir, write_bytes, write_json
 
 # %% auto 0
-__all__ = ['PACKAGES', 'CHECKPOINT', 'SCHEMA', 'TYPES', 'ADDED', 'KEPT', 'runs_path', 'folder', 'is_complete', 'find',
-           'git_state', 'versions', 'machine', 'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint',
-           'read_checkpoint', 'last_checkpoint', 'describe', 'read_record', 'begin', 'finish', 'read_metrics',
-           'scalars', 'load', 'of_one_recipe', 'comparable', 'delete', 'add_record']
+__all__ = ['PACKAGES', 'CHECKPOINT', 'SCHEMA', 'TYPES', 'ADDED', 'KEPT', 'folder', 'is_complete', 'find', 'git_state', 'versions',
+           'machine', 'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint', 'read_checkpoint',
+           'last_checkpoint', 'describe', 'read_record', 'begin', 'finish', 'read_metrics', 'scalars', 'load',
+           'of_one_recipe', 'comparable', 'delete', 'add_record']
 
 # %% ../../nbs/lab/50_runs.ipynb
-def runs_path(
-    runs:str|Path|None=None, # the project's `runs/` if not given
-)->Path:
-    "The folder of all runs, which may not exist yet"
-    return Path(runs).expanduser().absolute() if runs else root()/'runs'
-
 def folder(
     run:str, # the id
     runs:str|Path|None=None, # folder of all runs; the project's if not given
@@ -36,7 +30,7 @@ def folder(
     "The folder of your own run, which may not exist yet; a `ValueError` for an id that is not a plain name"
     if not isinstance(run, str) or run == 'records' or not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,199}', run):
         raise ValueError(f'run={run!r:.210} is not the id of a run: up to 200 letters, digits, ".", "-" and "_"')
-    return runs_path(runs)/run
+    return runs_dir(runs)/run
 
 def is_complete(path:Path)->bool:
     "Whether a run is complete: its metrics are written last, and in one step"
@@ -268,7 +262,7 @@ def load(
     own:bool=True, # your own runs too, not only the records
 )->pd.DataFrame: # one row a complete run: `source`, parameters, `recipe`, data, machine, metrics
     "All complete runs, sorted by id. `source` is 'own' or 'record'; if a run is both, your own counts"
-    if runs and not runs_path(runs).is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
+    if runs and not runs_dir(runs).is_dir(): raise FileNotFoundError(f'{runs} is no folder: give that of the runs')
     rows = {}
     for source, parent in (('record', records_dir(runs)), ('own', runs_dir(runs)))[:1 + own]:
         for path in filter(is_complete, parent.glob('[!.]*')):

@@ -368,7 +368,7 @@ def sweep(
     local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
     for name, n in (('jobs', 1 if jobs is None else jobs), ('threads', threads)):
         if type(n) is not int or n < 1: raise ValueError(f'{name}={n!r}: give a whole number, 1 or more')
-    gpus, folder, start = gpus_of_a_job(tasks, gpus, local), store.runs_path(runs).resolve(), time.time()
+    gpus, folder, start = gpus_of_a_job(tasks, gpus, local), store.runs_dir(runs).resolve(), time.time()
     own = Local(folder, jobs, gpus, threads) if local else Slurm(folder, jobs, gpus, threads, slurm or {})
     path = {t.id: (store.find if reuse else store.folder)(t.id, folder) for t in tasks}
     for p in path.values(): (p/'error.txt').unlink(missing_ok=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from mmcv.ops import nms
 from mmdet.models.roi_heads import PISARoIHead
-from mmdet.models.task_modules.samplers import OHEMSampler, SamplingResult, ScoreHLRSampler
-from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.models.task_modules.samplers import SamplingResult
+from mmdet.registry import TASK_UTILS
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps, cat_boxes, get_box_tensor
 from ..hlr import score_hlr
 from ..isr import check_curve, importance_weight, preserve_loss
@@ -21,8 +21,7 @@ from ..prime import one_of
 # %% auto 0
 __all__ = ['HLR_DEFAULTS', 'POS', 'NEG', 'own_class', 'probabilities', 'class_loss', 'random_choice', 'hardest', 'nms_match',
            'negative_ranks', 'take_ranked', 'Candidates', 'candidates', 'without_trace', 'forward_candidates',
-           'bbox_head_of', 'mine', 'mines', 'refuse_mining_with_focal', 'check_choices', 'complete_hlr',
-           'check_takes_weights', 'Rules', 'PrimeSampler']
+           'bbox_head_of', 'mine', 'check_choices', 'complete_hlr', 'check_takes_weights', 'Rules', 'PrimeSampler']
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
 def own_class(
@@ -221,36 +220,6 @@ def mine(
     return mined
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
-def _part(x:Any, name:str)->Any:
-    return x.get(name) if isinstance(x, dict) else getattr(x, name, None)
-
-def _class_of(x:Any, registry:Any)->type: # of an object, or of the object that a config builds
-    kind = x.get('type') if isinstance(x, dict) else type(x)
-    return (registry.get(kind) if isinstance(kind, str) else kind) or object
-
-def mines(
-    sampler:Any, # a sampler or its config
-)->bool:
-    "Does the sampler choose by loss or score? H, H*, 'score_hlr', and mmdet's `OHEMSampler` and `ScoreHLRSampler` do"
-    if issubclass(_class_of(sampler, TASK_UTILS), (OHEMSampler, ScoreHLRSampler)): return True
-    parts = [_part(sampler, name) for name in ('pos_sampler', 'neg_sampler')]
-    parts = [p for p in parts if p is not None and p is not sampler]
-    return any(_part(sampler, sign) in ('H', 'H*', 'score_hlr') for sign in ('pos', 'neg')) or any(map(mines, parts))
-
-# %% ../../nbs/mmdet/20_samplers.ipynb
-def refuse_mining_with_focal(
-    sampler:Any, # a sampler or its config; `None` is fine
-    loss_cls:Any, # the classification loss or its config
-)->None:
-    "A `ValueError` of one line if the sampler mines and the loss is a focal loss of any kind"
-    focal = any('focal' in c.__name__.lower() for c in _class_of(loss_cls, MODELS).__mro__)
-    if sampler is None or not (focal and mines(sampler)): return
-    miner, loss = _class_of(sampler, TASK_UTILS).__name__, _class_of(loss_cls, MODELS).__name__
-    raise ValueError(f"{miner} mines hard samples and {loss} already weighs samples by hardness, "
-                     "which would count it twice (the paper never combines them): "
-                     "sample at random, or use CrossEntropyLoss")
-
-# %% ../../nbs/mmdet/20_samplers.ipynb
 POS, NEG = ('R', 'H*', 'H'), ('R', 'H*', 'H', 'score_hlr')
 
 def check_choices(
@@ -351,8 +320,8 @@ class PrimeSampler(Rules):
     Ignored candidates (assigned -1) are never taken. `PrimeRoIHead` and each stage of `PrimeCascadeRoIHead` call
     `sample_batch`, with one forward pass for all images. mmdet's own heads call `sample`, with one per image.
 
-    A `ValueError` of one line is raised for settings that are out of range or do not go together, for mining with a
-    focal loss, and for `'score_hlr'` in a head that takes no weights of negatives. `PrimeRoIHead` and mmdet's
+    A `ValueError` of one line is raised for settings that are out of range or do not go together, and for
+    `'score_hlr'` in a head that takes no weights of negatives. `PrimeRoIHead` and mmdet's
     `PISARoIHead` take them. A head of your own can take them too; give it the attribute `takes_neg_weights = True`."""
     def __init__(self,
         num:int, # samples an image
@@ -365,15 +334,13 @@ class PrimeSampler(Rules):
         context:nn.Module|None=None, # the RoI head, which mmdet passes
     ):
         name = check_choices(pos, neg, pos_fraction, neg_pos_ub, hlr)
-        mining = (pos, neg) != ('R', 'R')
-        if mining and not hasattr(context, '_bbox_forward'):
+        if (pos, neg) != ('R', 'R') and not hasattr(context, '_bbox_forward'):
             raise ValueError(f"{name} mines with an RoI head, and context is {type(context).__name__}: "
                              "use pos='R', neg='R' here")
         super().__init__(num, int(num*pos_fraction), pos, neg, neg_pos_ub, complete_hlr(hlr))
         self.add_gt, self.context = add_gt_as_proposals, context
         self.stage = context.current_stage if hasattr(context, 'num_stages') else None
         if neg == 'score_hlr': check_takes_weights(name, context)
-        if mining: refuse_mining_with_focal(self, self.bbox_head.loss_cls)
 
     @property
     def bbox_head(self)->nn.Module: return bbox_head_of(self.context, self.stage)

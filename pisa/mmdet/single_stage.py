@@ -13,7 +13,6 @@ from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import reduce_mean
 from torch import Tensor
 from ..prime import ISR, Positives, prime_box_loss, prime_weights
-from .samplers import refuse_mining_with_focal
 from .two_stage import gt_ids, head_positives, prime_config, refuse_iou_of_deltas
 
 # %% auto 0
@@ -144,11 +143,10 @@ class PrimeRetinaHead(RetinaHead):
 
     Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta, metric, scope)`
     and `carl=dict(k, b, form, detach)`; a missing key is off. It takes any box loss, also with `reg_decoded_bbox`. A
-    `ValueError` is raised for an unknown key, for a value out of range, for an IoU loss without `reg_decoded_bbox`, and
-    for a sampler that mines with a focal loss. With both keys off, and in testing, it works as `RetinaHead`.
+    `ValueError` is raised for an unknown key, for a value out of range, and for an IoU loss without `reg_decoded_bbox`.
+    With both keys off, and in testing, it works as `RetinaHead`.
     """
     def __init__(self, *args, **kwargs):
-        refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))
         super().__init__(*args, **kwargs)
         prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
         refuse_iou_of_deltas(self)
@@ -236,7 +234,6 @@ class PrimeATSSHead(ATSSHead):
     `ValueError` is raised as by `PrimeRetinaHead`. With ISR and CARL off, and in testing, it works as `ATSSHead`.
     """
     def __init__(self, *args, **kwargs):
-        refuse_mining_with_focal((kwargs.get('train_cfg') or {}).get('sampler'), kwargs.get('loss_cls'))
         super().__init__(*args, **kwargs)
         prime_config(self.train_cfg)
         refuse_iou_of_deltas(self)

@@ -12,7 +12,7 @@ from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi, get_box_tensor
 from ..prime import CARL, ISR, Positives, prime_box_loss, prime_weights, settings
-from .samplers import class_loss, own_class, probabilities, refuse_mining_with_focal
+from .samplers import class_loss, own_class, probabilities
 
 # %% auto 0
 __all__ = ['prime_config', 'positive_rows', 'gt_ids', 'class_prob', 'head_positives', 'join_weights', 'prime_loss_and_target',
@@ -155,8 +155,8 @@ class PrimeRoIHead(StandardRoIHead):
     Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
     and `carl=dict(k, b, form, detach)`; a missing key is off. The head takes any sampler, any box loss that is per box
     or per coordinate, also with `reg_decoded_bbox`, and class-specific or class-agnostic regression. A `ValueError` of
-    one line is raised for an unknown key, a value out of range, an IoU loss without `reg_decoded_bbox`, and a sampler
-    that mines with a focal loss. Testing is that of `StandardRoIHead`.
+    one line is raised for an unknown key, a value out of range, and an IoU loss without `reg_decoded_bbox`. Testing is
+    that of `StandardRoIHead`.
     """
     takes_neg_weights = True  # `PrimeSampler` reads it
 
@@ -164,7 +164,6 @@ class PrimeRoIHead(StandardRoIHead):
         super().__init__(*args, **kwargs)
         prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
         if self.with_bbox: refuse_iou_of_deltas(self.bbox_head)
-        if self.with_bbox and self.train_cfg: refuse_mining_with_focal(self.bbox_sampler, self.bbox_head.loss_cls)
 
     def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
         "Losses of the box head and, in Mask R-CNN, of the mask head"
@@ -199,9 +198,6 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
         super().__init__(*args, **kwargs)
         for stage in self.train_cfg or []: prime_config(stage)  # refuse a wrong key before the first iteration
         for box_head in self.bbox_head: refuse_iou_of_deltas(box_head)
-        if not self.train_cfg: return
-        for sampler, box_head in zip(self.bbox_sampler, self.bbox_head):
-            refuse_mining_with_focal(sampler, box_head.loss_cls)
 
     def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
         "Losses of the box head and, if there is one, of the mask head of each stage, as `s0.loss_cls`"
