@@ -6,7 +6,6 @@
 from __future__ import annotations
 import torch
 from torch import Tensor
-from .hlr import check_vectors
 from .isr import at_least_float32, check_curve
 
 # %% auto 0
@@ -17,19 +16,20 @@ def carl_weights(
     prob:Tensor, # [N] from 0 to 1, predicted probability of the ground-truth class
     k:float=1.0, # degree, above 0
     b:float=0.1, # bias, 0 <= b < 1
-    mask:Tensor|None=None, # BoolTensor[N], the positives. All boxes if not given
-)->Tensor: # FloatTensor[N], with mean 1 inside the mask and 0 outside
+    weight:Tensor|None=None, # [N] at least 0, or bool: weight of each box, 0 leaves it out. 1 if not given
+)->Tensor: # FloatTensor[N], with (weighted) mean 1, and 0 where the weight is 0
     "Classification awareness c_i of each box (Eq. 4, v1); gradients flow to `prob`"
     check_curve(k, b, ('k', 'b'), zero=False)
     if prob.dim() != 1: raise ValueError(f'prob must be [N], not {list(prob.shape)}')
-    check_vectors(prob.shape[0], mask=mask)
+    if weight is not None and weight.shape != prob.shape:
+        raise ValueError(f'weight must be {list(prob.shape)} like prob, not {list(weight.shape)}')
     prob = at_least_float32(prob)
-    if mask is not None: prob = torch.where(mask, prob, 1.)  # values outside the mask do not reach the gradient
+    if weight is not None: prob = torch.where(weight > 0, prob, 1.)  # a box without weight has no gradient
     v = ((1 - b)*prob + b).clamp(min=1e-6)
     if k != 1: v = v**k
-    if mask is not None: v = torch.where(mask, v, 0.)
-    n = prob.shape[0] if mask is None else mask.sum()
-    return v * n / v.sum().clamp(min=torch.finfo(v.dtype).tiny)  # without a positive all are 0, not NaN
+    tiny = torch.finfo(v.dtype).tiny  # without a positive all are 0, not NaN
+    if weight is None: return v * len(v) / v.sum().clamp(min=tiny)
+    return torch.where(weight > 0, v * weight.sum() / (weight*v).sum().clamp(min=tiny), 0.)
 
 # %% ../nbs/12_carl.ipynb
 def carl_loss(
@@ -39,19 +39,19 @@ def carl_loss(
     b:float=0.1, # bias, 0 <= b < 1
     form:str='replace', # 'replace' (v1): c'_i L_i, instead of the usual loss; 'add' (v2): c_i L_i, to be added to it
     detach:bool=False, # no gradient into `prob`: model (b) of Section 5.3 (v1)
-    mask:Tensor|None=None, # BoolTensor[N], the positives. All boxes if not given
-)->Tensor: # FloatTensor of the shape of `reg_loss`, 0 outside the mask
+    weight:Tensor|None=None, # [N] at least 0, or bool: weight of each box, 0 leaves it out. 1 if not given
+)->Tensor: # FloatTensor of the shape of `reg_loss`, times `weight`
     """Classification-Aware Regression Loss, unreduced (Eq. 4, v1; Appendix Eq. 1, v2).
 
-    With 'replace' the result has the sum of `reg_loss` inside the mask, and only the gradients differ. The ratio r is 1
+    With 'replace' the result has the sum of `weight * reg_loss`, and only the gradients differ. The ratio r is 1
     if it is not finite. Gradients flow to `reg_loss` and, unless `detach`, to `prob`."""
     if form not in ('replace', 'add'): raise ValueError(f"form must be 'replace' or 'add', not {form!r}")
-    c = carl_weights(prob.detach() if detach else prob, k, b, mask)
+    c = carl_weights(prob.detach() if detach else prob, k, b, weight)
     N, shape = prob.shape[0], tuple(reg_loss.shape)
     if shape not in ((N,), (N, 4)): raise ValueError(f'reg_loss must be [{N}] or [{N}, 4] like prob, not {list(shape)}')
     loss = at_least_float32(reg_loss)
-    if loss.dim() == 2: c, mask = c[:, None], None if mask is None else mask[:, None]
-    if mask is not None: loss = torch.where(mask, loss, 0.)
+    if loss.dim() == 2: c, weight = c[:, None], None if weight is None else weight[:, None]
+    if weight is not None: loss = torch.where(weight > 0, weight*loss, 0.)
     loss, before = c*loss, loss.detach()
     if form == 'add': return loss
     ratio = before.sum() / loss.detach().sum()

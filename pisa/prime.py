@@ -9,12 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, distributed as dist
-from .carl import carl_loss, carl_weights
+from .carl import carl_loss
 from .isr import check_curve, isr_weights
 
 # %% auto 0
-__all__ = ['METRICS', 'one_of', 'ISR', 'CARL', 'settings', 'Positives', 'pair_iou', 'gather', 'prime_weights',
-           'weighted_carl_loss', 'prime_box_loss']
+__all__ = ['METRICS', 'one_of', 'ISR', 'CARL', 'settings', 'Positives', 'pair_iou', 'gather', 'prime_weights', 'prime_box_loss']
 
 # %% ../nbs/13_prime.ipynb
 def one_of(
@@ -142,31 +141,10 @@ def prime_weights(
     return isr_weights(score, group, pool, loss, isr.gamma, isr.beta, base)[own]
 
 # %% ../nbs/13_prime.ipynb
-def weighted_carl_loss(
-    prob:Tensor, # [P] from 0 to 1, predicted probability of the ground-truth class
-    reg_loss:Tensor, # [P] unreduced box loss
-    weight:Tensor, # [P] at least 0, weight of each positive in the box loss
-    carl:CARL,
-)->Tensor: # [P] float32, or float64 if `prob` is that
-    """Classification-Aware Regression Loss of weighted samples, unreduced.
-
-    With the form 'replace' the sum is that of `weight * reg_loss`. Gradients flow to `reg_loss` and, unless
-    `carl.detach` is set, to `prob`. A `ValueError` is raised unless `reg_loss` has one number for each box."""
-    n, shape = len(weight), list(reg_loss.shape)
-    if shape != [n]: raise ValueError(f'beside weights of boxes reg_loss must be [{n}], one number a box, not {shape}')
-    c = carl_weights(prob.detach() if carl.detach else prob, carl.k, carl.b)
-    tiny = torch.finfo(c.dtype).tiny  # without a positive the sum is 0, not NaN
-    plain = weight*reg_loss.to(c.dtype)
-    loss = c*(weight.sum()/(weight*c).sum().clamp(min=tiny))*plain
-    if carl.form == 'add': return loss
-    return loss*(plain.detach().sum()/loss.detach().sum()).nan_to_num(1., 1., 1.)
-
-# %% ../nbs/13_prime.ipynb
 def prime_box_loss(
     pos:Positives,
     carl:CARL,
     weight:Tensor|None=None, # [P] weight of each positive in the box loss; 1 if not given
 )->Tensor: # scalar, not divided by anything
     "CARL: the summed box loss, weighted by the scores (Section 4.2, v1)"
-    if weight is None: return carl_loss(pos.prob, pos.reg_loss, **asdict(carl)).sum()
-    return weighted_carl_loss(pos.prob, pos.reg_loss, weight, carl).sum()
+    return carl_loss(pos.prob, pos.reg_loss, **asdict(carl), weight=weight).sum()

@@ -15,7 +15,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
 from .isr import at_least_float32
-from .prime import CARL, ISR, Positives, prime_weights, settings, weighted_carl_loss
+from .prime import CARL, ISR, Positives, prime_box_loss, prime_weights, settings
 
 # %% auto 0
 __all__ = ['DENSE', 'ROI', 'KNOWN', 'matched', 'decoded', 'box_losses', 'softmax_terms', 'focal_terms', 'positive_rois',
@@ -131,7 +131,7 @@ def prime_losses(
     if isr: losses[cls] = losses[cls] + ((prime_weights(pos, isr) - pos.weight)*pos.loss).sum()
     if carl:
         name = box if carl.form == 'replace' else 'loss_carl'
-        losses[name] = weighted_carl_loss(pos.prob, pos.reg_loss, pos.weight, carl).sum()
+        losses[name] = prime_box_loss(pos, carl, pos.weight)
     return losses
 
 # %% ../nbs/14_torchvision.ipynb

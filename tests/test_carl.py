@@ -10,14 +10,14 @@ from refusal import refused
 SETTINGS = [(1., .1), (1., 0.), (.5, 0.), (2., 0.), (1., .3)]  # k and b, as in Table 5
 
 
-def reference(prob, loss, k, b, form, mask):
+def reference(prob, loss, k, b, form, weight):
     "Eq. 4 with plain lists, in double precision: the weighted loss of each box, its coordinates summed"
-    loss = loss.double().reshape(len(prob), -1).sum(1).tolist()
-    used = [i for i in range(len(prob)) if mask is None or mask[i]]
-    v = {i: ((1 - b)*prob[i].item() + b)**k for i in used}
-    c = {i: v[i]*len(used)/sum(v.values()) for i in used}
-    r = sum(loss[i] for i in used) / sum(c[i]*loss[i] for i in used) if form == 'replace' else 1.
-    return tensor([c[i]*r*loss[i] if i in c else 0. for i in range(len(prob))], dtype=torch.float64)
+    loss, every = loss.double().reshape(len(prob), -1).sum(1).tolist(), range(len(prob))
+    a = [1.]*len(prob) if weight is None else weight.double().tolist()
+    v = [((1 - b)*p + b)**k for p in prob.tolist()]
+    c = [v[i]*sum(a)/sum(a[j]*v[j] for j in every) for i in every]
+    r = sum(a[i]*loss[i] for i in every) / sum(a[i]*c[i]*loss[i] for i in every) if form == 'replace' else 1.
+    return tensor([a[i]*c[i]*r*loss[i] for i in every], dtype=torch.float64)
 
 def random_case(seed, n, coords=True):
     gen = torch.Generator().manual_seed(seed)
@@ -34,8 +34,8 @@ def rows(loss): return loss.double().reshape(len(loss), -1).sum(1)
 def test_agrees_with_the_reference(k, b, form, coords):
     for n in 1, 2, 30:
         prob, loss, mask = random_case(n, n, coords)
-        for m in None, mask:
-            out = carl_loss(prob, loss, k, b, form, mask=m)
+        for m in None, mask, mask*torch.linspace(.1, 2, n):
+            out = carl_loss(prob, loss, k, b, form, weight=m)
             assert out.shape == loss.shape and out.dtype == torch.float32
             torch.testing.assert_close(rows(out), reference(prob, loss, k, b, form, m), rtol=1e-4, atol=1e-6)
 
@@ -56,7 +56,7 @@ def test_replace_preserves_the_summed_loss(k, b, scale):
     prob, loss, mask = random_case(1, 200)
     loss = loss*scale
     torch.testing.assert_close(carl_loss(prob, loss, k, b).sum(), loss.sum(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(carl_loss(prob, loss, k, b, mask=mask).sum(), loss[mask].sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(carl_loss(prob, loss, k, b, weight=mask).sum(), loss[mask].sum(), rtol=1e-5, atol=0)
 
 
 # ---- gradients
@@ -66,14 +66,14 @@ def test_replace_preserves_the_summed_loss(k, b, scale):
 def test_gradient_of_add_by_finite_differences(k, b, coords):
     prob, loss, mask = random_case(2, 12, coords)
     prob, loss = (prob.double()*.9 + .05).requires_grad_(), loss.double().requires_grad_()
-    for m in None, mask: assert torch.autograd.gradcheck(partial(carl_loss, k=k, b=b, form='add', mask=m), (prob, loss))
+    for m in None, mask, mask*torch.linspace(.1, 2, 12): assert torch.autograd.gradcheck(partial(carl_loss, k=k, b=b, form='add', weight=m), (prob, loss))
 
 
 def test_gradient_of_replace_holds_the_ratio_constant():
     prob, loss, mask = random_case(3, 20)
     prob, loss = prob.requires_grad_(), loss.requires_grad_()
     for m in None, mask:
-        replaced, added = (carl_loss(prob, loss, form=form, mask=m).sum() for form in ('replace', 'add'))
+        replaced, added = (carl_loss(prob, loss, form=form, weight=m).sum() for form in ('replace', 'add'))
         r = (replaced/added).detach()
         for x in prob, loss:
             torch.testing.assert_close(torch.autograd.grad(replaced, x, retain_graph=True)[0],
@@ -98,7 +98,7 @@ def test_detach_is_model_b():
     prob, loss, mask = random_case(5, 20)
     prob, loss = prob.requires_grad_(), loss.requires_grad_()
     for form in 'replace', 'add':
-        full, cut = (carl_loss(prob, loss, form=form, mask=mask, detach=d) for d in (False, True))
+        full, cut = (carl_loss(prob, loss, form=form, weight=mask, detach=d) for d in (False, True))
         assert torch.equal(full, cut)
         grads = [torch.autograd.grad(x.sum(), (prob, loss), allow_unused=True) for x in (full, cut)]
         assert grads[0][0].abs().sum() > 0 and grads[1][0] is None
@@ -124,7 +124,7 @@ def test_edges_are_finite(form, k, b, dtype):
         for mask in None, some, ~some, some & ~some:
             for wide in False, True:
                 l = (loss[:, None].repeat(1, 4) if wide else loss).to(dtype)
-                out, dp, dl = run(prob.to(dtype), l, form=form, k=k, b=b, mask=mask)
+                out, dp, dl = run(prob.to(dtype), l, form=form, k=k, b=b, weight=mask)
                 assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
                 assert out.isfinite().all() and dp.isfinite().all() and dl.isfinite().all()
                 if mask is not None: assert (out[~mask] == 0).all() and (dp[~mask] == 0).all() and (dl[~mask] == 0).all()
@@ -138,8 +138,8 @@ def test_edges_are_finite(form, k, b, dtype):
 @pytest.mark.parametrize('junk', [float('nan'), float('inf')])
 def test_what_is_masked_has_no_influence(form, k, junk):
     prob, loss, mask = random_case(6, 30)
-    clean = run(prob, loss, form=form, k=k, mask=mask)
-    dirty = run(prob.where(mask, junk), loss.where(mask[:, None], junk), form=form, k=k, mask=mask)
+    clean = run(prob, loss, form=form, k=k, weight=mask)
+    dirty = run(prob.where(mask, junk), loss.where(mask[:, None], junk), form=form, k=k, weight=mask)
     for x,y in zip(clean, dirty): assert torch.equal(x, y)
 
 
@@ -155,7 +155,7 @@ def test_one_infinite_loss_leaves_the_others_finite():
 def test_half_precision_is_computed_in_float32(dtype):
     prob, loss, mask = random_case(8, 300)
     prob, loss = prob.to(dtype), loss.to(dtype)
-    torch.testing.assert_close(carl_loss(prob, loss, mask=mask), carl_loss(prob.float(), loss.float(), mask=mask))
+    torch.testing.assert_close(carl_loss(prob, loss, weight=mask), carl_loss(prob.float(), loss.float(), weight=mask))
     many = torch.full((300,), 60_000.).to(dtype)  # their sum overflows in half precision
     torch.testing.assert_close(carl_loss(prob, many).sum(), many.float().sum(), rtol=1e-5, atol=0)
 
@@ -203,7 +203,7 @@ def test_unguarded_ratio():
     label = torch.full((4,), 3)  # background
     assert released(logit, label, torch.zeros(4, 4), 1., .2, True).isnan().all()
     prob = logit.softmax(1)[:, 0].requires_grad_()  # NaN in the first place
-    out = carl_loss(prob, torch.ones(4, 4), form='add', mask=label < 3)
+    out = carl_loss(prob, torch.ones(4, 4), form='add', weight=label < 3)
     out.sum().backward()
     assert torch.equal(out.detach(), torch.zeros(4, 4)) and torch.equal(prob.grad, torch.zeros(4))
 
@@ -224,8 +224,7 @@ def test_errors_name_the_parameter():
         (lambda: carl_loss(x, x, b=1.), 'b must be in [0, 1)'),
         (lambda: carl_loss(x, x, b=-.1), 'b must be in [0, 1)'),
         (lambda: carl_loss(x, x, form='sum'), "form must be 'replace' or 'add'"),
-        (lambda: carl_loss(x, x, mask=x), 'mask must be a bool tensor'),
-        (lambda: carl_loss(x, x, mask=x[:1] > 0), 'mask must be [3]')):
+        (lambda: carl_loss(x, x, weight=x[:1] > 0), 'weight must be [3] like prob, not [1]')):
         refused(call, text)
 
 
@@ -238,10 +237,10 @@ def test_runs_on_fake_tensors(n, device):
     with FakeTensorMode():
         p = torch.rand(n, device=device, requires_grad=True)
         for m in None, p > .5:
-            assert carl_weights(p, mask=m).shape == (n,)
+            assert carl_weights(p, weight=m).shape == (n,)
             for loss in torch.rand(n, device=device), torch.rand(n, 4, device=device).half():
                 for form in 'replace', 'add':
-                    out = carl_loss(p, loss, form=form, mask=m)
+                    out = carl_loss(p, loss, form=form, weight=m)
                     if device == 'cpu': out.sum().backward()  # autograd wants a real device
                     assert out.shape == loss.shape and out.dtype == torch.float32 and out.device.type == device
 
@@ -253,7 +252,7 @@ def test_compiles_to_one_graph():
     for m in None, mask:
         for form in 'replace', 'add':
             p, q = prob.clone().requires_grad_(), prob.clone().requires_grad_()
-            a, b = compiled(p, loss, form=form, mask=m), carl_loss(q, loss, form=form, mask=m)
+            a, b = compiled(p, loss, form=form, weight=m), carl_loss(q, loss, form=form, weight=m)
             torch.testing.assert_close(a, b)
             a.sum().backward(), b.sum().backward()
             torch.testing.assert_close(p.grad, q.grad)

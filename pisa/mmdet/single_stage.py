@@ -230,7 +230,7 @@ class PrimeATSSHead(ATSSHead):
     """ATSS's head with ISR and CARL, which the paper did not try.
 
     Takes the arguments of mmdet's `ATSSHead`; `train_cfg` is as for `PrimeRetinaHead`. It takes any box loss that is
-    per box, as the IoU losses are. CARL weights a positive by its centerness, see `pisa.prime.weighted_carl_loss`. A
+    per box, as the IoU losses are. CARL weights a positive by its centerness, see `pisa.carl.carl_loss`. A
     `ValueError` is raised as by `PrimeRetinaHead`. With ISR and CARL off, and in testing, it works as `ATSSHead`.
     """
     def __init__(self, *args, **kwargs):

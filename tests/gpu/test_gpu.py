@@ -20,7 +20,7 @@ def case(n=4096, seed=0):
 
 
 def both(iou, gt, label, loss, mask, prob, reg):
-    return isr_weights(iou, gt, label, loss, mask=mask), carl_loss(prob, reg, mask=mask)
+    return isr_weights(iou, gt, label, loss, mask=mask), carl_loss(prob, reg, weight=mask)
 
 
 def assert_equal(there, n, seed=0):
