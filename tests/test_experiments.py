@@ -242,6 +242,7 @@ def test_summary_says_all_that_a_formulation_sets(spec):
 def test_summary_reads_overrides(spec):
     rcnn = 'model.train_cfg.rcnn.'
     sizes = [said(spec, **words)['size of the images'] for words in (dict(), dict(scale='paper'), dict(detector='ssd300'), dict(overrides='train_dataloader.dataset.pipeline.2.scale=(64,48)'))]
+    assert 'size of the images' not in said(spec, overrides='train_dataloader.dataset.pipeline.2.scale=64')
     assert sizes == ['resized to fit into 128 x 128 pixels', 'resized to fit into 1333 x 800 pixels', 'stretched to 128 x 128 pixels', 'resized to fit into 64 x 48 pixels']
     assert 'metric=loss (the classification loss)' in said(spec, overrides=f"{rcnn}isr.metric='loss'")['ISR']
     assert 'scope=2 (so many images at a time)' in said(spec, overrides=f'{rcnn}isr.scope=2')['ISR']

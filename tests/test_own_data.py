@@ -357,10 +357,12 @@ def test_one_coco_file_is_divided(tmp_path, json_at, images_at):
     whole = load('auto', root, divide=False)
     assert (whole.n_val, len(annotations(whole, 'val'))) == (10, 20) and '10 images of ' in whole.note and whole.note.split(';')[0].endswith(', not divided')
     assert whole.report['notes'] == [] and whole.fingerprint != spec.fingerprint
+    (root/json_at).write_text(json.dumps(dict(coco(10), annotations=[dict(a, bbox=[5, 5, 0, 4]) if a['id'] == 1 else a for a in coco(10)['annotations']])))
+    assert loaded(root, divide=False).report['left_out']['a box of no size'][0] == 1  # not once for each split
 
 
 def test_two_splits_are_not_taken_whole(folder):
-    with pytest.raises(ValueError, match='are two splits: give the folder of one'): load('auto', folder, divide=False)
+    with pytest.raises(ValueError, match='are two splits: to take all images'): load('auto', folder, divide=False)
 
 
 def test_two_files_for_one_split(folder):

@@ -1,4 +1,6 @@
 "The protocol trains what it lists, and judges by its own rule"
+import subprocess
+import sys
 from dataclasses import replace
 import numpy as np
 import pandas as pd
@@ -7,6 +9,7 @@ import pytest
 pytest.importorskip('mmdet')
 from scipy import stats
 from pisa.lab import protocol, runs, train as training
+from pisa.lab.data import load
 from pisa.lab.experiments import experiment
 from pisa.lab.protocol import FINGERPRINTS, FIRST, PRIMARY
 from pisa.lab.rows import TABLES, row_experiment
@@ -101,6 +104,25 @@ def test_it_trains_what_is_planned_records_it_and_goes_on(tmp_path, spec, monkey
     busy.clear()
     for _ in range(2): protocol.train_planned(tmp_path, tmp_path)
     assert methods() == ['baseline', 'pisa'] and trained[2:] == [('faster_rcnn', 'pisa')] and protocol.diverged(tmp_path) == {e.id(spec.fingerprint) for _, e in todo[2:]}
+
+
+def test_it_can_run_several_times_at_once(tmp_path):
+    "Four processes and eight short trainings: each is recorded once, and no process fails"
+    code = '''
+import sys
+from pisa.lab import protocol
+from pisa.lab.data import load
+from pisa.lab.experiments import experiment
+spec = load('shapes', n_train=16, n_val=8)
+protocol.load, protocol.FINGERPRINTS = lambda *args: spec, dict.fromkeys(protocol.FINGERPRINTS, spec.fingerprint)
+todo = [('shapes', experiment('retinanet', seed=s, overrides='train_cfg.max_epochs=1 train_dataloader.dataset.indices=8')) for s in range(8)]
+protocol.planned = lambda: iter(todo)
+protocol.train_planned(sys.argv[1], sys.argv[1])'''
+    load('shapes', n_train=16, n_val=8)
+    logs = [(tmp_path/f'{i}.log') for i in range(4)]
+    started = [subprocess.Popen([sys.executable, '-c', code, tmp_path], stdout=log.open('w'), stderr=subprocess.STDOUT) for log in logs]
+    for p, log in zip(started, logs): assert not p.wait(), log.read_text()
+    assert len(runs.load(tmp_path, own=False)) == 8
 
 
 def test_without_records_nothing_is_judged(tmp_path):

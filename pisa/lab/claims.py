@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from .files import counted
 from .protocol import PRIMARY, Comparison, judge, planned_seeds
 from .rows import ROWS, TABLES, label, row_experiment, table_name
 
@@ -111,7 +112,7 @@ def counts(judged:pd.DataFrame)->str: # see `judged_claims`
                                                         ('other', 'of another size')) if sizes.get(k))
     words = [f'{n[v]} {verb[n[v] > 1]}' + (f' ({of})' if v == 'holds' and of else '')
              for v, verb in VERDICTS.items() if n.get(v)]
-    return f'Of {len(judged)} comparisons, {", ".join(words)}.'
+    return f'Of {counted(len(judged), "comparison")}, {", ".join(words)}.'
 
 # %% ../../nbs/lab/71_claims.ipynb
 def markdown_table(

@@ -282,8 +282,8 @@ def summary(
                'v2': f'v2: ISR on positives{negatives}, CARL added',
                'released': "mmdet's own heads, the authors' released code: as v2"}[exp.formulation]
     precision = 'bfloat16 in the network; weights, outputs of heads and losses in float32'
-    sizes = [f'{"resized to fit into" if t.keep_ratio else "stretched to"} {" x ".join(map(str, t.scale))} pixels'
-             for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize']
+    sizes = [f'{"resized to fit into" if t.get("keep_ratio") else "stretched to"} {" x ".join(map(str, t.scale))} pixels'
+             for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize' and isinstance(t.get('scale'), list | tuple)]
     return {
         'detector': f'{exp.detector}, backbone {exp.backbone} {start}, scale {exp.scale}',
         'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),
@@ -291,6 +291,6 @@ def summary(
         **parts,
         'samples': _samples_text(exp, train, stage),
         'precision': precision if exp.precision == 'bfloat16' else exp.precision,
-        'size of the images': ', '.join(sizes),
+        **({'size of the images': ', '.join(sizes)} if sizes else {}),
         'schedule': f'{cfg.train_cfg.max_epochs} epochs, {global_batch(exp)} images a step, '
                     f'{optimizer.type} with lr {optimizer.lr}'}

@@ -126,7 +126,7 @@ _KEPT = 3   # version of the cached files
 def _state(root:Path)->str: # sha256
     "A hash of the names, sizes and times of the files in a folder, also behind links"
     files = ((f, f.stat()) for f in walk(root))
-    state = [(str(f.relative_to(root)), about.st_size, about.st_mtime_ns) for f, about in files]
+    state = [(str(f.relative_to(root)), about.st_size, about.st_mtime_ns, about.st_ctime_ns) for f, about in files]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 def _divided(
@@ -137,8 +137,8 @@ def _divided(
     "Which images are for training and which for evaluation"
     whole = {s: (part, list(range(len(part.images)))) for s, part in parts.items()}
     if len(parts) > 1 and not divide:
-        raise ValueError(f'{" and ".join(str(part.source) for part in parts.values())} are two splits: give the folder '
-                         'of one, or leave out divide=False')
+        raise ValueError(f'{" and ".join(str(part.source) for part in parts.values())} are two splits: to take all '
+                         'images (divide=False), give the folder of one')
     if {*parts} >= {'train', 'val'}: out = {s: whole[s] for s in ('train', 'val')}
     elif not divide: out = dict.fromkeys(('train', 'val'), *whole.values())
     else:
@@ -150,7 +150,7 @@ def _divided(
         RandomState(0).shuffle(order)
         cut = max(1, len(order)//5)
         out = dict(train=(part, sorted(order[cut:])), val=(part, sorted(order[:cut])))
-    out = {s: (part, at[:n]) for (s, (part, at)), n in zip(out.items(), (n_train, n_val))}
+    out = {s: (part, at[:n]) for (s, (part, at)), n in zip(out.items(), (n_train if divide else n_val, n_val))}
     for part, at in out.values():
         if not at: raise ValueError(f'{part.source} has no images: the split is empty')
     return out
@@ -241,11 +241,12 @@ def _check_folder(
     for f in images_in(root, UNREAD):
         tally.leave(f'an image of a kind that is not read ({f.suffix}; save it as JPEG or PNG)', str(f))
     for split, (part, at) in divided.items():
-        found[split], files[split] = _check_part(folder, final, kind, split, part, at, names, tally)
+        if split == 'val' and not divide: found[split], files[split] = found['train'], files['train']
+        else: found[split], files[split] = _check_part(folder, final, kind, split, part, at, names, tally)
     objects = {s: sum(map(sum, f['objects'].values())) for s, f in found.items()}
     why = '. Left out: ' + ', '.join(f'{what}: {n}' for what, (n, _) in tally.left_out.items())
     for split, name, use in (('train', 'training', 'learn'), ('val', 'validation', 'find')):
-        if not objects[split]:
+        if not objects[split] and (divide or split == 'val'):
             raise ValueError(f'{root}: no image of the {name} split has an object, so there is nothing to {use}' +
                              why*bool(tally.left_out))
     shorter = lambda places: [place.replace(f'{root.resolve()}/', '').replace(f'{root}/', '') for place in places]

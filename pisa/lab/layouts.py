@@ -318,6 +318,9 @@ def find_voc(
         return dict(train=('VOC2007 trainval + VOC2012 trainval', root, train),
                     val=('VOC2007 test', root, _listed(years[0], _split_file(years[0], ('test',)))))
     lists = {n for n in ('trainval', 'train', 'test', 'val') if (root/'ImageSets'/'Main'/f'{n}.txt').is_file()}
+    if len(lists) == 1:
+        file = _split_file(root, [*lists])
+        return dict(all=(file.stem, root/'JPEGImages', _listed(root, file)))
     if lists:
         both = (('trainval',), ('test',)) if {'trainval', 'test'} <= lists else (('train', 'trainval'), ('val', 'test'))
         files = {s: _split_file(root, names) for s, names in zip(('train', 'val'), both)}

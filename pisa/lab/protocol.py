@@ -263,9 +263,11 @@ def train_planned(
         if store.is_complete(records_dir(runs)/id) or id in diverged(runs): continue
         print(f'{i} of {len(todo)}')
         try:
-            train(exp, specs[data], runs, gpus=0)
-            store.add_record(id, runs)
+            path = train(exp, specs[data], runs, gpus=0)
+            with store.lock(path):  # another process may record it now
+                if not store.is_complete(records_dir(runs)/id): store.add_record(id, runs)
         except BlockingIOError as e: print(e)
         except FloatingPointError as e:
+            records_dir(runs).mkdir(parents=True, exist_ok=True)
             with (records_dir(runs)/'diverged.txt').open('a') as file: file.write(f'{id}\n')
             print(e)
