@@ -242,6 +242,7 @@ def test_one_list_of_voc_is_one_split(voc):
     "As VOC2007's test images are distributed"
     (voc/'ImageSets/Main/train.txt').rename(voc/'ImageSets/Main/test.txt')
     (voc/'ImageSets/Main/val.txt').unlink()
+    (voc/'Annotations/im 2.xml').write_text(_xml(('a', 0, (3, 3, 8, 8))))
     assert (load('voc', voc).n_train, load('voc', voc).n_val, load('voc', voc, divide=False).n_val) == (2, 1, 3)
 
 
