@@ -182,7 +182,7 @@ def test_means_of_figure_4_are_in_its_words():
     drawn = figures.figure4(FLAT)
     kinds = [figures.three_of_each(t.positives) for t in FLAT]
     for name in figures.COLORS: assert '{} {:.2f} and {:.2f}'.format(name, *pd.concat([k.loc[name] for k in kinds])[['iou', 'loss']].mean()) in drawn.finding
-    assert '360 prime' in drawn.caption
+    assert '(prime), 360 of each' in drawn.caption
     assert figures.figure4(STEEP).finding.count(': holds') == 2  # higher IoUs, lower losses
 
 
@@ -254,7 +254,7 @@ def test_files(tmp_path):
     assert png.startswith(b'\x89PNG') and pdf.startswith(b'%PDF')
     assert b'/Type3' not in pdf and b'/FontFile2' in pdf  # TrueType: text stays text
     words = json.loads(words)
-    assert [r.split('`')[1] for r in words['runs'][1:]] == ['flat0', 'flat1', 'flat2'] and '360 prime' in words['caption'] and 'Mean IoU and loss' in words['finding']
+    assert [r.split('`')[1] for r in words['runs'][1:]] == ['flat0', 'flat1', 'flat2'] and '360 of each' in words['caption'] and 'Mean IoU and loss' in words['finding']
     assert {p.read_bytes() for p in figures.save(figures.figure4(FLAT), 'fig4', tmp_path / 'again')} == {png, pdf, paths[2].read_bytes()}  # nothing of the day in it
 
 

@@ -176,7 +176,7 @@ def test_time_at_mini_scale_is_the_benchs(folder):
                                                              for d, r in (('faster_rcnn', 1.01), ('ssd300', 1.02), ('unheard_of', 7.))]})
     runs = tables.read_runs(folder)
     shown = tables.shown(tables.table(1, runs))['ours, on a CPU', 'step']
-    assert shown[shown != ''].to_dict() == {('Faster R-CNN', 'ResNet-50', 'PISA'): '×1.010\n0.990–1.020', ('SSD300', 'VGG16', 'PISA'): '×1.020\n1.000–1.030'}
+    assert shown[shown != ''].to_dict() == {('Faster R-CNN', 'ResNet-50', 'PISA'): '×1.010\n0.990–1.020', ('SSD', 'VGG16', 'PISA'): '×1.020\n1.000–1.030'}
     assert 'train_time' not in tables.table(1, runs)['mini']
 
 
@@ -271,7 +271,7 @@ def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
     assert runs.attrs['recipe'] == 4 and runs.attrs['others'] == {5: 2} and set(runs.source) == {'record'}
     assert set(tables.select(3, runs).id) == set(old)
     assert 'recipe 4: precision at mini scale depends on the processor' in (said := tables.recipe_note(runs))
-    assert 'Not counted: 2 runs of recipe 5 (`-p recipe 5` draws them)' in said and 'your own' not in said
+    assert 'Not counted: 2 runs of recipe 5 (`-p recipe 5` of `nbs/paper/table.ipynb` shows them)' in said and 'your own' not in said
     runs = tables.read_runs(tmp_path, recipe=5)
     assert set(tables.select(3, runs).id) == set(new)
     assert '2 runs, 2 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)

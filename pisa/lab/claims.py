@@ -33,7 +33,8 @@ def _claim(
     "A claim about rows of the paper's tables"
     names = [tuple(pair.split(' > ')) for pair in rows.split(', ')]
     data = 'bccd' if rows.startswith('table2') else 'shapes'
-    name = lambda row: row.split('/')[1].removesuffix('-pisa')
+    name = lambda row: row.split('/')[1]
+    if rows.startswith(('table1', 'table2')): name = lambda row: label(row.split('/')[1].split('-')[0])  # the detector
     pairs = {' − '.join(name(n) for n in pair if n == pair[0] or 'baseline' not in n):
              tuple(row_experiment(n, scale='mini', seed=0) for n in pair) for pair in names}
     seeds = min(_SEEDS[data, e] for pair in pairs.values() for e in pair)

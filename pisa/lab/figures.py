@@ -280,10 +280,11 @@ def figure1(
         f'Left: an object in validation image {truth.image:.0f} and two samples of the baseline with seed '
         f'{random[0].record["seed"]}: the one with the highest IoU after regression (prime) and the one with the '
         'highest classification loss (hard). Of all objects of 24 px or more that no other overlaps, this is the one '
-        'where the two losses differ most. Dashed: ground truth. Middle: recall over false positives per image (FROC) '
+        'where the two losses differ most. Dashed: ground truth. Middle: recall at an IoU of 0.75 over false positives '
+        'per image (FROC) '
         'of the detections of all classes by score. The runs differ in how RoIs are sampled (Table 3: R/R, H/H, '
         f'C/R). Right: recall minus that of random sampling. {INTERVALS}',
-        f'Mean recall over the curve ({len(FALSE_POSITIVES)} points): {means}. In points, prime minus hard: '
+        f'Mean recall over {len(FALSE_POSITIVES)} places of the curve: {means}. Prime minus hard, in percent: '
         f'{change_text(p - h, 1, 1)}; prime minus random: {change_text(p - r, 1, 1)}; hard minus random: '
         f'{change_text(h - r, digits=1)}.')
 
@@ -376,8 +377,8 @@ def _draw_tiles(
 @figure(3, 'The two steps of IoU-HLR', ['table3/R-R'], one_seed=True, about=r"""
 IoU-HLR is the rank that PISA uses. Step 1 sorts the samples of each object by IoU. Step 2 takes the best sample of each
 object of a class and sorts these by IoU, then the second best samples, and so on. So the best sample of an object
-always comes before any second best one, even if its IoU is low. The figure shows the ranks of
-[10_hlr](../10_hlr.ipynb) for the samples of a trained baseline.""")
+always comes before any second best one, even if its IoU is low. The figure shows these ranks
+([10_hlr](../10_hlr.ipynb)) for the samples of a trained baseline.""")
 def figure3(baseline:list[Trained])->Drawn: # of one run
     "The samples of an image, their local ranks, and their ranks by IoU-HLR"
     run = baseline[0]
@@ -402,7 +403,8 @@ def figure3(baseline:list[Trained])->Drawn: # of one run
         f'Validation image {image} and its {n} objects of one class. Of their {len(every)} positive samples the '
         f'{len(pos)} with a local rank below 4 are drawn: their boxes after regression, by the baseline with seed '
         f'{run.record["seed"]}. Step 1 sorts the samples of each object by IoU. Step 2 sorts all samples with the same '
-        'local rank by IoU. A tile has the rank (0 is the best), the object and the IoU of a sample.',
+        'local rank by IoU. A tile has the rank (0 is the best), the object and the IoU of a sample. Thinner boxes have a '
+        'later local rank.',
         f'The first {n} samples by IoU-HLR are of {met} objects; the first {n} by IoU alone are of {met_by_iou}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -455,12 +457,12 @@ def figure4(baseline:list[Trained])->Drawn:
     top = pd.concat([hardest(s[s.image < seen], 3) for s in (t.study.samples for t in baseline)])
     return Drawn(_draw_kinds(kinds),
         'IoU after regression and classification loss of positive samples: three of each image by chance (random), the '
-        'three with the highest loss (hard), and the first three by IoU-HLR over all classes (prime), in all '
-        f'{", ".join(f"{counts[k]} {k}" for k in COLORS)}. Up to 1000 of each are drawn as small dots. Large dots are '
+        'three with the highest loss (hard), and the first three by IoU-HLR with all classes as one '
+        f'(prime), {counts.iloc[0]} of each. Up to 1000 of each are drawn as small dots. Large dots are '
         'means. Losses above 8 are drawn at 8. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
-        f'hard: {changes}. Of the three highest losses of an image {100*(top["gt"] < 0).mean():.0f}% are of '
-        f'negatives, in the first {seen} images, whose negatives are stored.')
+        f'hard: {changes}. With negatives too (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of the hard '
+        'samples are negatives.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def scores(

@@ -4,11 +4,12 @@
 
 # %% ../../nbs/lab/47_metric.ipynb 2
 from __future__ import annotations
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
 import torch
-from mmdet.evaluation.functional import eval_map
+with contextlib.redirect_stdout(None): from mmdet.evaluation.functional import eval_map  # mmdet prints what is missing
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as rle

@@ -85,7 +85,7 @@ _table('table2', 'Table 2 (v1)', 'Detectors on VOC2007 test', 'detector backbone
     ('retinanet',   'r50',   'pisa',     78.9, 53.2),
     ('ssd300',      'vgg16', 'baseline', 77.8, 49.5),
     ('ssd300',      'vgg16', 'pisa',     77.8, 51.3)],
-    note='AP_VOC is AP(VOC), AP is AP(COCO)')
+    note="AP (VOC) is by VOC's measure, AP by COCO's")
 
 # %% ../../nbs/lab/40_paper.ipynb
 _table('table3', 'Table 3 (v1)', 'Sampling strategies, Faster R-CNN on COCO val', 'pos neg', _SIZES, [
@@ -131,7 +131,7 @@ _table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
     ('IoU*',    36.5, 58.4, 39.5,  21.6,  40.3, 46.4),
     ('IoU',     36.8, 58.6, 40.0,  21.9,  41.3, 47.2),
     ('IoU-HLR', 37.1, 58.7, 40.3,  21.7,  40.9, 47.1)],
-    note='the name and three values of the row loss are lost; IoU* is the IoU before regression; '
+    note='the name and three values of the row loss are lost (two are of columns that are not shown); IoU* is the IoU before regression; '
          'detector and data are not named')
 
 # %% ../../nbs/lab/40_paper.ipynb

@@ -138,13 +138,13 @@ PRIMARY = (
     *(_compare(f'{name}: PISA is above the baseline', 'v1', 'baseline', detectors=(d,)) for d, name in _NAMES.items()),
     _compare('the gain is larger at AP75 than at AP50', 'v1', 'baseline', metric='AP75-AP50'),
     _compare('the second formulation is above the baseline', 'v2', 'baseline'),
-    _compare('ours: the two formulations differ (v1 − v2)', 'v1', 'v2', 'differ'),
-    _compare('ours: the second formulation and the released heads differ (v2 − released)', 'v2', 'released', 'differ'),
-    _compare('ours: ranked within objects is not below IoU-HLR', 'within', 'v1', 'not below'),
+    _compare('the two formulations differ (v1 − v2)', 'v1', 'v2', 'differ'),
+    _compare('the second formulation and the released heads differ (v2 − released)', 'v2', 'released', 'differ'),
+    _compare('ranked within objects is not below IoU-HLR', 'within', 'v1', 'not below'),
     _compare('blood cells: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'bccd'),
     _compare('damage: PISA is above the baseline', 'v1', 'baseline', 'above', PHOTOS, 'damage'),
-    _compare('ours: damage: ranked within objects is above IoU-HLR', 'within', 'v1', 'above', PHOTOS, 'damage'),
-    _compare('32 epochs: PISA is still above the baseline', 'v1', 'baseline', 'above', ('faster_rcnn',), epochs=32),
+    _compare('damage: ranked within objects is above IoU-HLR', 'within', 'v1', 'above', PHOTOS, 'damage'),
+    _compare('Faster R-CNN, 32 epochs: PISA is above the baseline', 'v1', 'baseline', 'above', ('faster_rcnn',), epochs=32),
 )
 
 # %% ../../nbs/lab/58_protocol.ipynb
