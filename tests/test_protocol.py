@@ -65,6 +65,7 @@ def table_of(monkeypatch, tmp_path, records, lost=''):
     return protocol.judge(PRIMARY, tmp_path).set_index('expects')
 
 
+@pytest.mark.filterwarnings("ignore:.*is planned, but does not count")
 def test_what_counts(monkeypatch, tmp_path):
     "Planned seeds, recipe, precision, data, one thread, a clean commit; all seeds have to be there"
     c = PRIMARY[0]

@@ -131,7 +131,8 @@ _table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
     ('IoU*',    36.5, 58.4, 39.5,  21.6,  40.3, 46.4),
     ('IoU',     36.8, 58.6, 40.0,  21.9,  41.3, 47.2),
     ('IoU-HLR', 37.1, 58.7, 40.3,  21.7,  40.9, 47.1)],
-    note='the name and three values of the row loss are lost (two are of columns that are not shown); IoU* is the IoU before regression; '
+    note='the name and three values of the row loss are lost (two are of columns that are not shown); '
+         'IoU* is the IoU before regression; '
          'detector and data are not named')
 
 # %% ../../nbs/lab/40_paper.ipynb
