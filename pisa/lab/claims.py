@@ -102,7 +102,7 @@ def judged_claims(runs:str|Path|None=None)->pd.DataFrame: # `judge`, with `group
     own = {'primary': PRIMARY, **{table_name(n): c for n, c in CLAIMS.items()}}
     return pd.concat([judge(c, runs).assign(group=name) for name, c in own.items()], ignore_index=True)
 
-VERDICTS = {'holds': ('holds', 'hold'), 'fails': ('fails', 'fail'), 'open': ('is open', 'are open'),  # of one, of several
+VERDICTS = {'holds': ('holds', 'hold'), 'fails': ('fails', 'fail'), 'open': ('is open', 'are open'),  # of one, of many
             'diverged': ('diverged', 'diverged'), 'unfinished': ('is unfinished', 'are unfinished')}
 
 def counts(judged:pd.DataFrame)->str: # see `judged_claims`

@@ -282,8 +282,9 @@ def summary(
                'v2': f'v2: ISR on positives{negatives}, CARL added',
                'released': "mmdet's own heads, the authors' released code: as v2"}[exp.formulation]
     precision = 'bfloat16 in the network; weights, outputs of heads and losses in float32'
-    sizes = [f'{"resized to fit into" if t.get("keep_ratio") else "stretched to"} {" x ".join(map(str, t.scale))} pixels'
-             for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize' and isinstance(t.get('scale'), list | tuple)]
+    resizes = [t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize']
+    sizes = [('resized to fit into ' if t.get('keep_ratio') else 'stretched to ') + ' x '.join(map(str, t.scale)) +
+             ' pixels' for t in resizes if isinstance(t.get('scale'), list | tuple)]
     return {
         'detector': f'{exp.detector}, backbone {exp.backbone} {start}, scale {exp.scale}',
         'method': f'{exp.method}: ' + (', '.join(parts) or 'neither ISR nor CARL'),

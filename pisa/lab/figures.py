@@ -403,8 +403,8 @@ def figure3(baseline:list[Trained])->Drawn: # of one run
         f'Validation image {image} and its {n} objects of one class. Of their {len(every)} positive samples the '
         f'{len(pos)} with a local rank below 4 are drawn: their boxes after regression, by the baseline with seed '
         f'{run.record["seed"]}. Step 1 sorts the samples of each object by IoU. Step 2 sorts all samples with the same '
-        'local rank by IoU. A tile has the rank (0 is the best), the object and the IoU of a sample. Thinner boxes have a '
-        'later local rank.',
+        'local rank by IoU. A tile has the rank (0 is the best), the object and the IoU of a sample. Thinner boxes '
+        'have a later local rank.',
         f'The first {n} samples by IoU-HLR are of {met} objects; the first {n} by IoU alone are of {met_by_iou}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -461,8 +461,8 @@ def figure4(baseline:list[Trained])->Drawn:
         f'(prime), {counts.iloc[0]} of each. Up to 1000 of each are drawn as small dots. Large dots are '
         'means. Losses above 8 are drawn at 8. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
-        f'hard: {changes}. With negatives too (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of the hard '
-        'samples are negatives.')
+        f'hard: {changes}. With negatives too (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of the '
+        'hard samples are negatives.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def scores(

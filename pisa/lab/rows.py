@@ -136,9 +136,9 @@ _ABOUT = {
     1: r"""Does PISA help with every detector?
 
 Table 1 (v1) is the main result. It has two-stage and single-stage detectors with a small and a large backbone (SSD with
-one), trained with and without PISA. The paper claims a gain for all of them, at hardly any training time (its SSD: 12% more) and
-none at test time. We also ask where the gain comes from. If PISA makes the best placed boxes score highest, AP should
-gain most at a high IoU threshold (AP75) and little at AP50.
+one), trained with and without PISA. The paper claims a gain for all of them, at hardly any training time (its SSD: 12%
+more) and none at test time. We also ask where the gain comes from. If PISA makes the best placed boxes score highest,
+AP should gain most at a high IoU threshold (AP75) and little at AP50.
 
 The claim about test time needs no measurement. PISA changes the losses alone, so the network and the processing of its
 outputs are the baseline's.""",
@@ -172,8 +172,8 @@ alone, the best sample of a poor image counts as much as the best of a good one.
 
 ISR can rank samples by other metrics: by the loss, as hard mining does; by the IoU, so that an object with many good
 samples takes most of the weight; by the IoU before regression (IoU\*). Table 7 (v1) compares them without CARL. By
-the paper's argument each row below the loss is better than the one above it: the IoU is better than the loss, the IoU after regression
-better than the one before it, and IoU-HLR better than the IoU alone.""",
+the paper's argument each row below the loss is better than the one above it: the IoU is better than the loss, the IoU
+after regression better than the one before it, and IoU-HLR better than the IoU alone.""",
     'text': r"""Does CARL work by its weights, or by its gradient?
 
 CARL has two effects. Samples with high scores count more in the regression loss, and the gradient of that loss reaches

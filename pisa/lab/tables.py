@@ -208,7 +208,7 @@ RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its
         'beforehand, not on bold cells. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
-           "(`nbs/lab/40_paper.ipynb` says what is unfair about them); the paper's AP of Mask R-CNN may be that of masks. "
+           "(`nbs/lab/40_paper.ipynb` says what is unfair about them); the paper's AP of Mask R-CNN may be of masks. "
            "*step (ours, on a CPU)*: time of a step with PISA over that without, with the paper's networks and image "
            "sizes, from `runs/records/bench/step.json`; median and quartiles. The names of the rows are the paper's; "
            "the column *backbone* has ours",
@@ -242,7 +242,8 @@ def recipe_note(runs:pd.DataFrame)->str: # see `read_runs`
     "The recipe of the runs, and the number of runs that are not counted"
     a = runs.attrs
     out = [f"Ours are of recipe {a['recipe']}: {RECIPES[a['recipe']]}."]
-    out += [f'Not counted: {n} runs of recipe {r} (`-p recipe {r}` of `nbs/paper/table.ipynb` shows them).' for r, n in a['others'].items()]
+    out += [f'Not counted: {n} runs of recipe {r} (`-p recipe {r}` of `nbs/paper/table.ipynb` shows them).'
+            for r, n in a['others'].items()]
     if a['left']: out.append(f"Not counted: {a['left']} runs in another precision.")
     return ' '.join(out)
 
