@@ -112,8 +112,8 @@ def positive_anchors(
     loss, prob = softmax_terms(logit, label) if ssd else focal_terms(logit, label)
     coder = model.head.regression_head.box_coder if retina else model.box_coder
     kind = model.head.regression_head._loss_type if retina else 'smooth_l1' if ssd else 'giou'
-    count = loss.new_zeros(len(targets)).index_add(0, image, torch.ones_like(loss))  # positives of each image
-    weight = 1/(count[image]*len(targets)) if retina else (1/count.sum().clamp(min=1)).expand(len(row))
+    weight = loss.new_full((len(row),), 1/max(len(row), 1))
+    if retina: weight = 1/(image.bincount()[image]*len(targets)).to(loss.dtype)  # by the positives of each image
     reg_loss, box = box_losses(kind, coder, delta, prior, truth['gt_box']), decoded(coder, delta.detach(), prior)
     return Positives(loss=loss, prob=prob, reg_loss=reg_loss, box=box, prior=prior, weight=weight,
                      **truth | {'label': label - 1 if ssd else label})
@@ -195,8 +195,8 @@ def check_losses(part:nn.Module)->None: # RoI heads, or a model of `KNOWN`
         pos = positive_rois(part.box_coder, both, deltas, prior, index, labels, targets)
     else:
         owner = loss_owner(part)
-        sure = torch.full((2, 998, 3), -99.)  # negatives without a loss, as many as SSD may take
-        if owner is part: sure[..., 0] = 99.
+        sure = torch.full((2, 998, 3), -99.)  # negatives without a loss; more than SSD takes
+        if isinstance(part, SSD): sure[..., 0] = 99.
         outputs = dict(cls_logits=torch.cat([logit, sure], 1), bbox_ctrness=sure.new_zeros(2, 1000, 1),
                        bbox_regression=torch.cat([delta, sure.new_zeros(2, 998, 4)], 1))
         prior = [p.repeat(500, 1) for p in prior]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 from pisa.lab import data
-from pisa.lab.data import coco_test_dev, load
+from pisa.lab.data import load, load_test_dev
 from pisa.lab.files import read_json, root, write_json
 from pisa.lab.shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, coverage, outline, place, render
 from pisa.lab.show import load_samples, show_grid
@@ -178,7 +178,7 @@ def test_samples(spec):
         for box, m in zip(s.boxes, masks):
             y, x = m.nonzero()
             assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
-    assert [s.file.name for s in load_samples(spec, 'train', [3, 1])] == ['000003.bmp', '000001.bmp']
+    assert all(np.array_equal(s.image, render('train', i)[0]) for s, i in zip(load_samples(spec, 'train', [3, 1]), (3, 1)))
     with pytest.raises(IndexError, match='0 to 7, not 8'): load_samples(spec, 'val', [8])
     with pytest.raises(IndexError): load_samples(spec, 'val', [-1])
 
@@ -187,7 +187,7 @@ def test_grid(spec):
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    fig = show_grid(spec, 'val', [0, 2, 3], columns=2)
+    fig = show_grid(spec, 'val', [0, 2, 3])
     boxes = [len(s.boxes) for s in load_samples(spec, 'val', [0, 2, 3])]
     assert [len(ax.patches) for ax in fig.axes] == boxes + [0]
     assert [t.get_text() for t in fig.axes[0].texts] and len(fig.axes[0].texts) == boxes[0]
@@ -275,7 +275,7 @@ def test_voc_boxes_of_no_size(voc):
         warnings.simplefilter('always')
         s = load('voc', voc)
     assert len(seen) == 1
-    assert 'a box of no size (3 times, first ' in str(seen[0].message) and 'a box outside of its image (1 times' in str(seen[0].message)
+    assert 'a box of no size (3 times, first ' in str(seen[0].message) and 'a box outside of its image (1 time' in str(seen[0].message)
     places = [p.rpartition('/')[2] for _, places in s.report['left_out'].values() for p in places]
     assert places == ['im 1.xml, object 1', 'im 2.xml, object 1', 'im 2.xml, object 2', 'im 2.xml, object 3']
     assert len(read_json(s.train_json)['annotations']) == 3
@@ -474,13 +474,15 @@ def info(coco):
     return write_json(coco/'annotations/image_info_test-dev2017.json', gt)
 
 
-def test_coco_test_dev(coco, info):
-    assert coco_test_dev(str(coco)) == (info, coco/'test2017')
+def test_load_test_dev(coco, info):
+    spec, truth = load_test_dev(str(coco)), read_json(info)
+    assert (spec.val_json, spec.val_images, spec.n_train, spec.n_val) == (info, coco/'test2017', 0, len(truth['images']))
+    assert spec.classes == tuple(c['name'] for c in truth['categories'])
     (coco/'test2017/000001.bmp').unlink()
-    with pytest.raises(FileNotFoundError, match=r'test2017/000001\.bmp does not exist, but .*image_info_test-dev2017\.json names it'): coco_test_dev(coco)
+    with pytest.raises(FileNotFoundError, match=r'test2017/000001\.bmp does not exist, but .*image_info_test-dev2017\.json names it'): load_test_dev(coco)
     shutil.rmtree(coco/'test2017')
-    with pytest.raises(FileNotFoundError, match='test2017 does not exist'): coco_test_dev(coco)
+    with pytest.raises(FileNotFoundError, match='test2017 does not exist'): load_test_dev(coco)
     info.write_text('[]')
-    with pytest.raises(ValueError, match='not an annotation file of COCO'): coco_test_dev(coco)
+    with pytest.raises(ValueError, match='not an annotation file of COCO'): load_test_dev(coco)
     info.unlink()
-    with pytest.raises(FileNotFoundError, match='COCO keeps the list of the test-dev images there'): coco_test_dev(coco)
+    with pytest.raises(FileNotFoundError, match='COCO keeps the list of the test-dev images there'): load_test_dev(coco)

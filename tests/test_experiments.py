@@ -245,7 +245,7 @@ def test_summary_reads_overrides(spec):
     assert 'size of the images' not in said(spec, overrides='train_dataloader.dataset.pipeline.2.scale=64')
     assert sizes == ['resized to fit into 128 x 128 pixels', 'resized to fit into 1333 x 800 pixels', 'stretched to 128 x 128 pixels', 'resized to fit into 64 x 48 pixels']
     assert 'metric=loss (the classification loss)' in said(spec, overrides=f"{rcnn}isr.metric='loss'")['ISR']
-    assert 'scope=2 (so many images at a time)' in said(spec, overrides=f'{rcnn}isr.scope=2')['ISR']
+    assert 'scope=2 (this many images at a time)' in said(spec, overrides=f'{rcnn}isr.scope=2')['ISR']
     assert 'detach=True (the scores get no gradient' in said(spec, overrides=f'{rcnn}carl.detach=True')['CARL']
     assert 'power=0.7' in said(spec, formulation='v2', overrides=f'{rcnn}sampler.hlr={{"power":0.7}}')['ISR-N']
     refused(lambda: said(spec, overrides=f'{rcnn}isr.gamma=two'), "isr.gamma='two': give a number")

@@ -29,9 +29,7 @@ def positives(rng, images=12, objects=3, each=6, classes=2):
     table = pd.DataFrame({'image': gt // objects, 'gt': gt, 'label': gt % classes, 'iou': rng.rand(len(gt)).astype(np.float32), 'score': rng.rand(len(gt))})
     table['loss'] = -np.log(table.score)
     table['local_rank'] = table.groupby('gt').iou.rank(ascending=False).astype(int) - 1
-    for by, name in (('label', 'rank'), ('image', 'image_rank')):
-        order = table.sort_values(['local_rank', 'iou'], ascending=[True, False])
-        table[name] = order.groupby(by).cumcount()
+    table['image_rank'] = table.sort_values(['local_rank', 'iou'], ascending=[True, False]).groupby('image').cumcount()
     return table
 
 
@@ -49,11 +47,11 @@ def of_seed(name, score, images, seed):
     objects['x1'], objects['y1'] = 44. * (objects.index % 3), 10.
     objects['x2'], objects['y2'] = objects.x1 + 30, objects.y1 + 30
     own = objects.loc[pos['gt']].reset_index(drop=True)  # a box cut off at the right to the share `iou`
-    samples = pos.assign(iou=iou, iou_before=iou, score=p, object_score=p, loss=-np.log(p), x1=own.x1, y1=own.y1, x2=own.x1 + 30 * iou, y2=own.y2)
+    samples = pos.assign(iou=iou, score=p, loss=-np.log(p), x1=own.x1, y1=own.y1, x2=own.x1 + 30 * iou, y2=own.y2)
     found = samples.loc[samples.groupby('gt').score.idxmax()]
     found = found.assign(sample=found.index)[['image', 'label', 'score', 'x1', 'y1', 'x2', 'y2', 'sample']]
     curve = np.linspace(1, 0, 101)
-    study = Study(name, samples.drop(columns=['rank', 'local_rank', 'image_rank']), objects, found, images, 0,
+    study = Study(name, samples.drop(columns=['local_rank', 'image_rank']), objects, found, images, 0,
                   precision=np.stack([np.tile(curve ** k, (10, 1)) for k in (2, 0.5, 1)]), raised_by=np.array([0, 5., 0.5]), loss_sum=np.array([20., 18, 18]))
     return figures.Trained(dict(detector='faster_rcnn', backbone='none', scale='mini', seed=seed, recipe=0, precision='float32', data=dict(name='shapes', note='made up')), study, {0: 30., 1: 20., 2: 25.})
 

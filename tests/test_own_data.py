@@ -212,7 +212,7 @@ def test_refused_with_file_and_place(folder, edit, words):
     (first(bbox=['5', '4', '10', '8.0']), 'numbers were written as text', 1),
     (first(bbox=[30, 4, 30, 8]), 'a box left its image and was clipped', 1),
     (first(segmentation=[5, 4, 15, 4, 15, 12]), 'a polygon was not in a list of polygons', 1),
-    (first(id=2), 'two annotations had one id', 1),
+    (first(id=2), 'two annotations had the same id', 1),
     (lambda c: c['images'][0].pop('width'), 'width and height of an image were missing', 1),
     (lambda c: c['images'][0].update(width=0), 'width and height of an image were missing', 1),
 ])
@@ -246,7 +246,7 @@ def test_left_out_and_counted(folder, edit, what, rest):
 def test_a_box_from_its_polygons(folder):
     change(folder, lambda c: c['annotations'][0].update(segmentation=[[3, 3, 9, 3, 9, 11]]) or c['annotations'][0].pop('bbox'))
     spec = loaded(folder)
-    assert annotations(spec)[0]['bbox'] == [3, 3, 6, 8] and 'a box was missing; it is that of the polygons' in done(spec)
+    assert annotations(spec)[0]['bbox'] == [3, 3, 6, 8] and 'a missing box was computed from the polygons' in done(spec)
 
 
 def test_masks_of_some_objects_only(folder):
@@ -321,7 +321,7 @@ def test_damaged_images_are_named(folder):
     refused(folder, '1.jpg cannot be read as an image', 'truncated')
     (folder/'images/1.jpg').write_text('not an image')
     (folder/'images/2.jpg').unlink()
-    refused(folder, '1.jpg cannot be read as an image', 'further wrong images: 1')
+    refused(folder, '1.jpg cannot be read as an image', 'and 1 more wrong image')
 
 
 def test_a_huge_image_is_named(folder):
@@ -404,14 +404,14 @@ def test_the_layout_is_named_with_its_reason(yolo, tmp_path):
 
 def test_the_others_that_are_wrong_are_counted(folder, yolo, tmp_path):
     change(folder, lambda c: [a.update(bbox=None) for a in c['annotations'][1:4]])
-    refused(folder, 'annotation 2', 'further wrong annotations: 2')
+    refused(folder, 'annotation 2', 'and 2 more wrong annotations')
     (yolo/'labels/train/0.txt').write_text('0 .5 .5 .2\n7 .5 .5 .2 .2\n0 .5 .5 .2 .2')
     (yolo/'labels/train/3.txt').write_text('x')
-    refused(yolo, '0.txt, line 1', 'further wrong lines: 2')
+    refused(yolo, '0.txt, line 1', 'and 2 more wrong lines')
     for k in range(3):
         draw(tmp_path/f'flat/{k}.jpg')
         (tmp_path/f'flat/{k}.xml').write_text(XML.format(w=40, h=30, x='six'))
-    refused(tmp_path/'flat', '0.xml, object 1', 'further wrong files: 2')
+    refused(tmp_path/'flat', '0.xml, object 1', 'and 2 more wrong files')
 
 
 def test_nothing_to_find(tmp_path):
@@ -584,7 +584,7 @@ def test_annotation_ids_from_zero_do_not_spoil_ap(folder):
     spec = loaded(folder)
     found = [dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'], score=.9) for a in annotations(spec, 'val')]
     assert class_ap(precisions(found, spec.val_json))[..., 0].mean() == pytest.approx(100)
-    assert done(spec) == {'the id of an annotation was no whole number above 0': 2}
+    assert done(spec) == {'an annotation id was not a whole number above 0': 2}
 
 
 @pytest.mark.parametrize('edit', [first(id='3f2a-b1'), lambda c: c['annotations'][0].pop('id'), first(category_id='1'), first(category_id=1.0),
@@ -712,7 +712,7 @@ def test_label_studio(tmp_path):
 def test_roboflow_names_its_root_category_as_the_class(folder):
     for split in ('train', 'val'): change(folder, lambda c: c['categories'].insert(0, dict(id=0, name='cat', supercategory='none')), split)
     spec = loaded(folder)
-    assert spec.classes == ('cat', 'dog') and done(spec) == {'a category without an object, of the name of another': 2}
+    assert spec.classes == ('cat', 'dog') and done(spec) == {'an unused category with the same name as another': 2}
     assert [a['category_id'] for a in annotations(spec)][:2] == [1, 2]
 
 
@@ -763,7 +763,7 @@ def test_tiffs(folder):
 def test_an_image_that_would_vanish(folder, size):
     draw(folder/'images/1.jpg', size)
     change(folder, lambda c: c['images'][1].update(width=size[0], height=size[1]))
-    refused(folder, '1.jpg', 'too long')
+    refused(folder, '1.jpg', 'one side is more than 100 times the other')
 
 
 def test_folders_behind_links(yolo, tmp_path):
@@ -798,8 +798,8 @@ def test_yolo_descriptions_that_are_right(yolo, text):
     (lambda root: change(root, first(segmentation=dict(size=[30, 40], counts='hello wörld'))), ['annotation 1', 'run lengths']),
     (lambda root: change(root, first(bbox=[1, 2, 10**400, 4])), ['annotation 1', 'far too large']),
     (lambda root: (root/'train.json').write_text('['*100_000), ['train.json is not JSON']),
-    (lambda root: change(root, lambda c: c['images'][0].update(file_name='x'*300)), ['train.json', 'no name of a file']),
-    (lambda root: change(root, lambda c: c['images'][0].update(file_name='x\ny')), ['train.json', 'no name of a file'])])
+    (lambda root: change(root, lambda c: c['images'][0].update(file_name='x'*300)), ['train.json', 'not a valid file name']),
+    (lambda root: change(root, lambda c: c['images'][0].update(file_name='x\ny')), ['train.json', 'not a valid file name'])])
 def test_what_used_to_be_a_traceback(folder, spoil, words):
     spoil(folder)
     refused(folder, *words)

@@ -420,7 +420,7 @@ def test_a_run_that_was_done_by_another_number_of_processes(recorded, capsys):
     "It is not in the id, so it is said"
     assert training.train(*wanted(), recorded.parent, gpus=0) == recorded and not capsys.readouterr().out
     assert training.train(*wanted(), recorded.parent, gpus=0, processes=2) == recorded
-    assert 'is done already; processes that trained it: 1, asked for: 2.' in capsys.readouterr().out
+    assert 'is done already, with 1 instead of 2 processes.' in capsys.readouterr().out
 
 
 def test_a_run_on_a_disk_that_cannot_be_written_to_is_not_deleted(recorded):

@@ -344,7 +344,7 @@ def test_in_a_cascade_each_stage_mines_with_its_own_head(kind, forwards, monkeyp
     losses, _ = run(head, (3, 2))
     assert all(torch.isfinite(v) for v in losses.values())
     assert stages == [(0, False)] * forwards + [(0, True)] + [(1, False)] * forwards + [(1, True)]  # two images are mined, then both train
-    assert [s.bbox_head for s in head.bbox_sampler] == list(head.bbox_head)
+    assert [s.stage for s in head.bbox_sampler] == [0, 1]
 
 
 @pytest.mark.parametrize('keys', [{}, PISA], ids=['alone', 'pisa'])
@@ -364,8 +364,8 @@ def test_a_cascade_samples_at_once_what_mmdets_samples_image_by_image(pos, neg, 
 
 
 @pytest.mark.parametrize('wrong,text', [
-    (dict(pos='H', neg='R'), 'give it for both'), (dict(pos='R', neg='H'), 'give it for both'),
-    (dict(pos='H', neg='H', neg_pos_ub=3), 'no neg_pos_ub'), (dict(pos='C', neg='R'), 'isr and carl in train_cfg.rcnn'),
+    (dict(pos='H', neg='R'), "so set pos='H' and neg='H'"), (dict(pos='R', neg='H'), "so set pos='H' and neg='H'"),
+    (dict(pos='H', neg='H', neg_pos_ub=3), 'without neg_pos_ub'), (dict(pos='C', neg='R'), 'isr and carl in train_cfg.rcnn'),
     (dict(pos='h*'), "did you mean 'H*'?"), (dict(neg='ohem'), 'Choose from: R, H*, H, score_hlr'), (dict(pos='score_hlr'), 'is not known'),
     (dict(hlr=dict(power=1)), "neg='score_hlr'"), (dict(neg='score_hlr', hlr=dict(k=0.5)), 'power, bias, score_thr, iou_thr'),
     (dict(pos_fraction=1.5), 'from 0 to 1'), (dict(neg='score_hlr', hlr=dict(power=-1)), 'hlr.power must be at least 0, not -1'),
@@ -383,15 +383,15 @@ def test_mining_needs_an_roi_head():
 
 def test_a_head_that_takes_no_weights_is_refused():
     "mmdet's StandardRoIHead would fail in training, on a pair where it wants a sampling result; a head that takes weights says so"
-    refused(lambda: roi_head('StandardRoIHead', sampler=prime('R', 'score_hlr')), 'weighs negatives, which StandardRoIHead does not take: use PrimeRoIHead')
+    refused(lambda: roi_head('StandardRoIHead', sampler=prime('R', 'score_hlr')), 'gives weights to negatives, and StandardRoIHead does not use them: use PrimeRoIHead')
     with pytest.raises(AttributeError): run(roi_head('StandardRoIHead', sampler=dict(type='ScoreHLRSampler', num=16, pos_fraction=0.25)))
     class Own(MODELS.get('StandardRoIHead')): takes_neg_weights = True
     for kind in ('PrimeRoIHead', 'PISARoIHead', Own): roi_head(kind, sampler=prime('R', 'score_hlr'))
 
 
 def test_cascades_take_no_weights():
-    refused(lambda: cascade_head(sampler=prime('R', 'score_hlr')), 'weighs negatives')
+    refused(lambda: cascade_head(sampler=prime('R', 'score_hlr')), 'gives weights to negatives')
     head = cascade_head(sampler=prime())
     batch = head.bbox_sampler[0].sample_batch  # of another sampler, which is known to weigh only when it does
     head.bbox_sampler[0].sample_batch = lambda *a: (batch(*a)[0], [torch.ones(12)] * 2)
-    refused(lambda: run(head, (3, 2)), 'PrimeSampler weighs negatives, which a cascade does not take')
+    refused(lambda: run(head, (3, 2)), 'PrimeSampler gives weights to negatives, and a cascade does not use them')

@@ -36,7 +36,7 @@ def seen(collected, folder, spec):
         warnings.simplefilter('ignore')
         model, dataset = MODELS.build(cfg.model).eval(), DATASETS.build(cfg.val_dataloader.dataset)
     weights.load_weights(model, file)
-    return model, dataset, study.look_at(model, spec, dataset, 16)
+    return model, dataset, study.samples_of_images(model, spec, dataset, 16)
 
 
 def overlap(a, b):
@@ -57,7 +57,6 @@ def test_samples_fit_together(collected, spec):
     pos, neg = samples[samples['gt'] >= 0], samples[samples['gt'] < 0]
     assert len(pos) > 20 and len(neg) > len(pos)
     assert neg.image.max() == 9 and pos.image.max() > 9  # negatives of the first ten images alone
-    assert (pos.iou_before >= 0.499).all() and (neg.iou_before < 0.501).all()  # as they were assigned
     own = objects.loc[pos['gt']]
     assert own.label.tolist() == pos.label.tolist() and own.image.tolist() == pos.image.tolist() and (neg.label == C).all()
     for some, of in ((pos, lambda s: [objects.loc[s['gt']]]), (neg.iloc[::40], lambda s: [o for _, o in objects[objects.image == s['image']].iterrows()])):
@@ -65,8 +64,6 @@ def test_samples_fit_together(collected, spec):
             best = max((overlap(s[CORNERS].tolist(), o[CORNERS].tolist()) for o in of(s)), default=0)
             assert s.iou == pytest.approx(best, abs=0.02)  # boxes are stored to an eighth of a pixel
     np.testing.assert_allclose(samples.loss, -np.log(samples.score), rtol=0.02, atol=0.02)  # cross entropy
-    assert (samples.object_score[samples['gt'] >= 0] >= pos.score - 1e-3).all()
-    assert (neg.score + neg.object_score <= 1.002).all()
 
 
 def test_objects_as_samples_are_what_mmdet_makes_of_them_as_proposals(collected, seen):
@@ -196,11 +193,10 @@ def test_ranks(collected):
     for gt, own in pos.groupby('gt'):
         assert sorted(own.local_rank) == list(range(len(own)))
         assert (np.diff(own.sort_values('local_rank').iou) <= 0).all()
-    for by, rank in (('label', 'rank'), ('image', 'image_rank')):
-        for _, own in pos.groupby(by):
-            in_order = own.sort_values(rank)
-            assert in_order[rank].tolist() == list(range(len(own)))
-            assert in_order.local_rank.is_monotonic_increasing
+    for _, own in pos.groupby('image'):
+        in_order = own.sort_values('image_rank')
+        assert in_order.image_rank.tolist() == list(range(len(own)))
+        assert in_order.local_rank.is_monotonic_increasing
 
 
 def test_refusals(collected, folder, tmp_path, spec):

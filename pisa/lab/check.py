@@ -16,7 +16,7 @@ from .files import first_of
 from .layouts import Part, where
 
 # %% auto 0
-__all__ = ['TURNED', 'FORMATS', 'LONGEST', 'Tally', 'Unsuited', 'suits', 'look', 'look_all', 'frame', 'turned_copy', 'ids_of',
+__all__ = ['TURNED', 'FORMATS', 'MAX_RATIO', 'Tally', 'Unsuited', 'suits', 'look', 'look_all', 'frame', 'turned_copy', 'ids_of',
            'position', 'classes_of', 'numbers', 'box_of', 'clipped', 'run_lengths', 'masks_of', 'mask_area',
            'area_and_crowd', 'mended', 'check_split']
 
@@ -38,7 +38,7 @@ class Tally:
 # %% ../../nbs/lab/33_check.ipynb
 TURNED = {5, 6, 7, 8}  # orientations of EXIF that swap width and height
 FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP', 'TIFF')  # that the readers for training and for figures can both read
-LONGEST = 100  # largest ratio of the sides: the short side of a longer image would vanish when it is resized
+MAX_RATIO = 100  # of the sides: the short side of a longer image would vanish when it is resized
 
 class Unsuited(ValueError):
     "An image of a kind that not all readers read alike"
@@ -47,8 +47,9 @@ def suits(image:Image.Image)->None:
     "Raise `Unsuited` if not all readers read this kind of image alike"
     if image.mode[0] in 'IF': raise Unsuited('it has 16 or 32 bits a channel; save it with 8')
     if not min(image.size): raise Unsuited('it has no pixels')
-    if max(image.size) > LONGEST*min(image.size):
-        raise Unsuited(f'it has {image.width} x {image.height} pixels, which is too long; cut it')
+    if max(image.size) > MAX_RATIO*min(image.size):
+        raise Unsuited(f'it has {image.width} x {image.height} pixels: one side is more than {MAX_RATIO} times the '
+                       'other; crop it')
     if image.format not in (None, *FORMATS): raise Unsuited(f'it is a {image.format}; save it as JPEG or PNG')
     if image.format == 'TIFF' and image.info.get('compression') in ('zstd', 'lzma', 'webp'):
         raise Unsuited(f'it is a TIFF compressed by {image.info["compression"]}; save it as JPEG or PNG')
@@ -89,7 +90,7 @@ def look_all(
         bar = dict(total=len(names), desc=f'checking {folder.name}', unit='image', disable=len(names) < 500)
         found = list(tqdm(pool.map(one, names), **bar))
     wrong = [e for e in found if isinstance(e, Exception)]
-    if wrong: raise first_of(wrong, 'images')
+    if wrong: raise first_of(wrong, 'image')
     return found
 
 # %% ../../nbs/lab/33_check.ipynb
@@ -108,7 +109,7 @@ def frame(
         return *upright, turn != 1
     if said == (w, h) and (upright != (w, h) or turn == 1): return w, h, False
     if said == upright: return *upright, turn != 1
-    raise ValueError(f"{source}: {image['file_name']} is said to be {said[0]}x{said[1]} pixels, but it is {w}x{h}: "
+    raise ValueError(f"{place} is said to be {said[0]}x{said[1]} pixels, but it is {w}x{h}: "
                      'take the images that were annotated, or correct the width, the height and the boxes')
 
 def turned_copy(source:Path, target:Path)->None:
@@ -146,7 +147,7 @@ def _own_classes(part:Part, first:list[str], tally:Tally)->list[str]: # in the o
     if not part.categories: raise ValueError(f'{part.source} has no categories: add the classes')
     ids = ids_of(part.categories, 'categories', part.source)
     if any(type(c['id']) is not int for c in part.categories):
-        tally.mend('ids of categories were no whole numbers', str(part.source))
+        tally.mend('category ids were not whole numbers', str(part.source))
         part.changed = True
     used = {position(ids, a.get('category_id')) for a in part.annotations}
     for i, c in enumerate(part.categories):
@@ -160,9 +161,9 @@ def _own_classes(part:Part, first:list[str], tally:Tally)->list[str]: # in the o
         name, place = c['name'], f"{part.source}: {c['name']}"
         if i not in used and count[name] > 1:
             count[name] -= 1
-            tally.leave('a category without an object, of the name of another', place)
+            tally.leave('an unused category with the same name as another', place)
         elif i not in used and first and name not in first:
-            tally.leave('a category without an object, which the training split does not have', place)
+            tally.leave('an unused category that the training split does not have', place)
         elif name in out: raise ValueError(
             f'{part.source} has two classes of the name {name!r}: give each its own, or make them one')
         else: out.append(name)
@@ -173,7 +174,7 @@ def classes_of(
     given:Sequence[str]|None=None, # names, for layouts without a list of classes
     tally:Tally|None=None, # filled
 )->list[str]: # in the order of their ids, or as given
-    "The names of all classes; a one-line `ValueError` if a name is double or the training split lacks a class"
+    "The names of all classes; a one-line `ValueError` if a name occurs twice or the training split lacks a class"
     first, tally = parts[0], tally or Tally()
     if given is not None and any(p.categories for p in parts):
         raise ValueError(f'{first.source} has classes of its own: leave out classes=')
@@ -243,7 +244,9 @@ def masks_of(given:Any, size:tuple[int, int], place:str, tally:Tally)->list|dict
         p = numbers(p, None, 'a polygon', place, tally)
         if len(p) >= 6 and len(p) % 2 == 0: out.append(p)
         else: tally.leave('a polygon of fewer than three points, or of an odd count of numbers', place)
-    if out and not min(box_of(out)[2:]) > 0: return tally.leave('a mask of no area', place)
+    if out and not min(box_of(out)[2:]) > 0:
+        tally.leave('a mask of no area', place)
+        return None
     return out or None
 
 # %% ../../nbs/lab/33_check.ipynb
@@ -289,18 +292,20 @@ def mended(
     mask = masks_of(mask, (w, h), place, tally)
     if given is None and isinstance(mask, list):
         given = box_of(mask)
-        if 'bbox' not in a and not part.relative: tally.mend('a box was missing; it is that of the polygons', place)
+        if 'bbox' not in a and not part.relative: tally.mend('a missing box was computed from the polygons', place)
     box = numbers(given, 4, 'bbox', place, tally)
     inner = clipped(box, w, h)
-    if box[2] <= 0 or box[3] <= 0: return tally.leave('a box of no size', place)
-    if inner[2] <= 0 or inner[3] <= 0: return tally.leave('a box outside of its image', place)
+    if min(box[2:]) <= 0 or min(inner[2:]) <= 0:
+        tally.leave('a box of no size' if min(box[2:]) <= 0 else 'a box outside of its image', place)
+        return None
     beyond = max(-box[0], -box[1], box[0] + box[2] - w, box[1] + box[3] - h)
     if beyond > 1:
         tally.mend('a box left its image and was clipped', place)
         a = a | dict(area=None, clipped=True)
     if beyond > 1 or part.exact: box = inner
     if max(box[2:]) > 2 and isinstance(mask, list) and max(box_of(mask)[2:]) <= 1:
-        mask = tally.leave('a mask of less than a pixel', place)
+        tally.leave('a mask of less than a pixel', place)
+        mask = None
     area, crowd = area_and_crowd(part, a, mask, box, w, h, tally)
     out = dict(image_id=image['id'], category_id=label, bbox=box, area=area, iscrowd=crowd)
     if 'difficult' in a: out['difficult'] = a['difficult']
@@ -314,13 +319,12 @@ def _labels(part:Part, classes:Sequence[str])->Callable[[dict], int]:
         if not part.categories:
             if a['name'] in number: return number[a['name']]
             raise ValueError(f"{where(part, a)}: an object of class {a['name']!r}, which is not among the classes "
-                             "given: "
-                             f'{", ".join(classes)}; add it or correct the file')
+                             f'given: {", ".join(classes)}; add it or correct the file')
         at = position(ids, a.get('category_id'))
         if at is None:
+            known = ', '.join(f"{c['id']} ({c['name']})" for c in part.categories[:10])
             raise ValueError(f"{where(part, a)} has the category {a.get('category_id')!r}, which does not exist; the "
-                             "categories are "
-                                        + ', '.join(f"{c['id']} ({c['name']})" for c in part.categories[:10]))
+                             f'categories are {known}')
         return number[part.categories[at]['name']]
     return label
 
@@ -345,16 +349,16 @@ def _checked_images(
         if turn:
             turned.append(image['file_name'])
             tally.mend('an image was turned as its EXIF orientation says', f"{part.folder/image['file_name']}")
-    if wrong: raise first_of(wrong, 'images')
+    if wrong: raise first_of(wrong, 'image')
     return images, turned
 
 # %% ../../nbs/lab/33_check.ipynb
 def _check_ids(a:dict, place:str, numbered:set, tally:Tally)->None:
     "Count ids that evaluators do not accept, such as 0; the annotations are then numbered from 1"
     id = a.get('id')
-    if str(id) in numbered: tally.mend('two annotations had one id', place)
-    elif type(id) is not int or id < 1: tally.mend('the id of an annotation was no whole number above 0', place)
-    if type(a.get('category_id')) is not int: tally.mend('a category id was no whole number', place)
+    if str(id) in numbered: tally.mend('two annotations had the same id', place)
+    elif type(id) is not int or id < 1: tally.mend('an annotation id was not a whole number above 0', place)
+    if type(a.get('category_id')) is not int: tally.mend('a category id was not a whole number', place)
     numbered.add(str(id))
 
 # %% ../../nbs/lab/33_check.ipynb
@@ -381,15 +385,16 @@ def check_split(
         if part.digest: _check_ids(a, place, numbered, tally)
         if not (new := mended(part, a, images[at], label(a), tally)): return
         same = hash((at, new['category_id'], new['iscrowd'], *new['bbox'], str(new.get('segmentation'))))
-        if same in known: return tally.leave('the same object twice', place)
-        known.add(same)
-        return new
+        if same in known: tally.leave('the same object twice', place)
+        else:
+            known.add(same)
+            return new
     for a in part.annotations:
         try: new = checked(a)
         except ValueError as e: wrong.append(e)
         else:
             if new: out.append(dict(id=len(out) + 1, **new))
-    if wrong: raise first_of(wrong, 'annotations')
+    if wrong: raise first_of(wrong, 'annotation')
     tiny = lambda x, y, w, h: x + w <= 1 and y + h <= 1
     if out and all(tiny(*a['bbox']) for a in out): raise ValueError(
         f'{part.source}: all boxes lie between 0 and 1, as parts of the image: multiply them by its width and height')

@@ -106,12 +106,14 @@ VERDICTS = {'holds': ('holds', 'hold'), 'fails': ('fails', 'fail'), 'open': ('is
             'diverged': ('diverged', 'diverged'), 'unfinished': ('is unfinished', 'are unfinished')}
 
 def counts(judged:pd.DataFrame)->str: # see `judged_claims`
-    "How many comparisons have each verdict, and how many of those that hold have the published size"
+    "How many comparisons have each verdict; of those that hold, how many have p below 0.05, and which size"
     n = judged.verdict.value_counts()
-    sizes = judged[judged.verdict == 'holds']['size'].value_counts()
-    of = ', '.join(f'{sizes[k]} {word}' for k, word in (('same', 'of the size that was published'),
-                                                        ('other', 'of another size')) if sizes.get(k))
-    words = [f'{n[v]} {verb[n[v] > 1]}' + (f' ({of})' if v == 'holds' and of else '')
+    hold = judged[judged.verdict == 'holds']
+    sizes = hold['size'].value_counts()
+    of = [f'{(hold.holm < .05).sum()} with p below 0.05']
+    for k, of_what in (('same', 'the published'), ('other', 'another')):
+        if sizes.get(k): of.append(f'{sizes[k]} of {of_what} size')
+    words = [f'{n[v]} {verb[n[v] > 1]}' + (f' ({", ".join(of)})' if v == 'holds' else '')
              for v, verb in VERDICTS.items() if n.get(v)]
     return f'Of {counted(len(judged), "comparison")}, {", ".join(words)}.'
 
@@ -158,6 +160,8 @@ def forest(
     fig, ax = plt.subplots(figsize=(8.5, 1.2 + .28*max(len(some), 1)), layout='constrained')
     ax.axvline(0, color='.3', lw=1, zorder=0)
     far = max(2., 1.15*some[['mean', 'published']].abs().max(axis=None)) if len(some) else 2.
+    ends = some[['low', 'high']].abs().max(axis=1)
+    far = max(far, 1.05*ends[ends < 2.5*far].max()) if (ends < 2.5*far).any() else far  # a longer bar is cut
     for verdict, part in some.groupby('verdict'):
         ax.errorbar(part['mean'], part.index, xerr=(part.high - part.low)/2, fmt='o', ms=5, lw=1.8,
                     color=_COLORS[verdict], label=f'ours: {verdict}')

@@ -15,12 +15,13 @@ from .detectors import MEAN, SIZES, model, preprocessor, released
 from .experiments import (
     PRECISIONS, TORCHVISION, TWO_STAGE, Experiment, Schedule, checkpoint_of, default_sampler, global_batch,
     parse_overrides, prime_settings, ranked_together, steps, usual_schedule, whole_number)
-from ..prime import CARL, ISR, one_of, settings
-from ..mmdet.samplers import HLR_DEFAULTS
+from ..prime import one_of
+from ..mmdet.samplers import complete_hlr
+from ..mmdet.two_stage import prime_config
 
 # %% auto 0
-__all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'stages', 'prime_of', 'config', 'schedule', 'registered', 'harmless',
-           'override', 'settings_text', 'summary']
+__all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'stages', 'config', 'schedule', 'registered', 'harmless', 'override',
+           'settings_text', 'summary']
 
 # %% ../../nbs/lab/45_config.ipynb
 def _pipeline(
@@ -96,12 +97,6 @@ def stages(
     rcnn = train.get('rcnn', train)
     return rcnn if isinstance(rcnn, list) else [rcnn]
 
-def prime_of(
-    stage:dict, # one of `stages`
-)->tuple[ISR|None, CARL|None]: # None is off
-    "The settings of ISR and CARL; a `ValueError` of one line names what is wrong with them"
-    return settings(ISR, stage.get('isr')), settings(CARL, stage.get('carl'))
-
 def config(
     exp:Experiment,
     spec:DataSpec, # what `pisa.lab.data.load` returned for the experiment's data set
@@ -135,7 +130,7 @@ def config(
         param_scheduler=schedule(r, epochs, total),
         randomness=dict(seed=exp.seed), env_cfg=dict(cudnn_benchmark=False)))
     cfg = override(cfg, given)
-    for stage in stages(cfg) if exp.formulation != 'released' else []: prime_of(stage)  # refuses settings out of range
+    for stage in stages(cfg) if exp.formulation != 'released' else []: prime_config(stage)  # refuses wrong settings
     return cfg
 
 # %% ../../nbs/lab/45_config.ipynb
@@ -232,7 +227,7 @@ TERMS = {  # the paper's term for a setting, or for each of its values
     'metric': {'iou_hlr': 'IoU-HLR', 'iou': 'IoU', 'iou_before': 'IoU*, before regression',
                'loss': 'the classification loss', 'local_rank': 'IoU within each object (not in the paper)'},
     'scope': {'batch': 'all images of a process', 'image': 'each image apart', 'world': 'all images of all processes',
-              'number': 'so many images at a time'},
+              'number': 'this many images at a time'},
     'form': {'replace': 'in place of the regression loss', 'add': 'beside the regression loss'},
     'detach': {False: 'the gradient reaches the scores', True: 'the scores get no gradient, model (b) of Section 5.3'},
     'score_thr': 'the score above which negatives are ranked', 'iou_thr': 'the IoU of NMS-match',
@@ -270,17 +265,16 @@ def summary(
     "An experiment in a few lines"
     train, optimizer, stage = cfg.model.train_cfg, cfg.optim_wrapper.optimizer, stages(cfg)[0]
     if exp.formulation == 'released': isr, carl = stage.isr, stage.carl
-    else: isr, carl = (dataclasses.asdict(of) if of else None for of in prime_of(stage))
+    else: isr, carl = (dataclasses.asdict(of) if of else None for of in prime_config(stage))
     parts = {name: settings_text(of) for name, of in (('ISR', isr), ('CARL', carl)) if of}
     if exp.detector in TWO_STAGE and stage.sampler.get('neg') == 'score_hlr':
-        hlr = {**HLR_DEFAULTS, **(stage.sampler.get('hlr') or {})}
-        parts['ISR-N'] = f'Score-HLR of the negatives, {settings_text(hlr)}'
+        parts['ISR-N'] = f"Score-HLR of the negatives, {settings_text(complete_hlr(stage.sampler.get('hlr')))}"
     weights = checkpoint_of(exp.backbone, exp.pretrained)
     start = f'from {weights}' if weights else 'from scratch'
-    negatives = ' and negatives' if 'ISR-N' in parts else ''
-    version = {'v1': 'v1: ISR on positives, CARL in place of the regression loss',
-               'v2': f'v2: ISR on positives{negatives}, CARL added',
-               'released': "mmdet's own heads, the authors' released code: as v2"}[exp.formulation]
+    uses = ['ISR on positives' + ' and negatives'*('ISR-N' in parts)] if isr else []
+    if carl: uses.append('CARL added' if carl.get('form', 'add') == 'add' else 'CARL in place of the regression loss')
+    version = f"{exp.formulation}: {', '.join(uses)}"
+    if exp.formulation == 'released': version = "mmdet's own heads, the authors' released code: as v2"
     precision = 'bfloat16 in the network; weights, outputs of heads and losses in float32'
     resizes = [t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize']
     sizes = [('resized to fit into ' if t.get('keep_ratio') else 'stretched to ') + ' x '.join(map(str, t.scale)) +

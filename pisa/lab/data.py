@@ -18,7 +18,7 @@ from .layouts import KINDS, UNREAD, Part, existing, find_layout, images_in, read
 from .shapes import AREA_LIMITS, CLASSES, SIZE, VERSION, render
 
 # %% auto 0
-__all__ = ['COCO_AREA_LIMITS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load', 'main', 'coco_test_dev']
+__all__ = ['COCO_AREA_LIMITS', 'DATASETS', 'DataSpec', 'found_table', 'treatment_table', 'check', 'load', 'main', 'load_test_dev']
 
 # %% ../../nbs/lab/34_data.ipynb
 COCO_AREA_LIMITS = (32**2, 96**2)  # px^2, COCO's limits of small and large, for all data sets but `shapes`
@@ -244,11 +244,11 @@ def _check_folder(
         if split == 'val' and not divide: found[split], files[split] = found['train'], files['train']
         else: found[split], files[split] = _check_part(folder, final, kind, split, part, at, names, tally)
     objects = {s: sum(map(sum, f['objects'].values())) for s, f in found.items()}
-    why = '. Left out: ' + ', '.join(f'{what}: {n}' for what, (n, _) in tally.left_out.items())
+    why = ', '.join(f'{what}: {n}' for what, (n, _) in tally.left_out.items())
     for split, name, use in (('train', 'training', 'learn'), ('val', 'validation', 'find')):
         if not objects[split] and (divide or split == 'val'):
-            raise ValueError(f'{root}: no image of the {name} split has an object, so there is nothing to {use}' +
-                             why*bool(tally.left_out))
+            raise ValueError(f'{root}: no image of the {name} split has an object, so there is nothing to {use}'
+                             + (f'. Left out: {why}' if why else ''))
     shorter = lambda places: [place.replace(f'{root.resolve()}/', '').replace(f'{root}/', '') for place in places]
     mended, left_out = ({what: [n, shorter(places)] for what, (n, places) in done.items()}
                         for done in (tally.mended, tally.left_out))
@@ -271,7 +271,7 @@ def _folder(
     final = data_dir()/'folders'/f'{root.name}-{key}'
     about = read_json(_once(final, lambda folder: _check_folder(folder, final, root, *asked))/'about.json')
     if about['left_out']: warnings.warn(f'{root.name}: left out ' + '; '.join(
-        f'{what} ({n} times, first {places[0]})' for what, (n, places) in about['left_out'].items()))
+        f'{what} ({counted(n, "time")}, first {places[0]})' for what, (n, places) in about['left_out'].items()))
     n, of, (small, large) = {s: f['images'] for s, f in about['found'].items()}, about['of'], COCO_AREA_LIMITS
     by = f' ({", ".join(about["by"])})' if about['by'] else ''
     year = all(Path(file).stem == f'instances_{s}2017' for s, (file, _) in about['files'].items())
@@ -310,7 +310,7 @@ def check(
     data_root:str|Path, # a folder of images and annotations
     dataset:str='auto', # one of `DATASETS`
 )->DataSpec:
-    "Check a folder as training does, and print what it holds; the errors are those of `load`"
+    "Check a folder as training does, and print what it holds (the command `pisa_check`); errors as from `load`"
     if data_root is None: raise ValueError('check needs data_root, a folder of images and annotations')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -372,13 +372,15 @@ def main()->None:
     except (OSError, RuntimeError, ValueError) as e: sys.exit(f'pisa_check: {e}')
 
 # %% ../../nbs/lab/34_data.ipynb
-def coco_test_dev(
+def load_test_dev(
     data_root:str|Path, # the folder of COCO 2017
-)->tuple[Path, Path]: # `image_info_test-dev2017.json` (images and categories), and the folder of its images
-    "Find COCO test-dev; a `FileNotFoundError` names what is missing, a `ValueError` what is wrong, each in one line"
+)->DataSpec: # its `val` is test-dev; its `train` has no images
+    "COCO test-dev; a `FileNotFoundError` names what is missing, a `ValueError` what is wrong, each in one line"
     root = Path(data_root).expanduser().absolute()
-    file = existing(root/'annotations'/'image_info_test-dev2017.json',
-                    'COCO keeps the list of the test-dev images there')
-    names = [i['file_name'] for i in read_coco(file, root/'test2017', annotated=False).images]
-    _all_there(root/'test2017', names, file, 'restore the image')
-    return file, root/'test2017'
+    file, images = root/'annotations'/'image_info_test-dev2017.json', root/'test2017'
+    existing(file, 'COCO keeps the list of the test-dev images there')
+    part = read_coco(file, images, annotated=False)
+    _all_there(images, [i['file_name'] for i in part.images], file, 'restore the image')
+    classes, n = tuple(c['name'] for c in part.categories), len(part.images)
+    return DataSpec('test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n, part.digest[:16],
+                    f"COCO test-dev: {n} images, whose annotations COCO's server keeps")

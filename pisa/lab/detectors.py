@@ -83,7 +83,8 @@ class Size:
     mask_convs: int           # of the mask head
     mask_roi: int             # side of a RoI's features in the mask head; its masks are twice as large
     border: int               # pixels that a trained anchor of the RPN may reach beyond the image; -1: any
-    low_quality: bool         # the best RoI of a ground truth, if above the threshold, is always assigned to it
+    low_quality: bool         # the best RoI of a ground truth, if above the threshold, is always assigned to it, even
+                              # if another ground truth overlaps more
     ssd: tuple[int, ...]      # channels of SSD's six feature maps
     ssd_strides: tuple[int, ...]
 
@@ -154,7 +155,7 @@ def two_stage_model(
     s, masks, cascade = SIZES[scale], detector == 'mask_rcnn', detector == 'cascade_rcnn'
     base = 'CascadeRoIHead' if cascade else 'StandardRoIHead'
     ours = 'PrimeCascadeRoIHead' if cascade else 'PrimeRoIHead'
-    # mmdet's own head for the plain baseline; a mining sampler needs our head
+    # mmdet's own head for the plain baseline; ours samples all images at once and takes the weights of score_hlr
     head = dict(type=ours if prime or sampler else base,
                 bbox_roi_extractor=roi_extractor(s, 7), bbox_head=box_head(s, classes))
     if masks: head.update(mask_roi_extractor=roi_extractor(s, s.mask_roi), mask_head=mask_head(s, classes))

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/36_evaluate.ipynb 4
 from __future__ import annotations
-import contextlib, hashlib, json, re, zipfile
+import contextlib, json, re, zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,13 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ..prime import one_of
-from .data import COCO_AREA_LIMITS, DataSpec, coco_test_dev
+from .data import COCO_AREA_LIMITS, DataSpec
 from .files import read_json, write_text
 from .show import load_samples, show_samples
 
 # %% auto 0
-__all__ = ['IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'coco_matches', 'write_results', 'load_test_dev',
-           'confusion', 'show_confusion', 'show_detections']
+__all__ = ['IOUS', 'precisions', 'pr_curves', 'class_ap', 'coco_ap', 'coco_matches', 'write_results', 'confusion',
+           'show_confusion', 'show_detections']
 
 # %% ../../nbs/lab/36_evaluate.ipynb
 def _checked(
@@ -97,13 +97,6 @@ def class_ap(
     return 100*np.where((precision > -1).all(1), precision.mean(1), np.nan)
 
 # %% ../../nbs/lab/36_evaluate.ipynb
-def _mean(
-    ap:np.ndarray, # nan: no ground truth
-    axis:int, # of the classes
-)->np.ndarray: # nan where no class has ground truth
-    "The mean over the classes that have ground truth"
-    return np.ma.filled(np.ma.masked_invalid(ap).mean(axis), np.nan)
-
 def coco_ap(
     detections:Sequence[dict], # COCO results: image_id, category_id, score, bbox [x, y, w, h], for masks segmentation
     gt_json:str|Path, # annotations in COCO's format
@@ -116,7 +109,8 @@ def coco_ap(
     A `ValueError` names what is wrong in a detection."""
     out = {}
     for kind in iou_types:
-        by_iou = _mean(class_ap(precisions(detections, gt_json, kind, area_limits, images)), 1)  # [10, 4]
+        ap = class_ap(precisions(detections, gt_json, kind, area_limits, images))  # [10, C, 4]
+        by_iou = np.ma.masked_invalid(ap).mean(1).filled(np.nan)  # [10, 4], over the classes that have ground truth
         whole, small, medium, large = by_iou.mean(0)
         ap = dict(AP=whole, AP50=by_iou[0, 0], AP75=by_iou[5, 0], AP_S=small, AP_M=medium, AP_L=large)
         prefix = 'mask_' if kind == 'segm' else ''
@@ -165,17 +159,6 @@ def write_results(
     file = write_text(Path(folder)/f'detections_test-dev2017_{name}_results.json', json.dumps(out))
     with zipfile.ZipFile(file.with_suffix('.zip'), 'w', zipfile.ZIP_DEFLATED) as z: z.write(file, file.name)
     return file.with_suffix('.zip')
-
-# %% ../../nbs/lab/36_evaluate.ipynb
-def load_test_dev(
-    data_root:str|Path, # the folder of COCO 2017
-)->DataSpec: # its `val` is test-dev; its `train` has no images
-    "COCO test-dev as a data set to evaluate on; errors as `pisa.lab.data.coco_test_dev`"
-    file, images = coco_test_dev(data_root)
-    data, fingerprint = read_json(file), hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    classes, n = tuple(c['name'] for c in data['categories']), len(data['images'])
-    return DataSpec('test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n, fingerprint,
-                    f"COCO test-dev: {n} images, whose annotations COCO's server keeps")
 
 # %% ../../nbs/lab/36_evaluate.ipynb
 def _pairs(

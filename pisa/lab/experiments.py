@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from ..prime import one_of
+from .data import DATASETS
 
 
 # %% auto 0
-__all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'RELEASED', 'SAMPLERS', 'DATASETS', 'SCALES',
-           'PRECISIONS', 'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'cpuinfo',
+__all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'RELEASED', 'SAMPLERS', 'SCALES', 'PRECISIONS',
+           'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'cpuinfo',
            'bfloat16_units', 'Backbone', 'backbones', 'Experiment', 'Schedule', 'sgd', 'usual_schedule', 'experiment',
            'sha256', 'usual_values', 'checkpoint_of', 'parse_overrides', 'whole_number', 'ranked_together', 'steps',
            'global_batch']
@@ -31,7 +32,6 @@ FORMULATIONS = {
 RELEASED = ('faster_rcnn', 'mask_rcnn', 'retinanet', 'ssd300')  # mmdet has heads for PISA in these
 # positives/negatives, as in Table 3 (v1). Its C is sampler R with the method `pisa`
 SAMPLERS = ('R/R', 'H*/R', 'H/H', 'H*/H*', 'R/H*', 'R/score_hlr')
-DATASETS = ('shapes', 'voc', 'coco', 'folder')  # `folder`: any other folder of images and annotations
 SCALES = ('mini', 'paper')
 # precision of the network in training, to mmengine's optimizer wrapper; see `pisa.lab.speed`
 PRECISIONS = {'bfloat16': 'Bfloat16OptimWrapper', 'float32': 'OptimWrapper'}
@@ -188,9 +188,9 @@ def _known_sampler(
 )->str: # `sampler`; 'auto' if it is the method's own
     "Refuse a sampler that does not fit the detector"
     if sampler != 'auto' and own is None:
-        reason = 'trains on all anchors, and its focal loss weighs them, mining would weigh them twice'
+        reason = 'trains on all anchors; its focal loss already weights them'
         if detector == 'ssd300': reason = 'trains on all anchors and mines its negatives itself'
-        if detector in TORCHVISION: reason = 'samples as torchvision does'
+        if detector in TORCHVISION: reason = 'draws its samples as torchvision does'
         raise ValueError(f'sampler={sampler!r}: {detector} {reason}; '
                          f'samplers are for {", ".join(TWO_STAGE)}')
     if sampler.endswith('score_hlr') and detector == 'cascade_rcnn':

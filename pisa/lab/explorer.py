@@ -96,7 +96,7 @@ class Explorer(AnyWidget):
     gamma, beta = Float(2.).tag(sync=True), Float(0.).tag(sync=True)
     table = Dict().tag(sync=True)  # by letter, see `rank`
     message = Unicode().tag(sync=True)
-    resets = Int().tag(sync=True)  # how often the boxes were put back
+    resets = Int().tag(sync=True)  # a counter: the browser raises it to put the boxes back
 
     def __init__(self,
         scenes:dict[str, Scene|Callable[[int], Scene]], # by name; a function is given the number of an image
@@ -204,7 +204,7 @@ def _rendered(
     "Where the images of a run on `shapes` are; an `OSError` or `ValueError` of one line if they cannot be found"
     data = record['data']
     if record['dataset'] != 'shapes': raise ValueError(
-        f"where the images of {data['name']} are is not in the record of run {record['id']}: "
+        f"the record of run {record['id']} does not say where the images of {data['name']} are: "
         f"give run_scene spec=pisa.lab.data.load({record['dataset']!r}, data_root)")
     for about in (data_dir()/'shapes').glob('*/about.json'):
         if read_json(about)['fingerprint'] == data['fingerprint']: return about.parent/'val.json', about.parent/'val'
@@ -225,7 +225,7 @@ def run_scene(
         'train the run, or copy the file from where it was trained')
     record = read_json(folder/'run.json')
     if spec is not None and spec.fingerprint != record['data']['fingerprint']:
-        raise ValueError(f"spec is other data than that of run {run}, which is {record['data']['note']}")
+        raise ValueError(f"spec is not the data of run {run}: that is {record['data']['note']}")
     truth, images = _rendered(record) if spec is None else (spec.val_json, spec.val_images)
     data = _read_once(truth)
     if not 0 <= image < len(data['images']):

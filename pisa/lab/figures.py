@@ -226,7 +226,7 @@ def _draw_object(ax, truth:pd.Series, prime:pd.Series, hard:pd.Series):
     _outline(ax, truth, 'w', 1, ls='--')
     for y, name, row in ((-.04, 'prime', prime), (-.14, 'hard', hard)):
         _outline(ax, row, COLORS[name], 2)
-        ax.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {abs(row.loss):.1f}', color=COLORS[name],
+        ax.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {row.loss:z.1f}', color=COLORS[name],
                 ha='center', va='top', transform=ax.transAxes)
     boxes = pd.DataFrame([truth, prime, hard])[_corners].to_numpy(float)
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
@@ -279,12 +279,11 @@ def figure1(
     return Drawn(fig,
         f'Left: an object in validation image {truth.image:.0f} and two samples of the baseline with seed '
         f'{random[0].record["seed"]}: the one with the highest IoU after regression (prime) and the one with the '
-        'highest classification loss (hard). Of all objects of 24 px or more that no other overlaps, this is the one '
-        'where the two losses differ most. Dashed: ground truth. Middle: recall at an IoU of 0.75 over false positives '
-        'per image (FROC) '
-        'of the detections of all classes by score. The runs differ in how RoIs are sampled (Table 3: R/R, H/H, '
-        f'C/R). Right: recall minus that of random sampling. {INTERVALS}',
-        f'Mean recall over {len(FALSE_POSITIVES)} places of the curve: {means}. Prime minus hard, in percent: '
+        'highest classification loss (hard). Among the objects of 24 px or more that no other overlaps, it has the '
+        'largest difference between the two losses. Dashed: ground truth. Middle: recall at an IoU of 0.75 over false '
+        'positives per image (FROC) of the detections of all classes by score. The runs differ in how RoIs are sampled '
+        f'(Table 3: R/R, H/H, C/R). Right: recall minus that of random sampling. {INTERVALS}',
+        f'Mean recall over {len(FALSE_POSITIVES)} places of the curve: {means}. Prime minus hard, in points: '
         f'{change_text(p - h, 1, 1)}; prime minus random: {change_text(p - r, 1, 1)}; hard minus random: '
         f'{change_text(h - r, digits=1)}.')
 
@@ -307,9 +306,10 @@ def _draw_precision(precision:np.ndarray)->mpl.figure.Figure: # [V, T, R], with 
 
 @figure(2, 'Raising the scores of few or of many', ['table3/R-R'], r"""
 This experiment trains nothing (Section 3, v1). It lowers the summed classification loss of a trained detector in two
-ways. The first way raises the scores of the first five samples of each image by IoU-HLR. The second way raises the
-scores of the first 25. Both lower the loss by the same amount: a tenth, or less if the first five samples do not have
-so much loss. So the difference in precision and recall shows whether it pays to attend to few, well placed samples.
+ways. The first way raises the scores of the first five samples of each image, in the order of IoU-HLR with all classes
+as one. The second way raises the scores of the first 25. Both lower the loss by the same amount: a tenth, or less if
+the first five samples do not have so much loss. So the difference in precision and recall shows whether it
+pays to attend to few, well placed samples.
 [61_study](../lab/61_study.ipynb) explains how scores are raised.""")
 def figure2(baseline:list[Trained])->Drawn:
     "Precision over recall at three IoU thresholds, with unchanged and with raised scores"
@@ -322,7 +322,8 @@ def figure2(baseline:list[Trained])->Drawn:
     return Drawn(_draw_precision(precision),
         'Precision over recall (mean over classes) at three IoU thresholds, for the baseline (solid) and for the same '
         f'detector with raised scores. The logit of the ground-truth class is raised for the first {few} samples of '
-        f'each image by IoU-HLR (dashed, by {raised[1]:.2f}) or for the first {many} (dotted, by {raised[2]:.2f}). '
+        f'each image by IoU-HLR, with all classes as one (dashed, by {raised[1]:.2f}) or for the first {many} '
+        f'(dotted, by {raised[2]:.2f}). '
         f'Both lower the summed classification loss of all proposals by {100*(1 - loss[1]/loss[0]):.1f}% (the paper: '
         '10%). All '
         'numbers are means over seeds. Score threshold and NMS give the detections. The samples are chosen by their '
@@ -331,9 +332,10 @@ def figure2(baseline:list[Trained])->Drawn:
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _image_of_figure3(run:Trained)->tuple[int, int]: # place in the validation split, class
-    """The first image and class that best meet three conditions; an earlier condition counts more than all later ones.
+    """The image and class of the figure.
 
-    There are three objects with four samples each; their order differs between local ranks; they do not overlap."""
+    Wanted, the most important first: three objects with four samples each; an order that differs between local ranks;
+    no overlap. In a tie, the first."""
     def suits(own):
         top = own[own.local_rank < 4].sort_values('image_rank')
         boxes = run.study.objects.loc[top['gt'].unique(), _corners].to_numpy()
@@ -461,8 +463,8 @@ def figure4(baseline:list[Trained])->Drawn:
         f'(prime), {counts.iloc[0]} of each. Up to 1000 of each are drawn as small dots. Large dots are '
         'means. Losses above 8 are drawn at 8. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
-        f'hard: {changes}. With negatives too (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of the '
-        'hard samples are negatives.')
+        f'hard: {changes}. If negatives are included (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of '
+        'the hard samples are negatives.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def scores(
@@ -565,8 +567,8 @@ def _draw_pairs(
 
 # %% ../../nbs/lab/73_figures.ipynb
 @figure(5, 'Detections of baseline and PISA', ['table3/R-R', 'table3/C-R'], r"""
-For each object, NMS keeps the sample with the highest score. Each box below is such a sample, with its local rank (0 is
-the best placed sample of its object) and its score. A detector that attends to prime samples should give the highest
+The pictures show, for each object, the detection with the highest score, with the local rank of its sample (0 is the
+best placed sample of its object) and its score. A detector that attends to prime samples should give the highest
 scores to better placed samples. A few images cannot show this, so the right plot and the finding are about all positive
 samples. If all scores rise alike, that is no sign of attention. So the finding compares the change at local rank 0 with
 the change at the other ranks.""")
@@ -682,6 +684,8 @@ def figure7(baseline:list[Trained])->Drawn:
     _draw_shares(right, kinds, 'loss', np.geomspace(1e-3, 10, 13))
     left.set(xlabel='IoU after regression', ylabel='share of weight (%)')
     right.set(xlabel='classification loss (nats)', xscale='log')
+    left.set_xticks([.5, .7, .9])
+    right.set_xticks([1e-3, 1e-1, 10])
     fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncol=3)
     fig.align_xlabels()
     mean = {k: np.stack([np.average(own.loc[k][['iou', 'loss']], 0, own.loc[k].weight) for own in each])
@@ -802,7 +806,9 @@ def draw(
     there = [{s for s, id in own.id.items() if _samples(id, runs).exists()} for own in of_row.values()]
     seeds = sorted(s for s in set.intersection(*there) if seed in (None, s))
     trained_seeds = set.intersection(*(set(own.index) for own in of_row.values()))
-    if not seeds: return print(_needs(number, of_row, min(trained_seeds, default=1) if seed is None else seed, runs))
+    if not seeds:
+        print(_needs(number, of_row, min(trained_seeds, default=1) if seed is None else seed, runs))
+        return None
     def trained(own, id): return Trained(store.read_record(store.find(id, runs)), read(id, runs), own.AP.to_dict())
     return fig.draw(*([trained(own, own.id[s]) for s in seeds] for own in of_row.values()))
 

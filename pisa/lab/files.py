@@ -29,7 +29,7 @@ def runs_dir(path:str|Path|None=None)->Path:
     return Path(path).expanduser().absolute() if path else root()/'runs'
 
 def records_dir(path:str|Path|None=None)->Path:
-    "The folder of the records that come with the project and are only read: `records/` in `runs_dir(path)`"
+    "The records that come with the project, which trainings do not change: `records/` in `runs_dir(path)`"
     return runs_dir(path)/'records'
 
 def figures_dir()->Path:
@@ -62,10 +62,10 @@ def counted(n:int, what:str)->str:
 
 def first_of(
     errors:Sequence[Exception],
-    what:str, # what the errors are about, in the plural
+    what:str, # what the errors are about, e.g. 'image'
 )->Exception:
     "The first of several one-line errors, with the number of the others"
-    more = f' (further wrong {what}: {len(errors) - 1})' if len(errors) > 1 else ''
+    more = f' (and {counted(len(errors) - 1, f"more wrong {what}")})' if len(errors) > 1 else ''
     return type(errors[0])(f'{errors[0]}{more}')
 
 # %% ../../nbs/lab/30_files.ipynb

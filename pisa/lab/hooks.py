@@ -136,7 +136,7 @@ class Checkpoint(Hook):
 
     def restore(self, runner:Runner)->None:
         if (state := self.state) is None:
-            # each process has other flips and samples
+            # each process draws its own flips and samples
             if get_world_size() > 1: set_random_seed(runner.seed, diff_rank_seed=True)
             return
         bare(runner.model).load_state_dict(state['model'])

@@ -29,8 +29,8 @@ class Part:
     categories:list[dict]  # `id` and `name`
     digest:str = ''        # sha256 of the annotation file; if each image has its own, its bytes are in `content`
     relative:bool=False    # boxes and polygons are fractions of the upright image, from 0 to 1
-    changed:bool=False     # names or ids were mended, so the annotation file cannot be used as it is
-    exact:bool=False       # clip every box to its image, even by a fraction of a pixel
+    changed:bool=False     # the reader changed names or ids, so the annotation file cannot be used as it is
+    exact:bool=False       # clip every box to its image (else only one that leaves it by more than a pixel)
     notes:list[str] = field(default_factory=list)  # messages for the user
 
 def where(part:Part, a:dict)->str:
@@ -47,7 +47,7 @@ def checked_name(name:str, source:Path)->str: # `name`
     if '..' in parts or parts[0] == '' or re.match('[A-Za-z]:', parts[0]) or '\0' in name:
         raise ValueError(f'{source}: {name!r} leads out of the image folder; correct the name')
     if any(ord(c) < 32 for c in name) or max(len(part.encode()) for part in parts) > 255:
-        raise ValueError(f'{source}: {name[:60]!r} is no name of a file; correct it')
+        raise ValueError(f'{source}: {name[:60]!r} is not a valid file name; correct it')
     return name
 
 def existing(path:Path, what:str)->Path: # `path`
@@ -67,7 +67,7 @@ def walk(
 )->Iterator[Path]:
     """The files of a folder and its subfolders, also behind links, without hidden ones.
 
-    A one-line `FileNotFoundError` names a link to nothing."""
+    A one-line `FileNotFoundError` names a broken link."""
     been = {os.path.realpath(folder)}
     for top, folders, files in os.walk(folder, followlinks=True):
         down = len(Path(top).relative_to(folder).parts) < depth
@@ -75,7 +75,7 @@ def walk(
         folders[:] = sorted(f for path, f in real.items() if path not in been)
         been.update(real)
         for name in sorted(files):
-            if name[0] != '.': yield existing(Path(top, name), 'it is a link to nothing; mend it or take it away')
+            if name[0] != '.': yield existing(Path(top, name), 'the link is broken; repair or delete it')
 
 def images_in(folder:Path, endings:Sequence[str]=IMAGES)->list[Path]: # sorted
     "The image files of a folder and its subfolders"
@@ -86,7 +86,7 @@ def by_stem(files:Iterable[Path])->dict[str, Path]:
     out = {}
     for f in files:
         if (other := out.setdefault(str(f.with_suffix('')), f)) != f: raise ValueError(
-            f'{other} and {f.name} have one annotation file between them: rename one of the two, or take it away')
+            f'{other} and {f.name} would share one annotation file: rename one of the two, or take it away')
     return out
 
 # %% ../../nbs/lab/32_layouts.ipynb
@@ -131,7 +131,8 @@ def read_coco(
     for i, image in enumerate(data['images']):
         if not isinstance(image.get('file_name'), str) or not image['file_name']:
             raise ValueError(f'{file}: images[{i}] has no file_name; correct it')
-        back += '\\' in checked_name(image['file_name'], file)
+        checked_name(image['file_name'], file)
+        back += '\\' in image['file_name']
         image['file_name'] = image['file_name'].replace('\\', '/')
     notes = [f'{file.name}: {counted(back, "file name")} with backslashes, read as slashes'] if back else []
     return Part(name or file.stem, folder, file, data['images'], data.get('annotations') or [], data['categories'],
@@ -225,8 +226,8 @@ def voc_objects(
         hard = int((o.findtext('difficult') or '0').strip().lower() in ('1', '1.0', 'true', 'yes'))
         out.append(dict(name=name, bbox=[x1 - 1, y1 - 1, w, h], iscrowd=hard, difficult=hard, where=place))
     size = {k: top.findtext(f'size/{k}') for k in ('width', 'height')}
-    number = lambda v: v and re.fullmatch(r'\s*\d{1,9}(\.0*)?\s*', v) and float(v)
-    return {k: int(float(v)) for k, v in size.items() if number(v)}, out
+    positive = lambda v: v and re.fullmatch(r'\s*\d{1,9}(\.0*)?\s*', v) and float(v)
+    return {k: int(float(v)) for k, v in size.items() if positive(v)}, out
 
 # %% ../../nbs/lab/32_layouts.ipynb
 def read_voc(
@@ -247,7 +248,7 @@ def read_voc(
         name_in = image.relative_to(folder).as_posix()
         images.append(dict(id=i, file_name=name_in, content=content, where=str(file), **size))
         annotations += [dict(o, id=len(annotations) + k, image_id=i) for k, o in enumerate(objects, 1)]
-    if wrong: raise first_of(wrong, 'files')
+    if wrong: raise first_of(wrong, 'file')
     here = {f for f in beside.iterdir() if f.suffix.lower() in IMAGES} if beside else set()
     others, source = sorted(here - {image for image, _ in pairs}), pairs[0][1].parent if pairs else folder
     left = f'{name}: {counted(len(others), "image")} without an XML file, left out; the first is '
@@ -322,7 +323,7 @@ def find_voc(
         file = _split_file(root, [*lists])
         return dict(all=(file.stem, root/'JPEGImages', _listed(root, file)))
     if lists:
-        both = (('trainval',), ('test',)) if {'trainval', 'test'} <= lists else (('train', 'trainval'), ('val', 'test'))
+        both = (('trainval',), ('test',)) if {'trainval', 'test'} <= lists else (TRAIN, VAL)
         files = {s: _split_file(root, names) for s, names in zip(('train', 'val'), both)}
         return {s: (f.stem, root/'JPEGImages', _listed(root, f)) for s, f in files.items()}
     folders = {f.relative_to(root).as_posix(): files for f, files in _xml_folders(root).items()}
@@ -334,7 +335,7 @@ def find_voc(
     notes = [f'{counted(len(files), "annotation file")} in {name}, not used' for name, files in folders.items()
              if name not in splits.values()]
     found = {s: (n, *_beside(root, folders[n])) for s, n in splits.items()}
-    return {s: (root.name if n == '.' else n, images, pairs, images, notes[:len(notes)*(s != 'val')])
+    return {s: (root.name if n == '.' else n, images, pairs, images, notes if s != 'val' else [])
             for s, (n, images, pairs) in found.items()}
 
 # %% ../../nbs/lab/32_layouts.ipynb
@@ -382,7 +383,7 @@ def read_yolo(
 )->Part:
     "Read YOLO label files"
     images, annotations, missing, wrong = [], [], [], []
-    by_stem(files)
+    by_stem(files)  # refuses two images with the same label file
     for i, image in enumerate(files, 1):
         file = label_file(image, root)
         there = file.is_file()
@@ -394,7 +395,7 @@ def read_yolo(
             try: a = yolo_object(line, classes, f'{file}, line {k}')
             except ValueError as e: wrong.append(e)
             else: annotations.append(a | dict(id=len(annotations) + 1, image_id=i))
-    if wrong: raise first_of(wrong, 'lines')
+    if wrong: raise first_of(wrong, 'line')
     if files and len(missing) == len(files): raise FileNotFoundError(
         f'{root}: no image of {name} has a label file; that of {files[0].name} was looked for at {missing[0]}')
     own = {label_file(f, root) for f in files}
@@ -446,7 +447,7 @@ def _yolo_images(root:Path, file:Path, says:dict, key:str)->list[Path]:
             found = {line: nearest(root, line) or nearest(place.parent, line) for line in lines}
             missing = [line for line, image in found.items() if not image]
             cure = f'does not exist in {root}: restore it or take it out of the list'
-            if missing: raise first_of([FileNotFoundError(f'{place}: {m[:200]} {cure}') for m in missing], 'lines')
+            if missing: raise first_of([FileNotFoundError(f'{place}: {m[:200]} {cure}') for m in missing], 'line')
             out += found.values()
     return out
 
@@ -506,7 +507,7 @@ def find_yolo(
     left = [f for word, files in of.items() if word not in splits.values() for f in files]
     unused = f'{counted(len(left), "image")} in folders of no split that is used'
     notes = [f'{unused}; the first is {left[0]}'] if left else []
-    return {s: (word, source(of[word]), of[word], names, notes*(s == 'train')) for s, word in splits.items()}
+    return {s: (word, source(of[word]), of[word], names, notes if s == 'train' else []) for s, word in splits.items()}
 
 # %% ../../nbs/lab/32_layouts.ipynb
 KINDS = {'coco': 'a JSON file with images, annotations and categories',

@@ -6,11 +6,10 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
-from typing import Any
 import pandas as pd
 
 # %% auto 0
-__all__ = ['tables', 'published', 'row']
+__all__ = ['published']
 
 # %% ../../nbs/lab/40_paper.ipynb
 _TABLES:dict[str, pd.DataFrame] = {}
@@ -22,13 +21,9 @@ def _table(name:str, where:str, title:str, keys:str, metrics:str, rows:Sequence[
     t = _TABLES[name] = pd.DataFrame(rows, columns=keys + metrics).astype(dict.fromkeys(metrics, float))
     t.attrs = dict(where=where, title=title, note=note, keys=keys, metrics=metrics)
 
-def tables()->list[str]:
-    "The names of the tables that `published` knows"
-    return list(_TABLES)
-
 def published(
-    table:str, # one of `tables()`
-)->pd.DataFrame: # key columns, then metric columns (float; APs in percent; NaN: lost or not reported)
+    table:str, # e.g. 'table1'
+)->pd.DataFrame: # key columns, then metric columns (float; APs in percent; NaN: lost, not reported or diverged)
     """A table of the paper, as a copy; a `ValueError` lists the known ones.
 
     Its `attrs` are where, title, note, keys, metrics."""
@@ -54,30 +49,6 @@ _table('table1', 'Table 1 (v1)', 'Detectors on COCO test-dev', 'detector backbon
     note='train_time in s/iteration on a GTX 1080Ti')
 
 # %% ../../nbs/lab/40_paper.ipynb
-def row(
-    table:str, # one of `tables()`
-    **keys:Any, # of the row, each a key column and its value
-)->pd.Series: # the metrics of that row (float, APs in percent); `attrs` as those of the table
-    """One row of a table of the paper.
-
-    A one-line `ValueError` lists the known values if no row or several rows have these keys."""
-    t, given = published(table), ', '.join(f'{k}={v!r}' for k, v in keys.items())
-    names, metrics = t.attrs['keys'], t.attrs['metrics']
-    for k, v in keys.items():
-        if k not in names: raise ValueError(f'{table} has no key {k!r}: it has {", ".join(names)}')
-        if not (t[k] == v).any():
-            known = ', '.join(map(str, t[k].unique()))
-            raise ValueError(f'{table} has no row with {k}={v!r}: there is {known}')
-    found = t[(t[list(keys)] == pd.Series(keys, dtype=object)).all(axis=1)]
-    if len(found) == 0: raise ValueError(f'{table} has no row with {given}: each exists, but not together')
-    if len(found) > 1:
-        missing = ', '.join(k for k in names if k not in keys)
-        raise ValueError(f'{table} has {len(found)} rows with {given or "no key given"}: give {missing} too')
-    out = found.iloc[0][metrics].astype(float)
-    out.attrs = t.attrs
-    return out
-
-# %% ../../nbs/lab/40_paper.ipynb
 _table('table2', 'Table 2 (v1)', 'Detectors on VOC2007 test', 'detector backbone method', 'AP_VOC AP', [
     ('faster_rcnn', 'r50',   'baseline', 79.1, 48.4),
     ('faster_rcnn', 'r50',   'pisa',     79.7, 50.4),
@@ -96,8 +67,7 @@ _table('table3', 'Table 3 (v1)', 'Sampling strategies, Faster R-CNN on COCO val'
     ('H*', 'H*', 36.8, 58.2, 39.8, 21.2, 40.4, 48.5),
     ('R',  'H*', 37.0, 58.1, 40.4, 21.3, 40.7, 48.3),
     ('C',  'H*', 38.1, 57.6, 42.4, 21.8, 41.7, 50.3)],
-    note='R random, H OHEM, H* OHEM with a fixed ratio of positives and negatives, C ISR and CARL; '
-         'the backbone is not named')
+    note='the backbone is not named')
 
 # %% ../../nbs/lab/40_paper.ipynb
 _table('table4', 'Table 4 (v1)', 'Components of PISA', 'isr carl', _SIZES, [
@@ -105,7 +75,7 @@ _table('table4', 'Table 4 (v1)', 'Components of PISA', 'isr carl', _SIZES, [
     (True,  False, 37.1, 58.7, 40.5, 21.9, 41.0, 47.6),
     (False, True,  37.2, 57.6, 40.6, 22.1, 40.9, 48.2),
     (True,  True,  37.7, 57.5, 41.6, 21.8, 41.3, 48.7)],
-    note='detector and data are not named; the first and last row are R/R and C/R of Table 3')
+    note='the detector is not named; the first and last row are R/R and C/R of Table 3')
 
 # %% ../../nbs/lab/40_paper.ipynb
 _table('table5_isr', 'Table 5 (v1), left', 'ISR alone: gamma and beta of Eq. 2', 'gamma beta', 'AP', [
@@ -122,7 +92,7 @@ _table('table6', 'Table 6 (v1)', 'Images that are ranked together, ResNet-18', '
     (2,          33.5, 52.7, 36.7, 17.7, 36.5, 44.1),
     (4,          33.6, 52.8, 37.0, 18.1, 36.5, 43.7),
     (8,          33.7, 53.1, 37.1, 18.5, 36.6, 43.5)],
-    note='detector and data are not named; in our copy the cell of AP50 of 2 images has three values, '
+    note='the detector is not named; in our copy the cell of AP50 of 2 images has three values, '
          'and the last is taken')
 
 # %% ../../nbs/lab/40_paper.ipynb
@@ -133,7 +103,7 @@ _table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
     ('IoU-HLR', 37.1, 58.7, 40.3,  21.7,  40.9, 47.1)],
     note='the name and three values of the row loss are lost (two are of columns that are not shown); '
          'IoU* is the IoU before regression; '
-         'detector and data are not named')
+         'the detector is not named')
 
 # %% ../../nbs/lab/40_paper.ipynb
 _table('carl_gradient', 'Section 5.3 (v1), running text', 'CARL with and without its score gradient',

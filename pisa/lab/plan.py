@@ -12,7 +12,7 @@ from . import runs as store
 from .config import config
 from .data import DataSpec
 from .experiments import Experiment, checkpoint_of, global_batch, ranked_together
-from .files import write_text
+from .files import counted, write_text
 from .weights import find_weights
 
 # %% auto 0
@@ -37,10 +37,13 @@ def devices(
     if type(nodes) is not int or nodes < 1:
         raise ValueError(f'nodes={nodes!r}: give a whole number of machines, 1 or more')
     found, possible = torch.cuda.device_count(), shares(exp, nodes)
-    if gpus == 'auto': gpus = max([0] + [n for n in possible if n <= (min(found, 1) if exp.scale == 'mini' else found)])
+    if gpus == 'auto':
+        most = min(found, 1) if exp.scale == 'mini' else found
+        gpus = max((n for n in possible if n <= most), default=0)
     if type(gpus) is not int or gpus < 0:
         raise ValueError(f"gpus={gpus!r} is not known. Choose from: 'auto', 0 (CPU), 1, 2...")
-    if gpus > found: raise ValueError(f"gpus={gpus}, but torch sees {found or 'no'} GPU here: gpus=0 trains on the CPU")
+    there = counted(found, 'GPU') if found else 'no GPU'
+    if gpus > found: raise ValueError(f'gpus={gpus}, but torch sees {there} here: gpus=0 trains on the CPU')
     if gpus and processes not in (1, gpus):
         raise ValueError(f'processes={processes}, gpus={gpus}: each GPU has one process, processes= is for the CPU')
     n = gpus or processes
@@ -48,7 +51,7 @@ def devices(
     who = f'{nodes} machines with {n} processes each' if nodes > 1 else f'{n} processes'
     step = f'a step of {global_batch(exp)} images'
     if (k := ranked_together(exp)) > 1: step += f', of which {k} are ranked together'
-    choice = 'Use fewer machines' if nodes > 1 else 'Take a larger batch, or a smaller isr.scope'
+    choice = 'Use fewer machines' if nodes > 1 else 'Take a larger batch, or rank fewer images together (isr.scope)'
     if possible: choice = f'Choose from: {", ".join(map(str, possible))}'
     raise ValueError(f'{who} cannot share {step}. {choice}')
 

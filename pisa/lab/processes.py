@@ -23,7 +23,7 @@ def join_and_work(
     file:str, # of the plan
     node:str, # the number of this machine
 )->None:
-    "Each process that `torchrun` starts runs this, see `START`; it does not return"
+    "Run by each process that `torchrun` starts (see `START`); it ends the process"
     plan, local = read_plan(Path(file)), int(os.environ['LOCAL_RANK'])
     logs, rank, n = Path(file).parent, int(node)*plan.processes + local, plan.nodes*plan.processes
     log = os.open(logs/f'rank{rank}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -24,7 +24,7 @@ class Row:
     trains: dict[str, str]  # parameters of `experiment`
     labels: dict[str, str]  # heading to text
     base: str             # name of the row that it is compared with; its own name if there is none
-    numbers: pd.Series    # published, metric to number; NaN: missing in our copy, or not reported
+    numbers: pd.Series    # published, metric to number; NaN: lost, not reported or diverged
 
 @dataclass(frozen=True)
 class Table:
@@ -48,7 +48,7 @@ def label(value)->str: # as a table prints it
     return LABELS.get(str(value), str(value))
 
 def _rows(
-    part:str, # one of `pisa.lab.paper.tables()`
+    part:str, # see `pisa.lab.paper.published`
     name:Callable[[pd.Series], str], # published row to the name of our row
     trains:Callable[[pd.Series], dict], # published row to parameters of `experiment`
     base:Callable[[pd.Series], str], # published row to the name of its baseline
@@ -136,9 +136,9 @@ _ABOUT = {
     1: r"""Does PISA help with every detector?
 
 Table 1 (v1) is the main result. It has two-stage and single-stage detectors with a small and a large backbone (SSD with
-one), trained with and without PISA. The paper claims a gain for all of them, at hardly any training time (its SSD: 12%
-more) and none at test time. We also ask where the gain comes from. If PISA makes the best placed boxes score highest,
-AP should gain most at a high IoU threshold (AP75) and little at AP50.
+one), trained with and without PISA. The paper claims a gain for all of them, with hardly any more
+training time (SSD: 12%) and none at test time. We also ask where the gain comes from. If PISA makes the best placed
+boxes score highest, AP should gain most at a high IoU threshold (AP75) and little at AP50.
 
 The claim about test time needs no measurement. PISA changes the losses alone, so the network and the processing of its
 outputs are the baseline's.""",
@@ -257,7 +257,7 @@ def row_or_experiment(
 )->Experiment:
     """The experiment of a row, or that of the parameters if no row is given.
 
-    A `ValueError` of one line if a row is given and parameters that it sets."""
+    A `ValueError` of one line if both a row and a parameter that the row sets are given."""
     if not row: return experiment(**words)
     usual = {name: p.default for name, p in inspect.signature(experiment).parameters.items()}
     own = ('detector', 'method', 'backbone', 'formulation', 'sampler')

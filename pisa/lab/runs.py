@@ -185,9 +185,9 @@ def _how_trained(
     exp = Experiment(**{f.name: record[f.name] for f in dataclasses.fields(Experiment)})
     fingerprint = record['data']['fingerprint']
     recipe = next((n for n in sorted(RECIPES, reverse=True) if exp.id(fingerprint, n) == record['id']), 0)
-    short = (record['scale'] == 'mini' and record['machine'].get('amx')
-             and "optim_wrapper.type='OptimWrapper'" not in record['overrides'])
-    return {'recipe': recipe, 'precision': record['precision'] or ('bfloat16' if short else 'float32')}
+    in_bfloat16 = (record['scale'] == 'mini' and record['machine'].get('amx')
+                   and "optim_wrapper.type='OptimWrapper'" not in record['overrides'])
+    return {'recipe': recipe, 'precision': record['precision'] or ('bfloat16' if in_bfloat16 else 'float32')}
 
 def read_record(
     path:Path, # the run's folder
@@ -228,7 +228,7 @@ def finish(
 )->None:
     "Complete `run.json`, and write `metrics.json` last"
     record = read_json(path/'run.json')
-    record['machine']['threads'] = torch.get_num_threads()
+    record['machine']['threads'] = torch.get_num_threads()  # of this process; `describe` ran in its caller
     write_json(path/'run.json', record | more)
     write_json(path/'metrics.json', metrics)
 

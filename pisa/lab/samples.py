@@ -22,8 +22,8 @@ __all__ = ['TOP', 'FIELDS', 'OBJECTS', 'FOUND', 'CURVES', 'FALSE_POSITIVES', 'St
 # %% ../../nbs/lab/60_samples.ipynb
 TOP = (5, 25)  # Figure 2 (v1)
 
-FIELDS = {'image': np.int16, 'gt': np.int32, 'label': np.int16, 'iou_before': np.float16, 'iou': np.float16,
-          'score': np.float16, 'object_score': np.float16, 'loss': np.float16, 'box': np.float16}
+FIELDS = {'image': np.int16, 'gt': np.int32, 'label': np.int16, 'iou': np.float16, 'score': np.float16,
+          'loss': np.float16, 'box': np.float16}
 OBJECTS = {'gt_image': np.int16, 'gt_label': np.int16, 'gt_box': np.float32,
            'gt_own_iou': np.float16, 'gt_own_score': np.float16}
 FOUND = {'found_image': np.int16, 'found_label': np.int16, 'found_score': np.float16, 'found_box': np.float16,
@@ -83,11 +83,10 @@ def image_rank(
 # %% ../../nbs/lab/60_samples.ipynb
 def with_ranks(
     samples:pd.DataFrame, # see `Study`
-)->pd.DataFrame: # the positives, with `local_rank`, `rank` and `image_rank`; 0 is the best
-    "The positives with their ranks: within their object, by IoU-HLR in the whole set, and as `image_rank`"
+)->pd.DataFrame: # the positives, with `local_rank` and `image_rank`; 0 is the best
+    "The positives with their ranks: within their object, and in their image as `image_rank`"
     pos = samples[samples['gt'] >= 0].copy()
-    iou, gt, label, image = (torch.tensor(pos[k].to_numpy()) for k in ('iou', 'gt', 'label', 'image'))
-    pos['rank'] = iou_hlr(iou, gt, label.long()).numpy()
+    iou, gt, image = (torch.tensor(pos[k].to_numpy()) for k in ('iou', 'gt', 'image'))
     pos['local_rank'] = iou_hlr(iou, gt, gt).numpy()  # each object as one class
     pos['image_rank'] = iou_hlr(iou, gt, image.long()).numpy()  # each image as one class
     return pos
@@ -117,8 +116,8 @@ def hits(
     def rows(table, **more):
         x, y, right, bottom = table[['x1', 'y1', 'x2', 'y2']].to_numpy(float).T
         box = np.stack([x, y, right - x, bottom - y], 1).tolist()
-        each = zip(table.image.tolist(), table.label.tolist(), box, *more.values())
-        return [dict(zip(('image_id', 'category_id', 'bbox', *more), r)) for r in each]
+        columns = dict(image_id=table.image.tolist(), category_id=table.label.tolist(), bbox=box, **more)
+        return pd.DataFrame(columns).to_dict('records')
     found, images = rows(study.detections, score=study.detections.score.tolist()), range(study.images)
     labels = {*study.objects.label.tolist(), *study.detections.label.tolist()}
     data = dict(images=[dict(id=i) for i in images], categories=[dict(id=l) for l in labels],

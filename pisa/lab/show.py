@@ -18,7 +18,7 @@ from .data import DataSpec
 from .files import read_json
 
 # %% auto 0
-__all__ = ['Sample', 'load_samples', 'show_samples', 'show_grid']
+__all__ = ['Sample', 'sample_of', 'load_samples', 'show_samples', 'show_grid']
 
 # %% ../../nbs/lab/35_show.ipynb
 @dataclass
@@ -29,21 +29,31 @@ class Sample:
     labels:np.ndarray  # [G] integers, 0 to C - 1
     texts:list[str]    # [G] class names; for detections, with the score
     masks:np.ndarray|None  # [G, H, W] bool, None if the data set has none
-    file:Path          # where the image is
+
+def sample_of(
+    image:np.ndarray, # see `Sample`
+    objects:Sequence[dict], # annotations in COCO's form or COCO results: bbox [x, y, w, h], score if there is one
+    labels:Sequence[int], # [G]
+    classes:Sequence[str], # their names
+    masks:np.ndarray|None=None,
+)->Sample:
+    "An image with objects or detections"
+    boxes = np.array([a['bbox'] for a in objects], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    texts = [classes[l] + (f" {a['score']:.2f}" if 'score' in a else '') for l, a in zip(labels, objects)]
+    return Sample(image, boxes, np.array(labels, int), texts, masks)
 
 def _sample(spec:DataSpec, file:Path, data:dict, objects:Sequence[dict])->Sample:
     "An image with annotations or COCO results; `data` is what the annotation file holds"
     with Image.open(file) as image: pixels = np.asarray(image.convert('RGB'))
-    boxes = np.array([a['bbox'] for a in objects], float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    ids, masks, coco = [c['id'] for c in data['categories']], None, COCO()
+    ids, masks = [c['id'] for c in data['categories']], None
     labels = [ids.index(a['category_id']) for a in objects]
-    texts = [spec.classes[l] + (f" {a['score']:.2f}" if 'score' in a else '') for l, a in zip(labels, objects)]
     if spec.has_masks:
-        coco.imgs, masks = {i['id']: i for i in data['images']}, np.zeros((len(objects), *pixels.shape[:2]), bool)
+        coco, masks = COCO(), np.zeros((len(objects), *pixels.shape[:2]), bool)
+        coco.imgs = {i['id']: i for i in data['images']}
         for mask, a in zip(masks, objects):
             if a.get('segmentation'): mask[:] = coco.annToMask(a)
-    return Sample(pixels, boxes, np.array(labels, int), texts, masks, file)
+    return sample_of(pixels, objects, labels, spec.classes, masks)
 
 # %% ../../nbs/lab/35_show.ipynb
 def load_samples(
@@ -93,7 +103,6 @@ def show_grid(
     spec:DataSpec, # the data set
     split:str='train', # 'train' or 'val'
     indices:int|Iterable[int]=8, # which images, or how many of the first
-    columns:int=4, # images in a row
 )->plt.Figure:
     "Images of a data set with their objects"
-    return show_samples(load_samples(spec, split, indices), spec.classes, columns)
+    return show_samples(load_samples(spec, split, indices), spec.classes)

@@ -66,11 +66,9 @@ def channels_last(model:nn.Module)->nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 # %% ../../nbs/lab/44_speed.ipynb
-def keep_memory(
-    size:int=2**30, # bytes: largest piece to keep (older glibc: 32 MiB), and most to keep in all
-)->None:
-    "Make the C library keep freed memory in this process (glibc only; elsewhere nothing changes)"
+def keep_memory()->None:
+    "Make the C library keep up to 1 GiB of freed memory in this process (glibc only; elsewhere nothing changes)"
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, size) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD; older glibc refuses more than 32 MiB
-        mallopt(-1, size)                        # M_TRIM_THRESHOLD
+        mallopt(-3, 2**30) or mallopt(-3, 2**25)  # M_MMAP_THRESHOLD; older glibc refuses more than 32 MiB
+        mallopt(-1, 2**30)                       # M_TRIM_THRESHOLD

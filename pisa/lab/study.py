@@ -34,7 +34,7 @@ from .weights import load_weights
 from .worker import quiet
 
 # %% auto 0
-__all__ = ['samples_of', 'detections_of', 'raised', 'amount_for', 'look_at', 'tables', 'curves', 'collect']
+__all__ = ['samples_of', 'detections_of', 'raised', 'amount_for', 'samples_of_images', 'arrays_of', 'curves', 'collect']
 
 # %% ../../nbs/lab/61_study.ipynb
 @torch.no_grad()
@@ -56,18 +56,15 @@ def samples_of(
     out = head._bbox_forward(x, rois)
     logit = out['cls_score'].float()
     found, = head.bbox_head.predict_by_feat((rois,), (logit,), (out['bbox_pred'].float(),), [meta], rescale=True)
-    priors = rois[:, 1:]/scale
-    assigned = head.bbox_assigner.assign(InstanceData(priors=priors[:S]),
+    assigned = head.bbox_assigner.assign(InstanceData(priors=rois[:S, 1:]/scale),
                                          InstanceData(bboxes=gt_box, labels=gt_label))
     gt = torch.cat([assigned.gt_inds - 1, torch.arange(len(gt_box))])
     prob = probabilities(logit, head.bbox_head.loss_cls)
     label, every = F.pad(gt_label, (0, 1), value=background)[gt], torch.arange(len(gt))
     box = own_class(found.bboxes, torch.where(gt >= 0, label, prob[:, :background].argmax(1)))
-    def overlap(boxes): # with its object; for a negative, the highest with any object
-        iou = F.pad(bbox_overlaps(boxes, gt_box), (0, 1))  # the last is for no object
-        return torch.where(gt >= 0, iou[every, gt], iou.max(1)[0])
-    rows = {'gt': gt, 'label': label, 'iou_before': overlap(priors), 'iou': overlap(box), 'box': box,
-            'score': prob[every, label], 'object_score': prob[:, :background].max(1)[0],
+    iou = F.pad(bbox_overlaps(box, gt_box), (0, 1))  # the last is for no object
+    iou = torch.where(gt >= 0, iou[every, gt], iou.max(1)[0])
+    rows = {'gt': gt, 'label': label, 'iou': iou, 'box': box, 'score': prob[every, label],
             'loss': class_loss(logit, label, head.bbox_head.loss_cls), 'logit': logit, 'boxes': found.bboxes}
     return {k: v[:S] for k, v in rows.items()} | {f'own_{k}': rows[k][S:] for k in ('iou', 'score')} | {
         'gt_box': gt_box, 'gt_label': gt_label, 'id': meta['img_id']}
@@ -114,7 +111,7 @@ def amount_for(
     return brentq(lambda a: have - total(a) - budget, 0, 64)
 
 # %% ../../nbs/lab/61_study.ipynb
-def look_at(
+def samples_of_images(
     model:nn.Module, # Faster or Mask R-CNN, in evaluation mode
     spec:DataSpec,
     dataset:Any, # mmdet's data set of the validation images
@@ -125,8 +122,8 @@ def look_at(
     return [samples_of(model, dataset[i], t) for i, t in enumerate(truth)]
 
 # %% ../../nbs/lab/61_study.ipynb
-def tables(
-    seen:list[dict[str, Any]], # see `look_at`
+def arrays_of(
+    seen:list[dict[str, Any]], # see `samples_of_images`
     found:list[dict[str, Tensor]], # `detections_of` each image
     negatives:int, # number of first images whose negatives are stored
 )->dict[str, np.ndarray]: # `FIELDS`, `OBJECTS` and `FOUND`
@@ -149,7 +146,7 @@ def tables(
 def curves(
     model:nn.Module,
     spec:DataSpec,
-    seen:list[dict[str, Any]], # see `look_at`
+    seen:list[dict[str, Any]], # see `samples_of_images`
     category:list[int], # [C] COCO's id of each class
 )->dict[str, list]: # `CURVES` without `images` and `negatives`
     "Precision with unchanged and with raised scores"
@@ -195,9 +192,9 @@ def collect(
         cfg.model.backbone.pop('init_cfg', None)
         model, dataset = MODELS.build(cfg.model).eval(), DATASETS.build(cfg.val_dataloader.dataset)
         load_weights(model, file)
-        seen = look_at(model, spec, dataset, images)
+        seen = samples_of_images(model, spec, dataset, images)
         found = [detections_of(model, s['logit'], s['boxes']) for s in seen]
-        arrays = tables(seen, found, negatives) | curves(model, spec, seen, dataset.cat_ids)
+        arrays = arrays_of(seen, found, negatives) | curves(model, spec, seen, dataset.cat_ids)
     arrays |= {'images': len(seen), 'negatives': min(negatives, len(seen))}
     buffer, path = io.BytesIO(), path/'samples.npz'
     kinds = FIELDS | OBJECTS | FOUND | CURVES

@@ -107,7 +107,7 @@ def progress(
     return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../../nbs/lab/57_sweep.ipynb
-_KIND = 'detector', 'backbone', 'scale', 'dataset'  # runs that agree in these have steps of the same size
+_KIND = 'detector', 'backbone', 'scale', 'dataset'  # runs that agree in these have steps of about the same cost
 
 def step_seconds(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
@@ -118,7 +118,7 @@ def step_seconds(
     cores = table[used].fillna(1).prod(axis=1).where(table.machine_gpu.isna(), 1)
     table['step'] = cores*table.seconds/table.steps
     fastest = table.dropna(subset='step').groupby([*_KIND, 'source']).step.min()
-    return {at[:-1]: seconds for at, seconds in fastest[::-1].items()}  # 'own' comes after 'record', and stays
+    return {at[:-1]: seconds for at, seconds in fastest[::-1].items()}  # reversed, so 'own' overwrites 'record'
 
 def step_time(
     exp:Experiment,
@@ -283,7 +283,7 @@ class Slurm:
         if not shutil.which('sbatch'):
             raise ValueError("launcher='slurm', but there is no sbatch here: "
                              "start it on a machine that submits jobs to Slurm, or give launcher='local'")
-        self.jobs, self.folder, self.args = {}, folder, (str(folder), gpus, threads)
+        self.jobs, self.queue, self.folder, self.args = {}, None, folder, (str(folder), gpus, threads)
         self.executor = submitit.SlurmExecutor(folder/'.submitit', max_num_timeout=10_000)
         usual = dict(job_name='pisa', cpus_per_task=threads*max(1, gpus), array_parallelism=jobs or 10_000)
         if gpus: usual['gpus_per_node'] = gpus
@@ -348,7 +348,8 @@ def explain_end(
 )->None:
     "Write `error.txt` for a job that ended without metrics and without an error"
     if store.is_complete(path) or (path/'error.txt').exists(): return
-    log = file if (file := path/'job.log').exists() else job.paths.stderr  # the second if it died before its first line
+    log = path/'job.log'
+    if not log.exists(): log = job.paths.stderr  # it died before its first line
     write_text(path/'error.txt', f'it ended without an error message, perhaps it was killed; see {log}\n')
 
 # %% ../../nbs/lab/57_sweep.ipynb

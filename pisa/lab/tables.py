@@ -39,9 +39,13 @@ def _step(runs:str|Path|None)->dict[str, dict[str, float]]: # name of a row of T
     "Time of a training step with PISA over one without, median and quartiles, as measured by `tests/bench/step.py`"
     file = records_dir(runs)/'bench/step.json'
     first = {r.trains['detector']: r.name for r in reversed(TABLES[1].rows) if r.name != r.base}
-    return {first[detector]: dict(step=r['step_ratio'], low=r['low'], high=r['high'])
-            for t in (read_json(file)['tables'] if file.exists() else ())
-            if (detector := t['title'].split(':')[0]) in first for r in t['rows'] if r['method'] == 'pisa'}
+    out = {}
+    for t in read_json(file)['tables'] if file.exists() else []:
+        detector = t['title'].split(':')[0]
+        for r in t['rows']:
+            if detector in first and r['method'] == 'pisa':
+                out[first[detector]] = dict(step=r['step_ratio'], low=r['low'], high=r['high'])
+    return out
 
 def read_runs(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
@@ -202,7 +206,8 @@ def styled(
 
 # %% ../../nbs/lab/72_tables.ipynb
 RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
-        'difference from the baseline, in pairs of runs of the same seed, of which there may be fewer. All intervals '
+        'difference from the baseline, between runs of the same seed. If the baseline lacks some of the seeds, the '
+        'column *seeds* also has the number of pairs. All intervals '
         'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not '
         'contain 0. The intervals do not cover the choice of images. Verdicts rest on the comparisons that were fixed '
         'beforehand, not on bold cells. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
@@ -212,6 +217,7 @@ _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on
            "*step (ours, on a CPU)*: time of a step with PISA over that without, with the paper's networks and image "
            "sizes, from `runs/records/bench/step.json`; median and quartiles. The names of the rows are the paper's; "
            "the column *backbone* has ours",
+        2: 'ours are photographs of blood cells (BCCD)',
         3: "the abstract's gain over OHEM, more than 1, is that of a larger backbone; here C/R is "
            f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H",
         6: 'whether the ranked rows have CARL is not said; ours have it',
@@ -223,8 +229,8 @@ def _of_the_paper(number:int|str)->str:
     parts = {5: ('table5_isr', 'table5_carl'), 'text': ('carl_gradient',)}.get(number, (f'table{number}',))
     where = {1: 'COCO test-dev', 2: 'VOC2007 test', 3: 'COCO val', 6: 'no named data set, probably COCO'}
     noted = [no_markup(published(name).attrs['note']) for name in parts]
-    noted = [note.replace('train_time in s/iteration', "*step (s)*, below it its ratio to the baseline's,")
-             for note in noted]
+    if number == 1:
+        noted = ['*step (s)*: seconds of a training step on a GTX 1080Ti; below it, the ratio to the baseline']
     on = where.get(number, 'no named data set; the baseline suggests COCO val')
     out = [f'*Published*: on {on}', *noted, _ODD.get(number)]
     return '; '.join(filter(None, out)) + '.'

@@ -106,7 +106,7 @@ def fcos(classes:int, **transform)->FCOS:
     head = FCOSHead(s.channels, 1, classes, s.dense_convs)
     return FCOS(resnet_fpn(), classes, anchor_generator=points, head=head, score_thresh=0.05, **transform)
 
-def ssd(classes:int, min_size:int, max_size:int, **transform)->SSD:
+def ssd(classes:int, max_size:int, min_size:int|None=None, **transform)->SSD: # images are stretched to a square
     boxes = DefaultBoxGenerator([[2], [2, 3], [2, 3], [2, 3], [2], [2]], scales=[*SSD_SIDES['coco']],
                                 steps=[*SIZES['mini'].ssd_strides])
     return SSD(VGGFeatures(), boxes, (max_size, max_size), classes + 1, score_thresh=0.02, **transform)
@@ -142,7 +142,7 @@ class TorchvisionDetector(BaseModel):
         super().__init__(data_preprocessor)
         self.background = int(kind in BACKGROUND)
         self.detector = prime(detector(kind, classes, side), train_cfg.get('isr'), train_cfg.get('carl'))
-        for name, part in self.detector.named_modules():  # as `predict_in_float32`
+        for name, part in self.detector.named_modules():  # outputs of heads are float32 under autocast, see 44_speed
             if name in PREDICTORS: part.register_forward_hook(lambda module, inputs, outputs: in_float32(outputs))
 
     def target(self, sample:DetDataSample)->dict[str, Tensor]:
@@ -163,7 +163,7 @@ class TorchvisionDetector(BaseModel):
     def forward(self,
         inputs:Tensor, # [B, 3, H, W] normalised and padded
         data_samples:list[DetDataSample], # B
-        mode:str='tensor', # 'loss' or 'predict'
+        mode:str='tensor', # 'loss'; anything else predicts
     )->dict[str, Tensor]|list[DetDataSample]: # losses, or the samples with `pred_instances`
         images = [x[:, :s.img_shape[0], :s.img_shape[1]] for x, s in zip(inputs, data_samples)]
         if mode == 'loss':

@@ -7,12 +7,13 @@ from __future__ import annotations
 import contextlib, os, pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 import torch
 from mmengine.runner import CheckpointLoader
 from .files import one_line
 
 # %% auto 0
-__all__ = ['no_pickles', 'dangerous', 'find_weights', 'load_weights']
+__all__ = ['no_pickles', 'dangerous', 'read_weights', 'find_weights', 'load_weights']
 
 # %% ../../nbs/lab/46_weights.ipynb
 @contextlib.contextmanager
@@ -32,6 +33,13 @@ def dangerous(file:str|Path)->ValueError:
                       'Where you trust them, load them yourself and save what is needed: '
                       "torch.save(checkpoint['state_dict'], file)")
 
+def read_weights(file:str|Path)->Any: # what was saved
+    "Read a file of weights; a `ValueError` of one line if it is damaged or could run code"
+    try: return torch.load(file, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError: raise dangerous(file) from None
+    except Exception as e:  # torch's reader raises many kinds
+        raise ValueError(f'the weights {file} cannot be read ({one_line(e)}): the file is damaged') from None
+
 # %% ../../nbs/lab/46_weights.ipynb
 def find_weights(
     checkpoint:str|None, # a name that mmengine knows, or a file
@@ -40,14 +48,13 @@ def find_weights(
 
     A `FileNotFoundError` of one line if they cannot be found, a `ValueError` if they are damaged or could run code."""
     if checkpoint is None: return
+    if Path(checkpoint).is_file():
+        read_weights(checkpoint)
+        return
     try:
-        if Path(checkpoint).is_file(): torch.load(checkpoint, map_location='cpu', weights_only=True)
-        else:
-            with no_pickles(): CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+        with no_pickles(): CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
     except pickle.UnpicklingError: raise dangerous(checkpoint) from None
     except Exception as e:
-        if Path(checkpoint).is_file():
-            raise ValueError(f'the weights {checkpoint} cannot be read ({one_line(e)}): the file is damaged') from None
         raise FileNotFoundError(f'the weights {checkpoint} cannot be downloaded ({one_line(e)}). '
                                 'Download them elsewhere and give the file, pretrained=/path/to/weights.pth, '
                                 'or train from scratch with pretrained=none') from None
@@ -58,10 +65,7 @@ def load_weights(
     file:Path, # a `state_dict`, or a checkpoint that has one as `state_dict` or `model`
 )->None:
     "Load weights into a detector; a `ValueError` of one line if they are of another detector, or no weights"
-    try: state = torch.load(file, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError: raise dangerous(file) from None
-    except Exception as e:  # torch's reader raises many kinds
-        raise ValueError(f'the weights {file} cannot be read ({one_line(e)}): the file is damaged') from None
+    state = read_weights(file)
     for key in ('state_dict', 'model'):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
     try: model.load_state_dict(state)

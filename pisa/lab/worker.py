@@ -45,7 +45,7 @@ class OwnRunner(Runner):
     def load_or_resume(self):
         if self.own_checkpoint: self.own_checkpoint.restore(self)
 
-# hides warnings of mmengine and mmdet that the reader can do nothing about
+# hides warnings of mmengine and mmdet that the user can do nothing about
 quiet = functools.partial(warnings.catch_warnings, action='ignore')
 
 # %% ../../nbs/lab/53_worker.ipynb
@@ -61,7 +61,7 @@ def work(
     with quiet(), no_pickles():
         runner = OwnRunner(cfg, plan.device, path/'mmengine', plan.id, checkpoint=checkpoint,
                            hooks=[Guard(), recorder, checkpoint, Progress(), SyncBuffersHook()])
-        with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # pycocotools prints that it reads
+        with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # built here: pycocotools prints
         runner.train()
     if not is_main_process(): return
     store.save_tensors(path/'weights.pth', {k: v.cpu() for k, v in bare(runner.model).state_dict().items()})

@@ -20,8 +20,8 @@ from ..prime import one_of
 
 # %% auto 0
 __all__ = ['HLR_DEFAULTS', 'POS', 'NEG', 'own_class', 'probabilities', 'class_loss', 'random_choice', 'hardest', 'nms_match',
-           'negative_ranks', 'take_ranked', 'Candidates', 'candidates', 'without_trace', 'forward_candidates',
-           'bbox_head_of', 'mine', 'check_choices', 'complete_hlr', 'check_takes_weights', 'Rules', 'PrimeSampler']
+           'negative_ranks', 'take_ranked', 'Candidates', 'candidates', 'without_trace', 'forward_candidates', 'mine',
+           'sampler_name', 'check_choices', 'complete_hlr', 'check_takes_weights', 'Rules', 'PrimeSampler']
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
 def own_class(
@@ -81,9 +81,9 @@ def nms_match(
     """Clusters of boxes that NMS would remove together (ISR-N, v2), on the device of the boxes.
 
     The clusters are those of `mmcv.ops.nms_match` on each image, except for boxes that overlap by exactly `iou_thr`:
-    mmcv joins them, this function does not, as in NMS. It holds the overlaps of one image's boxes with its kept boxes.
-    It loops over images, not over clusters. Beyond the waits of plain NMS, the host waits for the device to
-    read the number of boxes of each image."""
+    mmcv joins them, this function does not, as in NMS. It loops over images, not over clusters. In memory it has the
+    IoUs of one image's boxes with its kept boxes. Apart from NMS itself, the CPU waits for the GPU once, for the number
+    of boxes of each image."""
     cluster = torch.arange(len(boxes), device=boxes.device)
     order = image.sort(stable=True)[1]
     for rows in order.split(torch.bincount(image).tolist()):
@@ -184,14 +184,6 @@ def forward_candidates(
     return rois, out['cls_score'], out['bbox_pred']
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
-def bbox_head_of(
-    head:nn.Module, # mmdet's RoI head
-    stage:int|None, # of a cascade
-)->nn.Module: # mmdet's `BBoxHead` or a subclass
-    "The box head of an RoI head"
-    return head.bbox_head if stage is None else head.bbox_head[stage]
-
-# %% ../../nbs/mmdet/20_samplers.ipynb
 def mine(
     head:nn.Module, # mmdet's RoI head
     feats:tuple[Tensor, ...], # features of the B images, level by level
@@ -203,7 +195,7 @@ def mine(
     "Loss and Score-HLR of candidates, with one forward pass for all images; 0 and -1 outside `index`"
     if not any(map(len, index)): return [(None, None)]*len(images)
     rois, score, delta = forward_candidates(head, feats, [c.prior[i] for c, i in zip(images, index)], stage)
-    bbox_head = bbox_head_of(head, stage)
+    bbox_head = head.bbox_head if stage is None else head.bbox_head[stage]  # a cascade has one a stage
     background = bbox_head.num_classes
     label = torch.cat([c.label.index_fill(0, c.neg, background)[i] for c, i in zip(images, index)])
     with torch.no_grad():
@@ -222,26 +214,27 @@ def mine(
 # %% ../../nbs/mmdet/20_samplers.ipynb
 POS, NEG = ('R', 'H*', 'H'), ('R', 'H*', 'H', 'score_hlr')
 
+def sampler_name(pos:str, neg:str)->str: return f'PrimeSampler(pos={pos!r}, neg={neg!r})' # in messages
+
 def check_choices(
     pos:str, # one of `POS`
     neg:str, # one of `NEG`
     pos_fraction:float, # from 0 to 1
     neg_pos_ub:int, # below 0 is no bound
     hlr:dict|None, # settings of 'score_hlr'
-)->str: # how messages name the sampler
+)->None:
     "A `ValueError` of one line if a choice is unknown or out of range, or if choices do not go together"
     if 'C' in (pos, neg):
         raise ValueError("C of Table 3 (v1) is no sampler: give pos='R', and isr and carl in train_cfg.rcnn")
     one_of('pos', pos, POS), one_of('neg', neg, NEG)
-    name = f'PrimeSampler(pos={pos!r}, neg={neg!r})'
+    name = sampler_name(pos, neg)
     if 'H' in (pos, neg) and (pos != neg or neg_pos_ub >= 0):
         raise ValueError(f"{name}: H ranks positives and negatives together, "
-                         "so give it for both and no neg_pos_ub; 'H*' mines one apart")
+                         "so set pos='H' and neg='H' without neg_pos_ub; to mine only one of them, use 'H*'")
     if not 0 <= pos_fraction <= 1: raise ValueError(f'pos_fraction must be from 0 to 1, not {pos_fraction}')
     if hlr and neg != 'score_hlr':
         raise ValueError(f"{name} does not use hlr={dict(hlr)}: it is for neg='score_hlr'")
     for key in hlr or {}: one_of('hlr', key, HLR_DEFAULTS)
-    return name
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
 def complete_hlr(
@@ -263,9 +256,11 @@ def check_takes_weights(
 )->None:
     "A `ValueError` of one line if the head does not take weights of negatives"
     if hasattr(head, 'num_stages'):
-        raise ValueError(f"{name} weighs negatives, which mmdet's cascade does not take: use neg='R' or 'H*' there")
+        raise ValueError(f"{name} gives weights to negatives, and mmdet's cascade does not use them: "
+                         "set neg='R' or 'H*'")
     if not (isinstance(head, PISARoIHead) or getattr(head, 'takes_neg_weights', False)):
-        raise ValueError(f"{name} weighs negatives, which {type(head).__name__} does not take: use PrimeRoIHead")
+        raise ValueError(f"{name} gives weights to negatives, and {type(head).__name__} does not use them: "
+                         "use PrimeRoIHead")
 
 # %% ../../nbs/mmdet/20_samplers.ipynb
 @dataclass(eq=False)
@@ -333,7 +328,8 @@ class PrimeSampler(Rules):
         hlr:dict|None=None, # of 'score_hlr': `power` >= 0, 0 <= `bias` < 1, `score_thr` and `iou_thr` from 0 to 1
         context:nn.Module|None=None, # the RoI head, which mmdet passes
     ):
-        name = check_choices(pos, neg, pos_fraction, neg_pos_ub, hlr)
+        check_choices(pos, neg, pos_fraction, neg_pos_ub, hlr)
+        name = sampler_name(pos, neg)
         if (pos, neg) != ('R', 'R') and not hasattr(context, '_bbox_forward'):
             raise ValueError(f"{name} mines with an RoI head, and context is {type(context).__name__}: "
                              "use pos='R', neg='R' here")
@@ -341,9 +337,6 @@ class PrimeSampler(Rules):
         self.add_gt, self.context = add_gt_as_proposals, context
         self.stage = context.current_stage if hasattr(context, 'num_stages') else None
         if neg == 'score_hlr': check_takes_weights(name, context)
-
-    @property
-    def bbox_head(self)->nn.Module: return bbox_head_of(self.context, self.stage)
 
     def sample_batch(self,
         assign_results:list, # B times mmdet's `AssignResult`; ground truths are added to them

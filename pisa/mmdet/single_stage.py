@@ -16,8 +16,8 @@ from ..prime import ISR, Positives, prime_box_loss, prime_weights
 from .two_stage import gt_ids, head_positives, prime_config, refuse_iou_of_deltas
 
 # %% auto 0
-__all__ = ['Anchors', 'by_anchor', 'rows_at', 'pos_boxes', 'gather_anchors', 'match_anchors', 'isr_label_weights', 'cls_losses',
-           'box_loss', 'PrimeRetinaHead', 'PrimeSSDHead', 'match_anchors_atss', 'PrimeATSSHead']
+__all__ = ['Anchors', 'by_anchor', 'rows_at', 'gather_anchors', 'match_anchors', 'isr_label_weights', 'cls_losses', 'box_loss',
+           'PrimeRetinaHead', 'PrimeSSDHead', 'match_anchors_atss', 'PrimeATSSHead']
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 @dataclass
@@ -59,18 +59,6 @@ def rows_at(
     return out
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
-def pos_boxes(
-    sampling_results:list, # B results of mmdet's sampler
-)->tuple[Tensor, Tensor]: # [P] ids of the ground truths, [P, 4] their boxes
-    "Ground truths of the positives, in the order of the anchors"
-    order, start = [], 0
-    for res in sampling_results:
-        order.append(res.pos_inds.argsort() + start)
-        start += len(res.pos_inds)
-    order, box = torch.cat(order), torch.cat([get_box_tensor(res.pos_gt_bboxes) for res in sampling_results])
-    return gt_ids(sampling_results)[order], box[order]
-
-# %% ../../nbs/mmdet/22_single_stage.ipynb
 def gather_anchors(
     head, # an mmdet `AnchorHead`
     cls_scores:list[Tensor], bbox_preds:list[Tensor], # outputs of all levels
@@ -85,9 +73,9 @@ def gather_anchors(
     score, delta = by_anchor(cls_scores, head.cls_out_channels), torch.cat(by_anchor(bbox_preds, 4), 1)
     where = ((label >= 0) & (label < head.num_classes)).flatten().nonzero()[:, 0]
     of = lambda x: x.flatten(0, 1)[where]
-    gt, gt_box = pos_boxes(results)
+    gt_box = torch.cat([get_box_tensor(r.pos_gt_bboxes) for r in results])  # in the order of the anchors
     pos = head_positives(head, rows_at(score, where), of(delta).float(), of(target), decoded,
-                  prior=of(box), gt_box=gt_box, gt=gt,
+                  prior=of(box), gt_box=gt_box, gt=gt_ids(results),
                   label=of(label), image=where // label.shape[1], weight=of(weight))
     return Anchors(score, delta, box, label, weight, target, box_weight, total, where, pos)
 
@@ -158,12 +146,12 @@ class PrimeRetinaHead(RetinaHead):
         if not (isr or carl): return super().loss_by_feat(*args)
         a = match_anchors(self, *args)
         weight = isr_label_weights(a, isr)
-        losses = {'loss_cls': cls_losses(a, self, weight)}
-        if carl: prime = prime_box_loss(a.pos, carl) / a.total
-        if carl and carl.form == 'replace': return losses | {'loss_bbox': prime}
         flat = [x.flatten(0, 1) for x in (a.box, a.delta, a.target, a.box_weight)]
-        losses['loss_bbox'] = box_loss(self, *flat, a.total)
-        return losses | ({'loss_carl': prime} if carl else {})
+        losses = {'loss_cls': cls_losses(a, self, weight), 'loss_bbox': box_loss(self, *flat, a.total)}
+        if carl:
+            prime = prime_box_loss(a.pos, carl) / a.total
+            losses['loss_bbox' if carl.form == 'replace' else 'loss_carl'] = prime
+        return losses
 
 # %% ../../nbs/mmdet/22_single_stage.ipynb
 @MODELS.register_module(force=True)  # force: running this cell twice is no error

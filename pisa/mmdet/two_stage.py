@@ -24,7 +24,7 @@ def prime_config(
 )->tuple[ISR|None, CARL|None]: # `None` is off
     "Read the `isr` and `carl` keys; a `ValueError` names what is unknown or out of range"
     cfg = train_cfg or {}
-    if 'rcnn' in cfg: raise ValueError('isr and carl of a single-stage head stand in train_cfg itself, it has no rcnn')
+    if 'rcnn' in cfg: raise ValueError('a single-stage head has isr and carl directly in train_cfg, without rcnn')
     return settings(ISR, cfg.get('isr')), settings(CARL, cfg.get('carl'))
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
@@ -87,8 +87,8 @@ def join_weights(
     parts, p, n = [], 0, 0
     for i, res in enumerate(sampling_results):
         num_pos, num_neg = len(res.pos_priors), len(res.neg_priors)
-        own = None if neg_weights is None else neg_weights[i]
-        parts += [pos_weight[p:p + num_pos], label_weight[n + num_pos:n + num_pos + num_neg] if own is None else own]
+        neg_weight = neg_weights[i] if neg_weights else label_weight[n + num_pos:n + num_pos + num_neg]
+        parts += [pos_weight[p:p + num_pos], neg_weight]
         p, n = p + num_pos, n + num_pos + num_neg
     return torch.cat(parts)
 
@@ -208,8 +208,8 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
             assigner, sampler = self.bbox_assigner[stage], self.bbox_sampler[stage]
             sampling_results, neg_weights = sample_rois(assigner, sampler, x, proposals, gts, gts_ignore)
             if neg_weights is not None:
-                raise ValueError(f"{type(sampler).__name__} weighs negatives, which a cascade does not take: "
-                                 "use another sampler")
+                raise ValueError(f"{type(sampler).__name__} gives weights to negatives, and a cascade does not use "
+                                 "them: use another sampler")
             box = self.bbox_loss(stage, x, sampling_results)
             values = dict(box['loss_bbox'])
             if self.with_mask: values.update(self.mask_loss(stage, x, sampling_results, gts)['loss_mask'])
