@@ -141,7 +141,7 @@ def test_a_run(run, notebook):
     e.shown = 'a run'
     for i, s in enumerate(load_samples(spec, 'val', 16)):
         e.image = i
-        assert e.view['image'] == f'data:image/bmp;base64,{base64.b64encode(s.file.read_bytes()).decode()}'
+        assert e.view['image'] == f'data:image/bmp;base64,{base64.b64encode((spec.val_images/f"{i:06}.bmp").read_bytes()).decode()}'
         assert [*map(list, e.scene.objects)] == s.boxes.tolist()
         best = sorted((d for d in detections if d['image_id'] == i + 1), key=lambda d: -d['score'])[:6]
         corners = [[max(x, 0), max(y, 0), min(x + w, 128), min(y + h, 128)] for x, y, w, h in (d['bbox'] for d in best)]
