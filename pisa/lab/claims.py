@@ -4,6 +4,7 @@
 
 # %% ../../nbs/lab/71_claims.ipynb 3
 from __future__ import annotations
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -157,7 +158,7 @@ def forest(
 )->plt.Figure:
     "Differences with their intervals, ours and the paper's"
     some = judged[judged['mean'].notna()].reset_index(drop=True)
-    fig, ax = plt.subplots(figsize=(8.5, 1.2 + .28*max(len(some), 1)), layout='constrained')
+    fig, ax = plt.subplots(figsize=(8.5, 1.2 + .34*max(len(some), 1)), layout='constrained')
     ax.axvline(0, color='.3', lw=1, zorder=0)
     far = max(2., 1.15*some[['mean', 'published']].abs().max(axis=None)) if len(some) else 2.
     ends = some[['low', 'high']].abs().max(axis=1)
@@ -167,7 +168,9 @@ def forest(
                     color=_COLORS[verdict], label=f'ours: {verdict}')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
     ax.set(xlim=(-far, far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
-    ax.set_yticks(some.index, [f"{r.expects} ({r.seeds} seed{'s'*(r.seeds > 1)})" for r in some.itertuples()])
+    seeds = [counted(n, 'seed').replace(' ', '\N{NO-BREAK SPACE}') for n in some.seeds]
+    names = [textwrap.fill(f'{expects} ({n})', 54) for expects, n in zip(some.expects, seeds)]
+    ax.set_yticks(some.index, names, fontsize=9)
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.tick_params(axis='y', length=0)
     fig.legend(loc='outside upper center', ncols=6, frameon=False)
