@@ -279,10 +279,10 @@ def figure1(
     return Drawn(fig,
         f'Left: an object in validation image {truth.image:.0f} and two samples of the baseline with seed '
         f'{random[0].record["seed"]}: the one with the highest IoU after regression (prime) and the one with the '
-        'highest classification loss (hard). Among the objects of 24 px or more that no other overlaps, it has the '
-        'largest difference between the two losses. Dashed: ground truth. Middle: recall at an IoU of 0.75 over false '
-        'positives per image (FROC) of the detections of all classes by score. The runs differ in how RoIs are sampled '
-        f'(Table 3: R/R, H/H, C/R). Right: recall minus that of random sampling. {INTERVALS}',
+        'highest classification loss (hard). Among the objects of 24 px or more that no other overlaps, this one has '
+        'the largest difference between the losses of these two samples. Dashed: ground truth. Middle: recall at an '
+        'IoU of 0.75 over false positives per image (FROC) of the detections of all classes by score. The runs differ '
+        f'in how RoIs are sampled (Table 3: R/R, H/H, C/R). Right: recall minus that of random sampling. {INTERVALS}',
         f'Mean recall over {len(FALSE_POSITIVES)} places of the curve: {means}. Prime minus hard, in points: '
         f'{change_text(p - h, 1, 1)}; prime minus random: {change_text(p - r, 1, 1)}; hard minus random: '
         f'{change_text(h - r, digits=1)}.')
@@ -326,8 +326,8 @@ def figure2(baseline:list[Trained])->Drawn:
         f'(dotted, by {raised[2]:.2f}). '
         f'Both lower the summed classification loss of all proposals by {100*(1 - loss[1]/loss[0]):.1f}% (the paper: '
         '10%). All '
-        'numbers are means over seeds. Score threshold and NMS give the detections. The samples are chosen by their '
-        'true IoU, which no detector knows.',
+        'numbers are means over seeds. Detections are made from the raised scores as at test time. The samples are '
+        'chosen by their true IoU, which no detector knows.',
         f'Baseline / top-{few} / top-{many}: {aps}. Top-{few} minus top-{many}, in AP: {change_text(change, 1, 1)}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -590,11 +590,11 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
     return Drawn(fig,
         'Left: for each object the detection with the highest score, of those with a score of 0.3 or more: local rank '
         f'of its sample | score. Not drawn are {others[0]} detections of the baseline and {others[1]} of PISA: they '
-        'are of no object, of another class, or of an object whose detection is drawn. The images are chosen from the '
-        f'{len(clear)} of which the two to four objects are 14 px or larger, lie apart and are found by both (seed '
-        f'{baseline[0].record["seed"]}): the one where the mean local rank falls most, the median, and the one where '
-        f'it rises most (images {", ".join(map(str, shown.index))}). Right: change of the mean score of all positive '
-        f'samples from the baseline to PISA, by local rank. {INTERVALS}',
+        'are of no object, of another class, or of an object whose detection is drawn. In '
+        f'{len(clear)} images, the two to four objects are 14 px or larger, lie apart and are found by both (seed '
+        f'{baseline[0].record["seed"]}). Shown are the one where the mean local rank falls most, the median one, and '
+        f'the one where it rises most (images {", ".join(map(str, shown.index))}). Right: change of the mean score '
+        f'of all positive samples from the baseline to PISA, by local rank. {INTERVALS}',
         f'Over all {first.images} images, {two} The best placed sample has the highest score in '
         f'{a.mean():.1f}% of the objects by the baseline and in {b.mean():.1f}% by PISA; in points, '
         f'{change_text(b - a, 1, 1)}.')
@@ -696,8 +696,8 @@ def figure7(baseline:list[Trained])->Drawn:
         return f'IoU {change_text(of[0], iou)}; loss {change_text(of[1], loss)}'
     return Drawn(fig,
         'Positive samples that each strategy would train on, at most 16 of an image: by chance (random), those with '
-        'the highest loss (hard mining, H*), and by chance with the weights of ISR (gamma 2, beta 0; mini-batches of 8 '
-        'images). A bin shows its share of the summed weights; the first and the last bin hold the samples beyond too. '
+        'the highest loss (hard mining, H*), and by chance and then weighted by ISR (gamma 2, beta 0; mini-batches of '
+        '8 images). A bin shows its share of the summed weights; the first and the last bin hold the samples beyond. '
         'Losses are on a logarithmic axis.',
         f'Weighted means of IoU and loss: {means}. Hard mining minus random: {changes("hard", -1, 1)}. '
         f'ISR minus random: {changes("prime", 1, -1)}.')

@@ -136,8 +136,8 @@ _ABOUT = {
     1: r"""Does PISA help with every detector?
 
 Table 1 (v1) is the main result. It has two-stage and single-stage detectors with a small and a large backbone (SSD with
-one), trained with and without PISA. The paper claims a gain for all of them, with hardly any more
-training time (SSD: 12%) and none at test time. We also ask where the gain comes from. If PISA makes the best placed
+one), trained with and without PISA. The paper claims a gain for all of them, with 1 to 12% more
+training time and none at test time. We also ask where the gain comes from. If PISA makes the best placed
 boxes score highest, AP should gain most at a high IoU threshold (AP75) and little at AP50.
 
 The claim about test time needs no measurement. PISA changes the losses alone, so the network and the processing of its
@@ -152,8 +152,9 @@ photographs; the caption names it.""",
 
 Hard mining (OHEM) trains on the samples with the highest loss. PISA gives more weight to those with the highest IoU,
 which are mostly easy. Table 3 (v1) compares the two on one detector, for positives and negatives separately. `R` is
-random, `H` OHEM, `H*` OHEM with a fixed ratio of positives and negatives, and `C` prime sample attention (ISR and
-CARL). The paper claims that mining helps for negatives only, and that positives should be prime.""",
+random, `H` OHEM over all samples together, and `H*` OHEM for positives and negatives separately, at a fixed ratio. `C`
+means that positives are drawn at random and ISR and CARL are on. The paper claims that mining helps for negatives only,
+and that positives should be prime.""",
     4: r"""Which part helps: the weights or the loss?
 
 PISA has two parts. ISR weights the positives in the classification loss by their rank. CARL lets the regression loss
