@@ -266,18 +266,20 @@ def of_recipe_4(folder, row, seed, ap, amx, where='records'):
 def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
     old = [of_recipe_4(tmp_path, row, seed, ap, amx=True) for row in PRIME for seed, ap in ((0, 30.), (1, 31.))]
     of_recipe_4(tmp_path, 'table3/R-R', 2, 99., amx=False)  # trained in float32 under a name that says nothing of it
-    new = [run(tmp_path, row, 0, 50.) for row in PRIME]
+    new = [run(tmp_path, PRIME[0], seed, 50.) for seed in range(9)]  # more runs, of fewer rows
     runs = tables.read_runs(tmp_path)
-    assert runs.attrs['recipe'] == 4 and runs.attrs['others'] == {5: 2} and set(runs.source) == {'record'}
+    assert runs.attrs['recipe'] == 4 and runs.attrs['others'] == {5: 9} and set(runs.source) == {'record'}
     assert set(tables.select(3, runs).id) == set(old)
     assert 'recipe 4: precision at mini scale depends on the processor' in (said := tables.recipe_note(runs))
-    assert 'Not counted: 2 runs of recipe 5 (`-p recipe 5` of `nbs/paper/table.ipynb` shows them)' in said and 'your own' not in said
+    assert 'Not counted: 9 runs of recipe 5 (`-p recipe 5` of `nbs/paper/table.ipynb` shows them)' in said and 'your own' not in said
     runs = tables.read_runs(tmp_path, recipe=5)
     assert set(tables.select(3, runs).id) == set(new)
-    assert '2 runs, 2 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)
+    assert '9 runs, 9 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)
     refused(lambda: tables.read_runs(tmp_path, recipe=3), 'recipe=3: there is no run of it. Choose from: 4, 5')
     refused(lambda: tables.read_runs(tmp_path, recipe='5'), "recipe='5': give a whole number")
     assert set(tables.read_runs(tmp_path, own=False).id) == set(old)
+    run(tmp_path, PRIME[1], 0, 50.)
+    assert tables.read_runs(tmp_path).attrs['recipe'] == 5  # as many rows: the newest
 
 
 def test_the_precision_of_most_runs_is_drawn_and_the_other_is_counted(tmp_path):

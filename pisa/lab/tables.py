@@ -47,9 +47,16 @@ def _step(runs:str|Path|None)->dict[str, dict[str, float]]: # name of a row of T
                 out[first[detector]] = dict(step=r['step_ratio'], low=r['low'], high=r['high'])
     return out
 
+def _fullest_recipe(every:pd.DataFrame)->int|None: # None: there is no run
+    "The recipe whose runs cover the most rows of all tables; in a tie, the newest"
+    rows = {row_experiment(name, scale=scale, seed=0) for name in ROWS for scale in SCALES}
+    covered = {n: len(rows & {_of_row(r) for r in own.to_dict('records')})
+               for n, own in every[every.recipe > 0].groupby('recipe')}
+    return max(covered, key=lambda n: (covered[n], n), default=None)
+
 def read_runs(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    recipe:int|None=None, # see `pisa.lab.runs.comparable`
+    recipe:int|None=None, # if not given, the one that covers the most rows of the tables
     own:bool=True, # your own runs too, not the records alone
 )->pd.DataFrame: # `pisa.lab.runs.load`, with `experiment` (of seed 0) and `train_time` (s a step)
     """The runs that tables use, your own and the records, all of one recipe and precision.
@@ -57,7 +64,7 @@ def read_runs(
     `attrs` has those of `pisa.lab.runs.comparable`, `lost` (experiments that diverged) and `step` (times)."""
     every = store.load(runs, own)
     every = every[~every.detector.astype(str).str.startswith('torchvision')]  # they are in no table
-    table = store.comparable(every.reset_index(drop=True), recipe)
+    table = store.comparable(every.reset_index(drop=True), _fullest_recipe(every) if recipe is None else recipe)
     if len(table):
         table['experiment'] = [_of_row(r) for r in table.to_dict('records')]
         table['train_time'] = table.seconds/table.steps
