@@ -216,7 +216,7 @@ RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its
         'difference from the baseline, between runs of the same seed. If the baseline lacks some of the seeds, the '
         'column *seeds* also has the number of pairs. All intervals '
         'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not '
-        'contain 0. They say nothing about other images. Verdicts rest on the comparisons that were fixed '
+        'contain 0. The intervals say nothing about other images. Verdicts rest on the comparisons that were fixed '
         'beforehand, not on bold cells. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
