@@ -77,10 +77,11 @@ def groups()->list[Group]:
     out, known = [], set()
     for name, data, seeds, trainings in (
         ('formulations', 'shapes', 6, _each(MAIN, ('baseline', 'v1', 'v2', 'released', 'within'))),
-        ('blood cells', 'bccd', 6, _each(PHOTOS, ('baseline', 'isr', 'carl', 'v1', 'within'), 'bccd')),
-        ('damage', 'damage', 6, _each(PHOTOS, ('baseline', 'v1', 'within'), 'damage')),
+        ('blood cells', 'bccd', 6, _each(PHOTOS, ('baseline', 'v1'), 'bccd')),
         ('32 epochs', 'shapes', 6, _each(('faster_rcnn',), ('baseline', 'v1'), epochs=32)),
+        ('damage', 'damage', 6, _each(PHOTOS, ('baseline', 'v1', 'within'), 'damage')),
         ('Tables 3, 4 and 7, and the gradient of CARL', 'shapes', 6, _rows(3, 4, 7, 'text')),
+        ('other variants, on blood cells', 'bccd', 6, _each(PHOTOS, ('isr', 'carl', 'within'), 'bccd')),
         ('ISR and CARL alone, on damage', 'damage', 3, _each(PHOTOS, ('isr', 'carl'), 'damage')),
         ('2 to 32 epochs', 'shapes', 3, [e for n in (2, 4, 16, 32)
                                  for e in _each(('faster_rcnn',), ('baseline', 'v1', 'within'), epochs=n)]),
