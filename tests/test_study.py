@@ -66,6 +66,24 @@ def test_samples_fit_together(collected, spec):
     np.testing.assert_allclose(samples.loss, -np.log(samples.score), rtol=0.02, atol=0.02)  # cross entropy
 
 
+def test_positives_are_assigned_by_their_boxes_before_regression(seen, spec):
+    "A proposal belongs to the object with which it has the highest IoU, if that is 0.5 or more; here from the boxes in the resized image, by a loop"
+    model, dataset, collected = seen
+    positives = 0
+    for item, s, truth in zip(map(dataset.__getitem__, range(4)), collected, load_samples(spec, 'val', 4)):
+        data = model.data_preprocessor({k: [item[k]] for k in ('inputs', 'data_samples')}, False)
+        with torch.no_grad(): proposals = model.rpn_head.predict(model.extract_feat(data['inputs']), data['data_samples'], rescale=False)[0].bboxes
+        objects = (np.asarray(truth.boxes) * (item['data_samples'].scale_factor * 2)).tolist()
+        ious = [[overlap(p, o) for o in objects] for p in proposals.tolist()]
+        assert len(ious) == len(s['gt'])
+        for row, gt in zip(ious, s['gt'].tolist()):
+            if abs(max(row) - 0.5) < 1e-4: continue  # rounding may decide
+            if max(row) < 0.5: assert gt == -1
+            else: assert row[gt] >= max(row) - 1e-4 and gt >= 0
+        positives += int((s['gt'] >= 0).sum())
+    assert positives > 10
+
+
 def test_objects_as_samples_are_what_mmdet_makes_of_them_as_proposals(collected, seen):
     "Training adds the objects' own boxes to the proposals. Here mmdet gets them as its only proposals, and keeps every class of every box"
     model, dataset, _ = seen
