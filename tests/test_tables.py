@@ -97,8 +97,8 @@ def test_a_row_of_which_some_diverged_is_not_bold(tmp_path):
     assert cells.seeds.iloc[2] == '3\nsome diverged' and cells.AP.iloc[2] == '44.0 ± 2.7\n+3.0 ± 0.2'
 
 
-def test_torchvisions_runs_do_not_decide_on_the_recipe(folder):
-    "They are in no table; here they are more, and of another precision"
+def test_torchvisions_runs_are_in_no_table(folder):
+    "Here they are more than the others, and of another precision"
     for seed in range(12):
         id = run(folder, 'table3/R-R', 20 + seed, 50., precision='float32')
         record = json.loads((folder/id/'run.json').read_text()) | dict(detector='torchvision_fcos')
@@ -106,7 +106,7 @@ def test_torchvisions_runs_do_not_decide_on_the_recipe(folder):
         (folder/id).rename(folder/new)
         write_json(folder/new/'run.json', record | dict(id=new))
     runs = tables.read_runs(folder)
-    assert len(runs) == 9 and runs.attrs['precision'] == {'mini': 'bfloat16'}
+    assert len(runs) == 9 and len(tables.select(3, runs)) == 9
 
 
 def test_a_training_that_diverged(tmp_path, monkeypatch):
@@ -264,31 +264,30 @@ def of_recipe_4(folder, row, seed, ap, amx, where='records'):
 
 
 def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
-    old = [of_recipe_4(tmp_path, row, seed, ap, amx=True) for row in PRIME for seed, ap in ((0, 30.), (1, 31.))]
-    of_recipe_4(tmp_path, 'table3/R-R', 2, 99., amx=False)  # trained in float32 under a name that says nothing of it
-    new = [run(tmp_path, PRIME[0], seed, 50.) for seed in range(9)]  # more runs, of fewer rows
+    "Each table has the recipe and the precision that most of its own runs have"
+    old = [of_recipe_4(tmp_path, row, seed, ap, amx=True) for row in PRIME for seed, ap in ((0, 30.), (1, 31.), (2, 32.))]
+    of_recipe_4(tmp_path, 'table3/R-R', 3, 99., amx=False)  # trained in float32 under a name that says nothing of it
+    new = [run(tmp_path, PRIME[0], seed, 50.) for seed in range(5)]
+    other = [run(tmp_path, 'table4/carl', seed, 50.) for seed in range(4)]  # in Table 4 the baseline of Table 3 has fewer
     runs = tables.read_runs(tmp_path)
-    assert runs.attrs['recipe'] == 4 and runs.attrs['others'] == {5: 9} and set(runs.source) == {'record'}
-    assert set(tables.select(3, runs).id) == set(old)
-    assert 'recipe 4: precision at mini scale depends on the processor' in (said := tables.recipe_note(runs))
-    assert 'Not counted: 9 runs of recipe 5 (`-p recipe 5` of `nbs/paper/table.ipynb` shows them)' in said and 'your own' not in said
+    assert set(tables.select(3, runs).id) == set(old) and set(tables.select(4, runs).id) == {*other, *new}
+    said = tables.caption(3, runs)
+    assert 'recipe 4, bfloat16; 6 runs.' in said and 'recipe 5, bfloat16; 9 runs, 9 of them your own' in tables.caption(4, runs)
     runs = tables.read_runs(tmp_path, recipe=5)
     assert set(tables.select(3, runs).id) == set(new)
-    assert '9 runs, 9 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)
+    assert '5 runs, 5 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)
     refused(lambda: tables.read_runs(tmp_path, recipe=3), 'recipe=3: there is no run of it. Choose from: 4, 5')
-    refused(lambda: tables.read_runs(tmp_path, recipe='5'), "recipe='5': give a whole number")
-    assert set(tables.read_runs(tmp_path, own=False).id) == set(old)
+    assert set(tables.select(3, tables.read_runs(tmp_path, own=False)).id) == set(old)
     run(tmp_path, PRIME[1], 0, 50.)
-    assert tables.read_runs(tmp_path).attrs['recipe'] == 5  # as many rows: the newest
+    assert set(tables.select(3, tables.read_runs(tmp_path)).recipe) == {5}  # as many runs: the newest
 
 
-def test_the_precision_of_most_runs_is_drawn_and_the_other_is_counted(tmp_path):
+def test_runs_of_the_rarer_precision_are_not_counted(tmp_path):
     for seed in (0, 1):
         for row in PRIME: run(tmp_path, row, seed, 40., precision='float32')
     run(tmp_path, PRIME[0], 2, 99.)
-    runs = tables.read_runs(tmp_path)
-    assert runs.attrs['precision'] == {'mini': 'float32'} and len(tables.select(3, runs)) == 4
-    assert 'Not counted: 1 runs in another precision' in tables.recipe_note(runs)
+    cells = tables.select(3, tables.read_runs(tmp_path))
+    assert len(cells) == 4 and set(cells.precision) == {'float32'}
 
 
 def test_an_own_run_counts_in_place_of_a_record_of_the_same_training(folder):

@@ -2,7 +2,6 @@
 import dataclasses
 import numpy as np
 import pandas as pd
-from pisa.lab import runs as store
 from pisa.lab.rows import row_experiment
 
 
@@ -17,9 +16,8 @@ def made_up_runs(rows):
             metrics = {'AP': ap, 'AP50': ap + 25, 'AP75': 1.2*ap}
             out.append({**dataclasses.asdict(exp), **metrics, 'seed': seed, 'id': f'{row}-s{seed}',
                         'row_name': row.partition('/')[2], 'experiment': exp})
-    return store.comparable(pd.DataFrame(out).assign(
-        source='record', recipe=5, seconds=400., train_time=.4, data_fingerprint='abc', data_note='made up',
-        machine_processes=1, machine_threads=1, machine_gpu=None))
+    return pd.DataFrame(out).assign(source='record', recipe=5, seconds=400., train_time=.4, data_fingerprint='abc',
+                                    data_note='made up', machine_processes=1, machine_threads=1, machine_gpu=None)
 
 
 MADE = made_up_runs({'table3/R-R': (44, 3), 'table3/C-R': (47.5, 3), 'table3/R-H*': (44.2, 3), 'table3/H*-R': (41, 1)})

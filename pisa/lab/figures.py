@@ -792,7 +792,7 @@ def draw(
     number:int, # of the figure, 1 to 9
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     seed:int|None=None, # of the runs; all seeds that are there if not given
-    recipe:int|None=None, # see `pisa.lab.runs.comparable`
+    recipe:int|None=None, # see `pisa.lab.tables.read_runs`
 )->Drawn|None: # None: runs are missing, which is printed in one line
     "Draw a figure of the paper from the runs at mini scale; a `ValueError` of one line for a wrong number or seed"
     if type(number) is not int or number not in FIGURES:
@@ -830,7 +830,7 @@ def show(
 # %% ../../nbs/lab/73_figures.ipynb
 def prepare(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    recipe:int|None=None, # see `pisa.lab.runs.comparable`
+    recipe:int|None=None, # see `pisa.lab.tables.read_runs`
 )->None:
     "Collect the samples of all trained runs that figures need (half a minute each), and print which are not trained"
     from pisa.lab.study import collect  # needs mmdet

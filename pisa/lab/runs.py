@@ -19,8 +19,8 @@ from .files import read_json, records_dir, runs_dir, write_bytes, write_json
 # %% auto 0
 __all__ = ['PACKAGES', 'CHECKPOINT', 'SCHEMA', 'TYPES', 'ADDED', 'KEPT', 'folder', 'is_complete', 'find', 'git_state', 'versions',
            'machine', 'lock', 'held', 'checkpoints', 'save_tensors', 'save_checkpoint', 'read_checkpoint',
-           'last_checkpoint', 'describe', 'read_record', 'begin', 'finish', 'read_metrics', 'scalars', 'load',
-           'of_one_recipe', 'comparable', 'delete', 'add_record']
+           'last_checkpoint', 'describe', 'read_record', 'begin', 'finish', 'read_metrics', 'scalars', 'load', 'delete',
+           'add_record']
 
 # %% ../../nbs/lab/50_runs.ipynb
 def folder(
@@ -274,33 +274,6 @@ def load(
             nested = {f'{a}_{b}': v for a in ('data', 'git', 'machine') for b, v in record.pop(a).items()}
             rows[path.name] = {'source': source, **record, **nested, **metrics}
     return pd.DataFrame([rows[id] for id in sorted(rows)], columns=None if rows else [*TYPES, 'recipe'])
-
-# %% ../../nbs/lab/50_runs.ipynb
-def of_one_recipe(
-    table:pd.DataFrame, # see `load`
-    recipe:int|None=None, # if not given, the one with the most runs; in a tie, the newest
-)->pd.DataFrame: # `attrs`: `recipe`, and `others`, the number of runs of each other recipe
-    "The runs of one recipe. Runs of different recipes are different trainings, and are not compared"
-    if recipe is not None and type(recipe) is not int: raise ValueError(f'recipe={recipe!r}: give a whole number')
-    count = table.recipe[table.recipe > 0].value_counts().to_dict()
-    if recipe is None: recipe = max(count, key=lambda n: (count[n], n), default=RECIPE)
-    elif recipe not in count:
-        known = ', '.join(map(str, sorted(count))) or 'none'
-        raise ValueError(f'recipe={recipe!r}: there is no run of it. Choose from: {known}')
-    own = table[table.recipe == recipe].reset_index(drop=True)
-    own.attrs = {'recipe': recipe, 'others': {n: count[n] for n in sorted(count) if n != recipe}}
-    return own
-
-def comparable(
-    table:pd.DataFrame, # see `load`
-    recipe:int|None=None, # see `of_one_recipe`
-)->pd.DataFrame: # `attrs`: as `of_one_recipe`, `precision` of each scale, `left`: how many have the other precision
-    "The runs of one recipe, and at each scale of the precision that most of them have"
-    own = of_one_recipe(table, recipe)
-    most = {scale: p.value_counts().idxmax() for scale, p in own.groupby('scale').precision}
-    keep = own[own.precision == own.scale.map(most)].reset_index(drop=True)
-    keep.attrs = own.attrs | {'precision': most, 'left': len(own) - len(keep)}
-    return keep
 
 # %% ../../nbs/lab/50_runs.ipynb
 def delete(

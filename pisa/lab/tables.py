@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 from . import runs as store
 from .claims import difference_text, markdown_table, no_markup
-from .experiments import RECIPES, SCALES, Experiment, experiment
+from .experiments import SCALES, Experiment, experiment
 from .files import figures_dir, read_json, records_dir, runs_dir, write_text
 from .paper import published
 from .protocol import FINGERPRINTS, diverged, planned, t_interval
 from .rows import ROWS, TABLES, Row, known_table, label, row_experiment, table_name
 
 # %% auto 0
-__all__ = ['HEADINGS', 'RULE', 'read_runs', 'select', 'time_ratios', 'table', 'shown', 'styled', 'recipe_note', 'caption',
-           'latex', 'markdown', 'run_ids', 'write', 'write_records', 'show']
+__all__ = ['HEADINGS', 'RULE', 'read_runs', 'select', 'time_ratios', 'table', 'shown', 'styled', 'caption', 'latex', 'markdown',
+           'run_ids', 'write', 'write_records', 'show']
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _of_row(record:dict)->Experiment: # has the fields of `Experiment`, among others
@@ -47,40 +47,39 @@ def _step(runs:str|Path|None)->dict[str, dict[str, float]]: # name of a row of T
                 out[first[detector]] = dict(step=r['step_ratio'], low=r['low'], high=r['high'])
     return out
 
-def _fullest_recipe(every:pd.DataFrame)->int|None: # None: there is no run
-    "The recipe whose runs cover the most rows of all tables; in a tie, the newest"
-    rows = {row_experiment(name, scale=scale, seed=0) for name in ROWS for scale in SCALES}
-    covered = {n: len(rows & {_of_row(r) for r in own.to_dict('records')})
-               for n, own in every[every.recipe > 0].groupby('recipe')}
-    return max(covered, key=lambda n: (covered[n], n), default=None)
-
 def read_runs(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    recipe:int|None=None, # if not given, the one that covers the most rows of the tables
+    recipe:int|None=None, # all that are there if not given
     own:bool=True, # your own runs too, not the records alone
 )->pd.DataFrame: # `pisa.lab.runs.load`, with `experiment` (of seed 0) and `train_time` (s a step)
-    """The runs that tables use, your own and the records, all of one recipe and precision.
+    """The runs that tables use, your own and the records.
 
-    `attrs` has those of `pisa.lab.runs.comparable`, `lost` (experiments that diverged) and `step` (times)."""
+    `attrs` has `lost` (experiments that diverged) and `step` (times)."""
     every = store.load(runs, own)
-    every = every[~every.detector.astype(str).str.startswith('torchvision')]  # they are in no table
-    table = store.comparable(every.reset_index(drop=True), _fullest_recipe(every) if recipe is None else recipe)
+    every = every[(every.recipe > 0) & ~every.detector.astype(str).str.startswith('torchvision')]  # are in no table
+    if recipe is not None:
+        known = sorted(every.recipe.unique().tolist())
+        if recipe not in known: raise ValueError(
+            f"recipe={recipe!r}: there is no run of it. Choose from: {', '.join(map(str, known)) or 'none'}")
+        every = every[every.recipe == recipe]
+    table = every.reset_index(drop=True)
     if len(table):
         table['experiment'] = [_of_row(r) for r in table.to_dict('records')]
         table['train_time'] = table.seconds/table.steps
-    table.attrs |= {'lost': _lost(runs), 'step': _step(runs)}
+    table.attrs = {'lost': _lost(runs), 'step': _step(runs)}
     return table
 
 def select(
     table:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
     scale:str='mini', # 'mini' or 'paper'
-)->pd.DataFrame: # with `row`; all of one data set
-    "The runs of a table on the data that most of them were trained on"
+)->pd.DataFrame: # with `row`
+    "The runs of a table that can be compared: on the data, of the recipe and precision that most of them have"
     own = {row_experiment(r.name, scale=scale, seed=0): r.name for r in known_table(table).rows}
     if not len(runs): return pd.DataFrame(columns=['row', 'seed', 'id', 'source'])
     cells = runs.assign(row=runs.experiment.map(own)).dropna(subset='row').sort_values(['row', 'seed'])
-    return cells[cells.data_fingerprint.isin(cells.data_fingerprint.value_counts().index[:1])]
+    kinds = dict([*cells.groupby(['data_fingerprint', 'recipe', 'precision'])])
+    return kinds[max(kinds, key=lambda kind: (len(kinds[kind]), kind[1]))] if kinds else cells
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _theirs(row:Row)->dict: # column to number
@@ -217,7 +216,9 @@ RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its
         'column *seeds* also has the number of pairs. All intervals '
         'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not '
         'contain 0. The intervals say nothing about other images. Verdicts rest on the comparisons that were fixed '
-        'beforehand, not on bold cells. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
+        'beforehand, not on bold cells. The runs of a table have the same data, recipe (version of the trainings) and '
+        'precision: those that most of its runs have. `-p recipe` of `nbs/paper/table.ipynb` shows another recipe. '
+        'Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
            "(`nbs/lab/40_paper.ipynb` says what is unfair about them); the paper's AP of Mask R-CNN may be of masks. "
@@ -248,17 +249,8 @@ def _of_ours(cells:pd.DataFrame, scale:str)->str: # see `select`
     yours = (cells.source == 'own').sum()
     return (f"*Ours, {scale} scale*: {cells.data_note.iloc[0].partition(';')[0]}; "
             f"{', '.join(map(label, cells.detector.unique()))} with small backbones "
-            f"({', '.join(cells.backbone.unique())}); "
+            f"({', '.join(cells.backbone.unique())}); recipe {cells.recipe.iloc[0]}, {cells.precision.iloc[0]}; "
             f"{len(cells)} runs{f', {yours} of them your own' if yours else ''}.")
-
-def recipe_note(runs:pd.DataFrame)->str: # see `read_runs`
-    "The recipe of the runs, and the number of runs that are not counted"
-    a = runs.attrs
-    out = [f"Ours are of recipe {a['recipe']}: {RECIPES[a['recipe']]}."]
-    out += [f'Not counted: {n} runs of recipe {r} (`-p recipe {r}` of `nbs/paper/table.ipynb` shows them).'
-            for r, n in a['others'].items()]
-    if a['left']: out.append(f"Not counted: {a['left']} runs in another precision.")
-    return ' '.join(out)
 
 def caption(
     number:int|str, # a key of `TABLES`
@@ -326,8 +318,7 @@ def write(
 )->list[Path]: # Markdown, CSV, LaTeX
     "Write the files of a table, each in one step"
     df, name = table(number, runs), 'carl_gradient' if number == 'text' else f'table{number}'
-    text = '\n\n'.join([markdown(df), caption(number, runs), RULE, recipe_note(runs), '**Runs**',
-                        run_ids(number, runs)])
+    text = '\n\n'.join([markdown(df), caption(number, runs), RULE, '**Runs**', run_ids(number, runs)])
     flat, folder = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4), Path(out or figures_dir())
     texts = {'md': text + '\n', 'csv': flat.to_csv(), 'tex': latex(df)}
     return [write_text(folder/f'{name}.{kind}', text) for kind, text in texts.items()]
