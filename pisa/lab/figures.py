@@ -142,7 +142,7 @@ def save(
     return [*paths, write_json(Path(out)/f'{name}.json', words)]
 
 # %% ../../nbs/lab/73_figures.ipynb
-INTERVALS = 'The 95% intervals are over seeds (Student\'s t); the thin lines show each seed.'
+INTERVALS = 'Bars: 95% intervals over seeds (Student\'s t); thin lines: each seed.'
 
 def group_means(
     group:np.ndarray|int, # [n] group of the sample, from 0
@@ -169,19 +169,7 @@ def change_text(
     return f'{words}: {verdict}'
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _draw_mean(
-    ax,
-    x:np.ndarray, # [k]
-    values:np.ndarray, # [seeds, k]
-    kind:str, # one of `COLORS`
-    **line, # for `plot`
-):
-    "The mean over seeds as a line, the interval as a band"
-    mean, low, high = np.transpose([t_interval(v) for v in values.T])
-    ax.plot(x, mean, **LINES[kind], **line)
-    ax.fill_between(x, low, high, color=COLORS[kind], alpha=.2, lw=0)
-
-def _draw_seeds(ax, x:np.ndarray, values:np.ndarray, kind:str='prime'): # as for `_draw_mean`
+def _draw_seeds(ax, x:np.ndarray, values:np.ndarray, kind:str='prime'): # [k]; [seeds, k]; one of `COLORS`
     ax.plot(x, values.T, **LINES[kind], lw=.7, alpha=.4)
 
 def _draw_changes(ax, x:np.ndarray, change:np.ndarray): # [k]; [seeds, k]
@@ -202,6 +190,13 @@ def _outline(ax, row, color, lw, **more):
     "Draw the box of a row; pixel `i` spans `i - .5` to `i + .5` in the axes, `i` to `i + 1` in boxes"
     x1, y1, x2, y2 = (float(getattr(row, k)) - .5 for k in _corners)
     ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec=color, lw=lw, **more))
+
+def _zoom(ax, rows:pd.DataFrame): # with boxes
+    "Show the part of an image that has the boxes"
+    boxes = rows[_corners].to_numpy(float)
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    (x, y), half = (low + high)/2, (high - low).max()/2*1.25
+    ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 def _overlaps(boxes:np.ndarray)->np.ndarray: # [G, 4] to [G, G] bool
     "Which boxes overlap"
@@ -228,10 +223,7 @@ def _draw_object(ax, truth:pd.Series, prime:pd.Series, hard:pd.Series):
         _outline(ax, row, COLORS[name], 2)
         ax.text(.5, y, f'{name}: IoU {row.iou:.2f}, loss {row.loss:z.1f}', color=COLORS[name],
                 ha='center', va='top', transform=ax.transAxes)
-    boxes = pd.DataFrame([truth, prime, hard])[_corners].to_numpy(float)
-    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
-    (x, y), half = (low + high)/2, (high - low).max()/2*1.25
-    ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+    _zoom(ax, pd.DataFrame([truth, prime, hard]))
 
 # %% ../../nbs/lab/73_figures.ipynb
 def recalls(run:Trained)->np.ndarray: # [F] in percent at `FALSE_POSITIVES`
@@ -248,7 +240,7 @@ def _draw_recalls(
     for name, curve in curves.items():
         gain = curve - curves['random']
         ax.plot(FALSE_POSITIVES, curve.mean(0), **LINES[name], label=name)
-        _draw_mean(above, FALSE_POSITIVES, gain, name)
+        above.plot(FALSE_POSITIVES, gain.mean(0), **LINES[name])
         _draw_seeds(above, FALSE_POSITIVES, gain, name)
     for a in (ax, above): a.set(xscale='log', xlabel='false positives per image')
     ax.set(ylabel='recall at IoU 0.75 (%)', ylim=(0, None))
@@ -282,7 +274,8 @@ def figure1(
         'highest classification loss (hard). Among the objects of 24 px or more that no other overlaps, this one has '
         'the largest difference between the losses of these two samples. Dashed: ground truth. Middle: recall at an '
         'IoU of 0.75 over false positives per image (FROC) of the detections of all classes by score. The runs differ '
-        f'in how RoIs are sampled (Table 3: R/R, H/H, C/R). Right: recall minus that of random sampling. {INTERVALS}',
+        'in how RoIs are sampled (Table 3: R/R, H/H, C/R). Right: recall minus that of random sampling. '
+        'Thin lines: each seed.',
         f'Mean recall over {len(FALSE_POSITIVES)} places of the curve: {means}. Prime minus hard, in points: '
         f'{change_text(p - h, 1, 1)}; prime minus random: {change_text(p - r, 1, 1)}; hard minus random: '
         f'{change_text(h - r, digits=1)}.')
@@ -291,17 +284,16 @@ def figure1(
 _shown_ious = [0, 5, 8]  # places in `IOUS` of 0.5, 0.75 and 0.9
 
 def _draw_precision(precision:np.ndarray)->mpl.figure.Figure: # [V, T, R], with unchanged scores and raised for `TOP`
-    "Precision over recall: a kind of line for each variant of the scores, a colour for each IoU threshold"
-    fig, ax = plt.subplots(figsize=(COLUMN, 2.6), layout='constrained')
-    colors = [_palette[i] for i in (2, 0, 3)]
-    ax.set_prop_cycle(color=colors)
-    names, handles = ['baseline', *(f'top-{n} raised' for n in TOP)], []
-    for curves, name, style in zip(precision, names, ('-', '--', ':')):
-        ax.plot(np.linspace(0, 1, 101), curves[_shown_ious].T, ls=style)
-        handles.append(Line2D([], [], color='.2', ls=style, label=name))
-    handles += [Line2D([], [], color=c, lw=3, label=f'IoU {IOUS[t]:.2f}') for c, t in zip(colors, _shown_ious)]
-    ax.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02))
-    fig.legend(handles=handles, loc='outside upper center', ncol=2, columnspacing=3)
+    "Precision over recall: a plot for each IoU threshold, a line for each variant of the scores"
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 2.1), layout='constrained', sharey=True)
+    few, many = (f'top-{n} raised' for n in TOP)
+    lines = {'baseline': LINES['random'], few: LINES['prime'], many: dict(color=_palette[2], ls='--')}
+    for ax, t in zip(axes, _shown_ious):
+        for curve, (name, line) in zip(precision[:, t], lines.items()):
+            ax.plot(np.linspace(0, 1, 101), curve, **line, label=name)
+        ax.set(xlabel='recall', title=f'IoU {IOUS[t]:.2f}', xlim=(0, 1), ylim=(0, 1.02))
+    axes[0].set_ylabel('precision')
+    axes[0].legend(loc='lower left')
     return fig
 
 @figure(2, 'Raising the scores of few or of many', ['table3/R-R'], r"""
@@ -320,10 +312,10 @@ def figure2(baseline:list[Trained])->Drawn:
     aps = '; '.join(f'AP{100*IOUS[t]:.0f} ' + ' / '.join(f'{a:.1f}' for a in ap[:, t]) for t in _shown_ious)
     change = np.array([100*(t.study.precision[1] - t.study.precision[2]).mean() for t in baseline])
     return Drawn(_draw_precision(precision),
-        'Precision over recall (mean over classes) at three IoU thresholds, for the baseline (solid) and for the same '
+        'Precision over recall (mean over classes) at three IoU thresholds, for the baseline and for the same '
         f'detector with raised scores. The logit of the ground-truth class is raised for the first {few} samples of '
-        f'each image by IoU-HLR, with all classes as one (dashed, by {raised[1]:.2f}) or for the first {many} '
-        f'(dotted, by {raised[2]:.2f}). '
+        f'each image by IoU-HLR, with all classes as one (by {raised[1]:.2f}), or for the first {many} '
+        f'(by {raised[2]:.2f}). '
         f'Both lower the summed classification loss of all proposals by {100*(1 - loss[1]/loss[0]):.1f}% (the paper: '
         '10%). All '
         'numbers are means over seeds. Detections are made from the raised scores as at test time. The samples are '
@@ -335,30 +327,30 @@ def _image_of_figure3(run:Trained)->tuple[int, int]: # place in the validation s
     """The image and class of the figure.
 
     Wanted, the most important first: three objects with four samples each; an order that differs between local ranks;
-    no overlap. In a tie, the first."""
+    no overlap; large objects, so that boxes can be told apart."""
     def suits(own):
         top = own[own.local_rank < 4].sort_values('image_rank')
         boxes = run.study.objects.loc[top['gt'].unique(), _corners].to_numpy()
         orders = {tuple(g) for _, g in top.groupby('local_rank')['gt']}
-        return len(boxes) == 3 and len(top) == 12, len(orders) > 1, _overlaps(boxes).sum() == len(boxes)
+        smallest = (boxes[:, 2:] - boxes[:, :2]).min()  # side, in pixels
+        return len(boxes) == 3 and len(top) == 12, len(orders) > 1, _overlaps(boxes).sum() == len(boxes), smallest
     found = {at: suits(own) for at, own in run.positives.groupby(['image', 'label'])}
     return max(found, key=found.get)
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _draw_samples(
     ax,
-    pos:pd.DataFrame, # by IoU-HLR, with `letter` and `color` of the object
+    image:int,
+    own:pd.DataFrame, # samples of an object by IoU, with `color`
 ):
-    "The boxes of samples in the colours of their objects, thinner for later local ranks; the best with a letter"
-    for s in pos[::-1].itertuples():
-        _outline(ax, s, s.color, 1.6 - .35*s.local_rank)
-        if s.local_rank > 0: continue
-        ax.text((s.x1 + s.x2)/2, (s.y1 + s.y2)/2, s.letter, color='w', ha='center', va='center', fontweight='bold',
-                bbox=dict(boxstyle='round,pad=.15', fc=s.color, ec='none'))
+    "An object and the boxes of its samples, thinner for later local ranks"
+    _draw_image(ax, image)
+    for s in own[::-1].itertuples(): _outline(ax, s, s.color, 1.2 - .25*s.local_rank)
+    _zoom(ax, own)
 
 def _draw_tiles(
     ax,
-    pos:pd.DataFrame, # see `_draw_samples`
+    pos:pd.DataFrame, # by IoU-HLR, with `letter` and `color` of the object
     row:str, rank:str, # columns of `pos`: row of the tile, number in it
     names:list[str], # of the rows
     title:str,
@@ -391,10 +383,11 @@ def figure3(baseline:list[Trained])->Drawn: # of one run
     pos = pos.assign(object=objects, letter=['ABCDEF'[i] for i in objects], color=[_palette[i] for i in objects],
                      place=pos.groupby('local_rank').cumcount())
     n = len(gts)
-    fig, (left, first, second) = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout='constrained', width_ratios=[.8, 1, 1])
-    left.set_title('4 best samples of each object')
-    _draw_image(left, image)
-    _draw_samples(left, pos)
+    fig = plt.figure(figsize=(PAGE, 2.5), layout='constrained')
+    axes = fig.subplot_mosaic([[i, 'first', 'second'] for i in range(n)], width_ratios=[.34, 1, 1])
+    for i, own in pos.groupby('object'): _draw_samples(axes[i], image, own)
+    axes[0].set_title('4 best samples')
+    first, second = axes['first'], axes['second']
     _draw_tiles(first, pos, 'object', 'local_rank', [f'object {x}' for x in 'ABCDEF'[:n]],
                 'step 1: rank around each object')
     _draw_tiles(second, pos, 'place', 'hlr', ['1st', '2nd', '3rd', '4th', '5th', '6th'][:n],
@@ -402,7 +395,7 @@ def figure3(baseline:list[Trained])->Drawn: # of one run
     for name, color in zip(first.get_yticklabels(), _palette): name.set_color(tuple(.8*c for c in color))
     met, met_by_iou = (t['gt'].head(n).nunique() for t in (pos, pos.sort_values('iou', ascending=False)))
     return Drawn(fig,
-        f'Validation image {image} and its {n} objects of one class. Of their {len(every)} positive samples the '
+        f'The {n} objects of one class in validation image {image}. Of their {len(every)} positive samples the '
         f'{len(pos)} with a local rank below 4 are drawn: their boxes after regression, by the baseline with seed '
         f'{run.record["seed"]}. Step 1 sorts the samples of each object by IoU. Step 2 sorts all samples with the same '
         'local rank by IoU. A tile has the rank (0 is the best), the object and the IoU of a sample. Thinner boxes '
@@ -713,7 +706,7 @@ def _compare(
     "Mean scores of two detectors in bins, and the second minus the first"
     fig, (ax, below) = plt.subplots(2, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[3, 2])
     for text, runs, kind, marker in (('baseline', baseline, 'random', 's'), (name, other, 'prime', 'o')):
-        _draw_mean(ax, x, scores(runs, column, edges), kind, marker=marker, ms=3, label=text)
+        ax.plot(x, scores(runs, column, edges).mean(0), **LINES[kind], marker=marker, ms=3, label=text)
     _draw_changes(below, x, score_changes(baseline, other, column, edges))
     ax.set_ylabel('mean score')
     ax.legend()
