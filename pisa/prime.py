@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, distributed as dist
 from .carl import carl_loss
-from .isr import check_curve, isr_weights
+from .isr import at_least_float32, check_curve, isr_weights
 
 # %% auto 0
 __all__ = ['METRICS', 'one_of', 'ISR', 'CARL', 'settings', 'Positives', 'pair_iou', 'gather', 'prime_weights', 'prime_box_loss']
@@ -96,6 +96,7 @@ def pair_iou(
     a:Tensor, b:Tensor, # [N, 4] as x1, y1, x2, y2
 )->Tensor: # [N] from 0 to 1
     "IoU of `a[i]` and `b[i]`"
+    a, b = at_least_float32(a), at_least_float32(b)  # half precision cannot hold the areas
     area = lambda box: (box[:, 2] - box[:, 0])*(box[:, 3] - box[:, 1])
     inter = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
     return inter/(area(a) + area(b) - inter).clamp(min=1e-6)  # protects against boxes without area

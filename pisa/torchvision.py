@@ -38,9 +38,9 @@ def matched(
 
 # %% ../nbs/14_torchvision.ipynb
 def decoded(coder, delta:Tensor, prior:Tensor)->Tensor: # [P, 4]
-    "Where the regression moves RoIs or anchors"
+    "Where the regression moves RoIs or anchors; in float32 under autocast too, since an IoU needs the precision"
     decode = getattr(coder, 'decode_single', None) or coder.decode  # newer coders have only the second
-    return decode(delta, prior).reshape(-1, 4)
+    return decode(at_least_float32(delta), at_least_float32(prior)).reshape(-1, 4)
 
 def box_losses(
     kind:str, # 'l1', 'smooth_l1', 'giou', 'diou' or 'ciou'
@@ -178,7 +178,7 @@ def roi_losses(
 def check_equal(kind:type, usual:Sequence[Tensor], losses:Sequence[Tensor])->None:
     "Raise a one-line `ValueError` if the losses of a kind of head are not the usual ones"
     rounding = 1e-2 if torch.is_autocast_enabled() else 1e-4
-    if not torch.allclose(torch.stack([*usual]).float(), torch.stack([*losses]).float(), rtol=rounding):
+    if not torch.allclose(torch.stack([*usual]).float(), torch.stack([*losses]).float(), rtol=rounding, equal_nan=True):
         raise ValueError(f'the losses of {kind.__name__} (torchvision {torchvision.__version__}) are not those that '
                          'ISR and CARL change here')
 

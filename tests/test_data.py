@@ -243,7 +243,11 @@ def test_one_list_of_voc_is_one_split(voc):
     (voc/'ImageSets/Main/train.txt').rename(voc/'ImageSets/Main/test.txt')
     (voc/'ImageSets/Main/val.txt').unlink()
     (voc/'Annotations/im 2.xml').write_text(_xml(('a', 0, (3, 3, 8, 8))))
+    (voc/'Annotations/im 3.xml').rename(voc/'im 3.xml')
     assert (load('voc', voc).n_train, load('voc', voc).n_val, load('voc', voc, divide=False).n_val) == (2, 1, 3)
+    assert not any('not named by' in n for n in load('voc', voc).report['notes'])
+    (voc/'im 3.xml').rename(voc/'Annotations/im 3.xml')
+    assert '1 annotation file not named by test.txt, not used' in load('voc', voc).report['notes']
 
 
 def test_voc_limits_keep_the_classes(voc):

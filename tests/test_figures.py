@@ -16,6 +16,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from made_up import made_up_runs
 from pisa.lab import figures, runs, tables
+from pisa.lab.experiments import RECIPE
 from pisa.lab.samples import FALSE_POSITIVES, Study
 from notebooks import log, papermill
 from refusal import refused
@@ -154,7 +155,7 @@ def test_the_runs_say_which_seeds_and_how_they_compare():
 
 
 WITH_RUNS = [number for number, figure in figures.FIGURES.items() if figure.rows]
-HOLDS, FAILS, OPEN = ': holds', ': fails', ': open'
+HOLDS, FAILS, OPEN = ', as in the paper', ', opposite to the paper', ', open'
 
 
 @pytest.mark.parametrize('number, of, words', [
@@ -173,7 +174,7 @@ def ids(drawn): return re.findall('`(.*?)`', drawn.runs)
 
 def test_figure_2_sees_the_other_order():
     swapped = [dataclasses.replace(t, study=dataclasses.replace(t.study, precision=t.study.precision[[0, 2, 1]])) for t in FLAT]
-    assert figures.figure2(swapped).finding.endswith(': fails.')
+    assert figures.figure2(swapped).finding.endswith(FAILS + '.')
 
 
 def test_means_of_figure_4_are_in_its_words():
@@ -181,7 +182,7 @@ def test_means_of_figure_4_are_in_its_words():
     kinds = [figures.three_of_each(t.positives) for t in FLAT]
     for name in figures.COLORS: assert '{} {:.2f} and {:.2f}'.format(name, *pd.concat([k.loc[name] for k in kinds])[['iou', 'loss']].mean()) in drawn.finding
     assert '(prime), 360 of each' in drawn.caption
-    assert figures.figure4(STEEP).finding.count(': holds') == 2  # higher IoUs, lower losses
+    assert figures.figure4(STEEP).finding.count(HOLDS) == 2  # higher IoUs, lower losses
 
 
 def test_missing_runs_are_one_line(tmp_path, capsys):
@@ -222,8 +223,8 @@ def test_data_is_that_of_the_tables():
 
 def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
     "Baseline with seeds 1, 2 and 3, ISR with 1 and 2; of seed 2 of ISR there are no samples"
-    baseline = pd.DataFrame({'id': ['b1', 'b2', 'b3'], 'AP': [30., 20., 10.]}, [1, 2, 3])
-    of = {'table3/R-R': baseline, 'table4/baseline': baseline, 'table4/isr': pd.DataFrame({'id': ['i1', 'i2'], 'AP': [40., 50.]}, [1, 2])}
+    baseline = pd.DataFrame({'id': ['b1', 'b2', 'b3'], 'AP': [30., 20., 10.], 'recipe': RECIPE}, [1, 2, 3])
+    of = {'table3/R-R': baseline, 'table4/baseline': baseline, 'table4/isr': pd.DataFrame({'id': ['i1', 'i2'], 'AP': [40., 50.], 'recipe': RECIPE}, [1, 2])}
     monkeypatch.setattr(figures, 'read_runs', lambda runs, recipe: None)
     monkeypatch.setattr(figures, 'runs_of_row', lambda row, everything: of[row])
     monkeypatch.setattr(figures.store, 'find', lambda id, runs: tmp_path / id)
@@ -237,6 +238,8 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
     assert ids(figures.draw(4)) == ['b1', 'b2', 'b3'] and ids(figures.draw(4, seed=2)) == ['b2']
     assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
     assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')
+    of['table4/isr'].recipe = RECIPE - 1  # a training would have the newest recipe, and would not be drawn
+    assert figures.draw(8, seed=3) is None and capsys.readouterr().out.endswith(f'among those of recipe {RECIPE - 1}, which its table shows: give recipe={RECIPE} for newer runs\n')
 
 
 def test_the_line_of_the_projects_own_runs(monkeypatch, tmp_path, capsys):

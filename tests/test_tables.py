@@ -272,7 +272,10 @@ def test_runs_of_two_recipes_or_precisions_are_never_mixed(tmp_path):
     runs = tables.read_runs(tmp_path)
     assert set(tables.select(3, runs).id) == set(old) and set(tables.select(4, runs).id) == {*other, *new}
     said = tables.caption(3, runs)
-    assert 'recipe 4, bfloat16; 6 runs.' in said and 'recipe 5, bfloat16; 9 runs, 9 of them your own' in tables.caption(4, runs)
+    assert 'recipe 4, bfloat16; 6 runs. Not shown: 6 runs, 5 of them your own, on other data, of another recipe' in said
+    assert 'recipe 5, bfloat16; 9 runs, 9 of them your own. Not shown: 7 runs on' in tables.caption(4, runs)
+    missing = tables.table(4, runs).attrs['missing']['mini']
+    assert missing[0] == 'not comparable' and missing[1] == 'not run'  # the baseline has runs of recipe 4; ISR alone has none
     runs = tables.read_runs(tmp_path, recipe=5)
     assert set(tables.select(3, runs).id) == set(new)
     assert '5 runs, 5 of them your own' in tables.caption(3, runs) and f'`{new[0]}` (your own)' in tables.run_ids(3, runs)

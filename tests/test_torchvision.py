@@ -286,6 +286,27 @@ def test_bfloat16(kind):
     for k in want: torch.testing.assert_close(losses[k].float(), want[k], rtol=.1, atol=.05)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('coder', [FasterRCNN, RetinaNet], ids=['rois', 'anchors'])
+def test_boxes_of_half_precision(coder, dtype):
+    "Large boxes: the rounded regression and samples, decoded and compared in float64 by hand. An area of 500 x 500 is beyond float16"
+    model = detector('faster' if coder is FasterRCNN else 'retina')
+    coder = model.roi_heads.box_coder if coder is FasterRCNN else model.head.regression_head.box_coder
+    g = torch.Generator().manual_seed(0)
+    corner = torch.rand(40, 2, generator=g)*200
+    gt = torch.cat([corner, corner + 300 + torch.rand(40, 2, generator=g)*200], 1)
+    prior, delta = (gt + 40*torch.randn(40, 4, generator=g)).to(dtype), torch.randn(40, 4, generator=g).mul(.3).to(dtype)
+    p, d = prior.double(), delta.double()/torch.tensor(coder.weights)
+    size = p[:, 2:] - p[:, :2]
+    center, half = p[:, :2] + size/2 + d[:, :2]*size, d[:, 2:].exp()*size/2
+    want = torch.cat([center - half, center + half], 1)
+    box = decoded(coder, delta, prior)
+    torch.testing.assert_close(box.double(), want, rtol=1e-5, atol=1e-3)
+    inter = (torch.minimum(want[:, 2:], gt[:, 2:]) - torch.maximum(want[:, :2], gt[:, :2])).clamp(min=0).prod(1)
+    union = (want[:, 2:] - want[:, :2]).prod(1) + (gt[:, 2:] - gt[:, :2]).prod(1) - inter
+    torch.testing.assert_close(pair_iou(box, gt).double(), inter/union, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('share', [.01, .1, .2, .5])
 def test_ssd_with_other_shares_of_negatives(share):
     model = detector('ssd')

@@ -82,6 +82,15 @@ def test_any_sampler(sampler, keys):
     assert all(torch.isfinite(g).all() for g in grads.values() if g is not None)
 
 
+def test_an_image_without_negatives():
+    "mmdet's Score-HLR sampler gives no weights for it; the losses are those without such weights for this image"
+    head = roi_head(sampler=dict(type='ScoreHLRSampler', num=64, pos_fraction=0.25), **ISR, **CARL)
+    x, proposals, samples = scene((3, 2))
+    proposals[1] = proposals[1][:0]  # its samples are its own objects
+    losses = head.loss(x, proposals, samples)
+    assert all(torch.isfinite(v) for v in losses.values()) and losses['loss_cls'] > 0
+
+
 def test_one_sampler():
     with pytest.raises(UnboundLocalError): run(roi_head('PISARoIHead', sampler=RANDOM, isr=dict(k=2, bias=0)))
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .files import counted
-from .protocol import PRIMARY, Comparison, judge, planned_seeds
+from .protocol import MARGIN, PRIMARY, Comparison, judge, planned_seeds
 from .rows import ROWS, TABLES, label, row_experiment, table_name
 
 # %% auto 0
@@ -114,7 +114,7 @@ def counts(judged:pd.DataFrame)->str: # see `judged_claims`
     of = [f'{(hold.holm < .05).sum()} with p below 0.05']
     for k, of_what in (('same', 'the published'), ('other', 'another')):
         if sizes.get(k): of.append(f'{sizes[k]} of {of_what} size')
-    words = [f'{n[v]} {verb[n[v] > 1]}' + (f' ({", ".join(of)})' if v == 'holds' else '')
+    words = [f'{n[v]} {verb[int(n[v] > 1)]}' + (f' ({", ".join(of)})' if v == 'holds' else '')
              for v, verb in VERDICTS.items() if n.get(v)]
     return f'Of {counted(len(judged), "comparison")}, {", ".join(words)}.'
 
@@ -146,9 +146,10 @@ def claims_markdown(
         each = c.each.replace(', ', '<br>').replace(' ', '\N{NO-BREAK SPACE}')
         ours = difference_text(c.mean, c.low, c.high) + (f'<br>{each}' if each else '')
         rows.append([no_markup(c.expects), what, signed(c.published), ours,
-                     f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'), f'{c.holm:.3f}' if over else '–',
+                     f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'),
+                     '–' if not over else '< 0.001' if c.holm < .001 else f'{c.holm:.3f}',
                      f'**{said}**' if c.verdict in ('holds', 'fails') else said])
-    return markdown_table(['expected', 'measure', 'published', 'here', 'seeds', 'p', 'verdict'], rows, left=2)
+    return markdown_table(['statement', 'measure', 'published', 'here', 'seeds', 'p', 'verdict'], rows, left=2)
 
 # %% ../../nbs/lab/71_claims.ipynb
 _COLORS = {'holds': '#0173b2', 'fails': '#d55e00', 'open': '.35', 'diverged': '#cc78bc', 'unfinished': '.65'}
@@ -156,7 +157,7 @@ _COLORS = {'holds': '#0173b2', 'fails': '#d55e00', 'open': '.35', 'diverged': '#
 def forest(
     judged:pd.DataFrame, # see `judged_claims`
 )->plt.Figure:
-    "Differences with their intervals, ours and the paper's"
+    "Differences with their intervals, ours and the paper's; a tick at the edge of `not below`"
     some = judged[judged['mean'].notna()].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(8.5, 1.2 + .34*max(len(some), 1)), layout='constrained')
     ax.axvline(0, color='.3', lw=1, zorder=0)
@@ -167,7 +168,10 @@ def forest(
         ax.errorbar(part['mean'], part.index, xerr=(part.high - part.low)/2, fmt='o', ms=5, lw=1.8,
                     color=_COLORS[verdict], label=f'ours: {verdict}')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
-    ax.set(xlim=(-far, far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
+    edges = some.index[some.claim == 'not below']
+    ax.plot([-MARGIN]*len(edges), edges, '|', ms=14, color='.3')
+    least = some[['low', 'mean', 'published']].min(axis=None) if len(some) else -far
+    ax.set(xlim=(max(-far, 1.15*min(least, -1)), far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
     seeds = [counted(n, 'seed').replace(' ', '\N{NO-BREAK SPACE}') for n in some.seeds]
     names = [textwrap.fill(f'{expects} ({n})', 54) for expects, n in zip(some.expects, seeds)]
     ax.set_yticks(some.index, names, fontsize=9)

@@ -20,6 +20,7 @@ from ..isr import importance_weight, isr_weights
 from . import runs as store
 from .data import load
 from .evaluate import IOUS
+from .experiments import RECIPE
 from .files import write_bytes, write_json
 from .protocol import t_interval
 from .rows import label, row_experiment
@@ -158,15 +159,15 @@ def change_text(
     expected:int|None=None, # 1: the paper says above 0, -1: below 0; None: the paper says nothing
     digits:int=3,
 )->str:
-    "A change, its interval, the seeds, and whether the paper's claim holds"
+    "A change, its interval, the seeds, and whether the interval is on the paper's side of 0 (open: it contains 0)"
     number = lambda v: f'{v:+z.{digits}f}'
     mean, low, high = t_interval(change)
     words = f'{number(mean)} (one seed)'
     if len(change) > 1:
         words = f'{number(mean)} ({number(low)} to {number(high)}; by seed {", ".join(map(number, change))})'
     if expected is None: return words
-    verdict = 'open' if not (low > 0 or high < 0) else 'holds' if mean*expected > 0 else 'fails'
-    return f'{words}: {verdict}'
+    if not (low > 0 or high < 0): return f'{words}, open'
+    return words + (', as in the paper' if mean*expected > 0 else ', opposite to the paper')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _draw_seeds(ax, x:np.ndarray, values:np.ndarray, kind:str='prime'): # [k]; [seeds, k]; one of `COLORS`
@@ -768,6 +769,10 @@ def _needs(
     runs:str|Path|None,
 )->str:
     "The runs and samples that a figure lacks for a seed, and the commands that make them"
+    recipes = {own.recipe.iloc[0] for own in of_row.values() if len(own) and seed not in own.index}
+    if other := max(recipes - {RECIPE}, default=0):
+        return (f'Figure {number} has no run with seed {seed} among those of recipe {other}, which its table '
+                f'shows: give recipe={RECIPE} for newer runs')
     folder = f' -p runs_dir {shlex.quote(str(runs))}' if runs else ''
     what, commands = [], []
     for row, own in of_row.items():

@@ -321,7 +321,10 @@ def find_voc(
     lists = {n for n in ('trainval', 'train', 'test', 'val') if (root/'ImageSets'/'Main'/f'{n}.txt').is_file()}
     if len(lists) == 1:
         file = _split_file(root, [*lists])
-        return dict(all=(file.stem, root/'JPEGImages', _listed(root, file)))
+        pairs = _listed(root, file)
+        rest = len([*(root/'Annotations').glob('*.xml')]) - len(pairs)
+        notes = [f'{counted(rest, "annotation file")} not named by {file.name}, not used'] if rest > 0 else []
+        return dict(all=(file.stem, root/'JPEGImages', pairs, None, notes))
     if lists:
         both = (('trainval',), ('test',)) if {'trainval', 'test'} <= lists else (TRAIN, VAL)
         files = {s: _split_file(root, names) for s, names in zip(('train', 'val'), both)}

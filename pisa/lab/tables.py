@@ -11,7 +11,7 @@ import pandas as pd
 from . import runs as store
 from .claims import difference_text, markdown_table, no_markup
 from .experiments import SCALES, Experiment, experiment
-from .files import figures_dir, read_json, records_dir, runs_dir, write_text
+from .files import counted, figures_dir, read_json, records_dir, runs_dir, write_text
 from .paper import published
 from .protocol import FINGERPRINTS, diverged, planned, t_interval
 from .rows import ROWS, TABLES, Row, known_table, label, row_experiment, table_name
@@ -69,17 +69,22 @@ def read_runs(
     table.attrs = {'lost': _lost(runs), 'step': _step(runs)}
     return table
 
+# %% ../../nbs/lab/72_tables.ipynb
 def select(
     table:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
     scale:str='mini', # 'mini' or 'paper'
-)->pd.DataFrame: # with `row`
+)->pd.DataFrame: # with `row`; `attrs['others']`: row and source of each run that is left out
     "The runs of a table that can be compared: on the data, of the recipe and precision that most of them have"
     own = {row_experiment(r.name, scale=scale, seed=0): r.name for r in known_table(table).rows}
     if not len(runs): return pd.DataFrame(columns=['row', 'seed', 'id', 'source'])
     cells = runs.assign(row=runs.experiment.map(own)).dropna(subset='row').sort_values(['row', 'seed'])
     kinds = dict([*cells.groupby(['data_fingerprint', 'recipe', 'precision'])])
-    return kinds[max(kinds, key=lambda kind: (len(kinds[kind]), kind[1]))] if kinds else cells
+    if not kinds: return cells
+    best = kinds[max(kinds, key=lambda kind: (len(kinds[kind]), kind[1]))].copy()
+    rest = cells.loc[cells.index.difference(best.index)]
+    best.attrs['others'] = [*zip(rest.row, rest.source)]
+    return best
 
 # %% ../../nbs/lab/72_tables.ipynb
 def _theirs(row:Row)->dict: # column to number
@@ -141,9 +146,10 @@ def table(
     index = pd.MultiIndex.from_tuples([tuple(r.labels.values()) for r in rows], names=list(rows[0].labels))
     df = pd.concat({k: pd.DataFrame(numbers, index, columns) for k, (numbers, columns) in groups.items()}, axis=1)
     lost = runs.attrs.get('lost', ())
-    df.attrs = dict(number=number, missing={
-        scale: ['diverged' if row_experiment(n, scale=scale, seed=0) in lost else 'not run' for n in names]
-        for scale in SCALES})
+    def word(name, scale):
+        if row_experiment(name, scale=scale, seed=0) in lost: return 'diverged'
+        return 'not comparable' if name in dict(parts[scale].attrs.get('others', ())) else 'not run'
+    df.attrs = dict(number=number, missing={scale: [word(n, scale) for n in names] for scale in SCALES})
     return df
 
 # %% ../../nbs/lab/72_tables.ipynb
@@ -250,7 +256,15 @@ def _of_ours(cells:pd.DataFrame, scale:str)->str: # see `select`
     return (f"*Ours, {scale} scale*: {cells.data_note.iloc[0].partition(';')[0]}; "
             f"{', '.join(map(label, cells.detector.unique()))} with small backbones "
             f"({', '.join(cells.backbone.unique())}); recipe {cells.recipe.iloc[0]}, {cells.precision.iloc[0]}; "
-            f"{len(cells)} runs{f', {yours} of them your own' if yours else ''}.")
+            f"{len(cells)} runs{f', {yours} of them your own' if yours else ''}.{_left_out(cells)}")
+
+def _left_out(cells:pd.DataFrame)->str: # see `select`
+    "How many runs of the table have other data, another recipe or another precision"
+    others = cells.attrs.get('others', ())
+    if not len(others): return ''
+    yours = sum(source == 'own' for _, source in others)
+    return (f" Not shown: {counted(len(others), 'run')}{f', {yours} of them your own,' if yours else ''} "
+            'on other data, of another recipe or of another precision.')
 
 def caption(
     number:int|str, # a key of `TABLES`

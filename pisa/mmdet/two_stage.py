@@ -81,13 +81,14 @@ def join_weights(
     pos_weight:Tensor, # [P] label weights of the positives
     label_weight:Tensor, # [N] label weights of all, from which those of the negatives are taken
     sampling_results:list, # B results of mmdet's sampler
-    neg_weights:list[Tensor]|None=None, # B label weights of the negatives, instead of those in `label_weight`
+    neg_weights:list[Tensor|None]|None=None, # B label weights of the negatives; None: those in `label_weight`
 )->Tensor: # [N]
     "Label weights of all samples from those of the positives and those of the negatives, image by image"
     parts, p, n = [], 0, 0
     for i, res in enumerate(sampling_results):
         num_pos, num_neg = len(res.pos_priors), len(res.neg_priors)
-        neg_weight = neg_weights[i] if neg_weights else label_weight[n + num_pos:n + num_pos + num_neg]
+        neg_weight = neg_weights[i] if neg_weights else None
+        if neg_weight is None: neg_weight = label_weight[n + num_pos:n + num_pos + num_neg]
         parts += [pos_weight[p:p + num_pos], neg_weight]
         p, n = p + num_pos, n + num_pos + num_neg
     return torch.cat(parts)
