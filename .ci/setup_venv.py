@@ -101,4 +101,4 @@ def main(folder: str) -> int:
     return 0
 
 
-if __name__ == "__main__": sys.exit(main(*sys.argv[1:]) if len(sys.argv) == 2 else print(__doc__) or 2)
+if __name__ == "__main__": sys.exit(main(sys.argv[1]) if len(sys.argv) == 2 and not sys.argv[1].startswith("-") else print(__doc__) or 2)

@@ -136,7 +136,7 @@ def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
     shutil.copytree(folder / run, tmp_path / 'runs' / run, ignore=shutil.ignore_patterns('weights.pth'))
     last = refusal(tmp_path, run=run, runs_dir=tmp_path / 'runs')
     assert last.startswith(f'FileNotFoundError: run {run} has no weights: they are not in the folder of the run. Give the file (weights=), or train it, after pisa.lab.runs.delete')
-    train_it = f"papermill nbs/train.ipynb runs/mask_rcnn-pisa-s0.ipynb --log-output --no-progress-bar -p detector mask_rcnn -p method pisa -p overrides '{' '.join(sorted(TINY.split()))}' -p runs_dir {tmp_path}/runs"
+    train_it = f"papermill nbs/train.ipynb runs/mask_rcnn-pisa-shapes-s0.ipynb --log-output --no-progress-bar -p detector mask_rcnn -p method pisa -p overrides '{' '.join(sorted(TINY.split()))}' -p runs_dir {tmp_path}/runs"
     assert last.endswith(train_it)
     (tmp_path / 'runs' / run).rename(tmp_path / 'record')
     (tmp_path / 'record').rename((tmp_path / 'runs/records').mkdir() or tmp_path / 'runs/records' / run)

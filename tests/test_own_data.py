@@ -349,7 +349,7 @@ def test_one_coco_file_is_divided(tmp_path, json_at, images_at):
     (root/json_at).parent.mkdir(exist_ok=True)
     (root/json_at).write_text(json.dumps(coco(10)), encoding='utf-8-sig')
     spec = loaded(root)
-    assert (spec.n_train, spec.n_val) == (8, 2) and ' more of ' in spec.note
+    assert (spec.n_train, spec.n_val) == (8, 2) and ' divided into ' in spec.note
     names = [{i['file_name'] for i in read_json(f)['images']} for f in (spec.train_json, spec.val_json)]
     assert len(names[0] | names[1]) == 10 and loaded(root).fingerprint == spec.fingerprint
     assert len(annotations(spec)) == 16 and len(annotations(spec, 'val')) == 4
@@ -939,7 +939,7 @@ def test_a_competition_has_no_annotations_to_test_on(folder):
     change(folder, lambda c: c.pop('annotations'), 'val')
     (folder/'val.json').rename(folder/'test.json')
     spec = loaded(folder)
-    assert (spec.n_train, spec.n_val) == (2, 1) and ' more of ' in spec.note
+    assert (spec.n_train, spec.n_val) == (2, 1) and ' divided into ' in spec.note
 
 
 # ---- remembered, and shown

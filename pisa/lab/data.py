@@ -276,8 +276,9 @@ def _folder(
     by = f' ({", ".join(about["by"])})' if about['by'] else ''
     year = all(Path(file).stem == f'instances_{s}2017' for s, (file, _) in about['files'].items())
     files = [Path(f) for s in ('train', 'val') for f in about['files'][s]]
-    use = (f'{counted(n["train"], "image")} of {of["train"]} for training and {n["val"]} '
-           f'{"more "*(of["train"] == of["val"])}of {of["val"]}')
+    use = f'{counted(n["train"], "image")} of {of["train"]} for training and {n["val"]} of {of["val"]}'
+    if of['train'] == of['val']:
+        use = f'{of["train"]} divided into {counted(n["train"], "image")} for training and {n["val"]} for evaluation'
     if not divide: use = f'{counted(n["val"], "image")} of {of["val"]}, not divided'
     return DataSpec(
         root.name, tuple(about['classes']), *files, COCO_AREA_LIMITS, about['has_masks'], n['train'], n['val'],
@@ -355,7 +356,7 @@ def load(
     if data_root is None: raise ValueError(f'dataset={dataset!r} needs data_root, the folder that holds it')
     root = Path(data_root).expanduser().absolute()
     if not root.is_dir(): raise FileNotFoundError(
-        f'data_root={str(data_root)!r} is not a folder: give the one that holds '
+        f'{str(data_root)!r} is not a folder: give the one that holds '
         f'{DATASETS.get(dataset, DATASETS["folder"])}')
     if dataset == 'coco':
         for split in ('train', 'val'): existing(root/'annotations'/f'instances_{split}2017.json',

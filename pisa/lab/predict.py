@@ -43,7 +43,7 @@ def train_line(
     if exp.dataset != 'shapes': given['data_root'] = data_root
     if runs: given['runs_dir'] = runs
     parameters = ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in given.items())
-    notebook = f'runs/{exp.detector}-{exp.method}-s{exp.seed}.ipynb'
+    notebook = f'runs/{exp.detector}-{exp.method}-{exp.dataset}-s{exp.seed}.ipynb'
     return f'papermill nbs/train.ipynb {notebook} --log-output --no-progress-bar {parameters}'
 
 def trained(
