@@ -54,3 +54,11 @@ def test_formulas_and_links_of_a_page():
     text = markdown('The weight $w_i$ of `$HOME` is in [11](11_isr.ipynb), not in [this](https://a.b/c.ipynb).\n```\n$x$\n```')
     assert 'cost $5 and $6' in markdown('They cost $5 and $6.')  # no formula: a space stands before the second sign
     assert '<math' in text and '`$HOME`' in text and '](11_isr.html)' in text and 'https://a.b/c.ipynb' in text and '```\n$x$\n```' in text
+
+
+def test_the_readmes_lines_run():
+    "The first block of Python, as printed; both losses keep their sums"
+    here = {}
+    exec(re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[0], here)
+    assert (here['weight']*here['cls_loss']).sum().item() == pytest.approx(here['cls_loss'].sum().item(), rel=1e-5)
+    assert here['box_loss'].item() == pytest.approx(here['reg_loss'].sum().item(), rel=1e-5) and here['box_loss'].requires_grad
