@@ -129,7 +129,8 @@ def markdown_table(
 
 def no_markup(text:str)->str: return text.replace('*', r'\*')
 
-def signed(v:float)->str: return f'{round(v, 1) + 0.:+.1f}' if v == v else '–'  # no -0.0; nan: nothing
+def signed(v:float)->str: # nan: nothing
+    return '–' if v != v else f'{v:+.1f}' if round(v, 1) else '0.0'
 
 def difference_text(mean:float, low:float, high:float)->str: # e.g. '+1.2 ± 0.4'
     return signed(mean) + (f' ± {(high - low)/2:.1f}' if high == high else '')
@@ -169,7 +170,7 @@ def forest(
                     color=_COLORS[verdict], label=f'ours: {verdict}')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
     edges = some.index[some.claim == 'not below']
-    ax.plot([-MARGIN]*len(edges), edges, '|', ms=14, color='.3')
+    ax.plot([-MARGIN]*len(edges), edges, '|', ms=24, mew=.8, color='.3')
     least = some[['low', 'mean', 'published']].min(axis=None) if len(some) else -far
     ax.set(xlim=(max(-far, 1.15*min(least, -1)), far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
     seeds = [counted(n, 'seed').replace(' ', '\N{NO-BREAK SPACE}') for n in some.seeds]

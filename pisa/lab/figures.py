@@ -537,8 +537,8 @@ def _draw_detections(
         _outline(ax, d, color, 1.6)
         x, side = (126.5, 'right') if d.x1 > 85 else (max(d.x1 - .5, 0), 'left')
         y, edge = (d.y1 - 1.5, 'bottom') if d.y1 > 12 else (d.y2 + .5, 'top')
-        ax.text(x, y, f'{d.local_rank:.0f} | {d.score:.2f}', fontsize=6.5, color='w', ha=side, va=edge,
-                bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
+        ax.text(x, y, f'{d.local_rank:.0f} | {d.score:.2f}', fontsize=6.5, ha=side, va=edge,
+                color='w' if d.local_rank < 6 else 'k', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
 
 def _draw_pairs(
     objects:pd.DataFrame, # of all images
@@ -706,8 +706,11 @@ def _compare(
 )->tuple[mpl.figure.Figure, str]: # with its caption
     "Mean scores of two detectors in bins, and the second minus the first"
     fig, (ax, below) = plt.subplots(2, figsize=(COLUMN, 3.1), layout='constrained', sharex=True, height_ratios=[3, 2])
-    for text, runs, kind, marker in (('baseline', baseline, 'random', 's'), (name, other, 'prime', 'o')):
-        ax.plot(x, scores(runs, column, edges).mean(0), **LINES[kind], marker=marker, ms=3, label=text)
+    aside = .08*(x[1] - x[0])  # so that the bars do not hide each other
+    for text, runs, kind, marker, at in (('baseline', baseline, 'random', 's', x - aside),
+                                         (name, other, 'prime', 'o', x + aside)):
+        mean, low, high = np.transpose([t_interval(v) for v in scores(runs, column, edges).T])
+        ax.errorbar(at, mean, (high - low)/2, elinewidth=.8, **LINES[kind], marker=marker, ms=3, label=text)
     _draw_changes(below, x, score_changes(baseline, other, column, edges))
     ax.set_ylabel('mean score')
     ax.legend()

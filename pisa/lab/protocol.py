@@ -89,7 +89,7 @@ def groups()->list[Group]:
         ('Tables 5 and 6', 'shapes', 4, _rows(5, 6)),
         ('larger backbones of Table 1', 'shapes', 3, _rows(1)),
         ('beta and b, on damage', 'damage', 2, [with_setting(*s) for s in SETTINGS]),  # added later
-        ('objects not added as proposals, on damage', 'damage', 2,
+        ('without own boxes, on damage', 'damage', 2,
          [with_setting('sampler.add_gt_as_proposals', False, v) for v in ('baseline', 'isr', 'v1')]),  # added later
     ):
         out.append(Group(name, data, seeds, tuple(e for e in dict.fromkeys(trainings) if (data, e) not in known)))

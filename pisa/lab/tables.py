@@ -232,7 +232,7 @@ _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on
            "sizes, from `runs/records/bench/step.json`; median and quartiles. The names of the rows are the paper's; "
            "the column *backbone* has ours",
         2: 'ours are photographs of blood cells (BCCD)',
-        3: "the abstract's gain over OHEM, more than 1, is that of a larger backbone; here C/R is "
+        3: "the abstract's gain over OHEM, more than 1, is that of a larger backbone; in the published Table 3, C/R is "
            f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H",
         6: 'whether the ranked rows have CARL is not said; ours have it',
         7: f"the row IoU-HLR is Table 4's ISR, yet AP75 is {ROWS['table7/IoU-HLR'].numbers.AP75:.1f} here and "
@@ -253,7 +253,7 @@ def _of_ours(cells:pd.DataFrame, scale:str)->str: # see `select`
     "The data, networks and number of our runs of a table; '' if there are none at the paper's scale"
     if not len(cells): return f'*Ours, {scale} scale*: no run.' if scale == 'mini' else ''
     yours = (cells.source == 'own').sum()
-    return (f"*Ours, {scale} scale*: {cells.data_note.iloc[0].partition(';')[0]}; "
+    return (f"*Ours, {scale} scale*: {cells.data_note.iloc[0].partition(';')[0].replace('shapes v1,', 'shapes,')}; "
             f"{', '.join(map(label, cells.detector.unique()))} with small backbones "
             f"({', '.join(cells.backbone.unique())}); recipe {cells.recipe.iloc[0]}, {cells.precision.iloc[0]}; "
             f"{len(cells)} runs{f', {yours} of them your own' if yours else ''}.{_left_out(cells)}")
@@ -343,7 +343,7 @@ def write_records(runs:str|Path|None=None)->Path: # README.md in the folder of t
     every = store.load(runs, own=False)
     if not len(every): raise FileNotFoundError(f'{records_dir(runs)} has no records')
     every = every.sort_values(['recipe', 'data_name', 'detector', 'method', 'seed'])
-    columns = {'run': 'id', 'recipe': 'recipe', 'precision': 'precision', 'backbone': 'backbone',
+    columns = {'run': 'id', 'data': 'data_name', 'recipe': 'recipe', 'precision': 'precision', 'backbone': 'backbone',
                'formulation': 'formulation', 'sampler': 'sampler', 'changes': 'overrides'}
     head, rows = [*columns, 'AP', 'AP50', 'AP75', 'AP of masks'], []
     for r in every.to_dict('records'):
