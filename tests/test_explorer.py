@@ -104,16 +104,6 @@ def test_what_the_notebook_says_to_try(toy):
     assert {l for l in before if shown(toy)[l][4] != before[l][4]} == {'d', 'e'}
 
 
-def test_the_still_picture_is_that_of_the_explorer(toy):
-    before = toy.picture()
-    toy.boxes = toy.boxes | dict(a=[9., 1., 12., 4.])
-    still = toy.still()
-    assert base64.b64encode(toy.picture()).decode() in still and toy.picture() != before
-    rows = [re.findall('<td>(.*?)</td>', row) for row in still.split('<tr>')]
-    start = written(toy.scene, by_letter(toy.scene.boxes))
-    assert {r[0]: r[1:] for r in rows if r} == compared(start, shown(toy))
-
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "A record and detections: each object of each image twice, with noise, and a box anywhere; scores at random"
@@ -167,7 +157,6 @@ def test_errors_are_one_line(run, notebook, monkeypatch, tmp_path):
         fails(4, "pisa.lab.data.load('shapes', n_train=64, n_val=16) renders them")
     e.image = 5
     assert e.message == '' and e.view != before['view']
-    assert len(e.picture()) > 1000
 
 
 # ---- in a browser
@@ -472,14 +461,6 @@ def test_an_image_of_a_run(page, run):
     page.agrees(scene, boxes)
     page.enter('image', '0')
     wait(lambda: said() == '', 10, 'the message stays')
-
-
-def test_the_still_picture_is_shown_where_the_explorer_is_not(page):
-    height = lambda: page.js("document.querySelector('.pisa-still').getBoundingClientRect().height")
-    assert height() == 0
-    page.js("(window.shown = document.querySelector('.pisa-explorer')).classList.remove('pisa-explorer')")
-    try: assert height() > 300
-    finally: page.js("shown.classList.add('pisa-explorer')")
 
 
 @pytest.mark.parametrize('width', [1500, 1000])

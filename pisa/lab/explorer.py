@@ -4,21 +4,16 @@
 
 # %% ../../nbs/lab/80_explorer.ipynb 3
 from __future__ import annotations
-import base64, functools, io, mimetypes
+import base64, functools, mimetypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-import pandas as pd
 from anywidget import AnyWidget
 from fastcore.basics import patch
-from IPython.display import HTML, display
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.image import imread
-from matplotlib.patches import Rectangle
 from traitlets import Dict, Float, Int, Unicode
 from .files import data_dir, read_json, runs_dir
 
@@ -146,45 +141,6 @@ def rank(self:Explorer):
         words=f'{letter} {row[3]}', color=weight_color(w), ink='white' if w is None or w > .3 else 'black',
         thick=1.5 + 2.5*(w or 0), cells=[*map(list, zip(self.start.get(letter, row), row))])
         for (letter, row), w in zip(rows.items(), columns['weight'])}
-
-# %% ../../nbs/lab/80_explorer.ipynb
-@patch
-def picture(self:Explorer)->bytes: # PNG
-    "The current picture, with labels on the corners in turn"
-    (x1, y1, x2, y2), scale = self.scene.frame, self.view['scale']
-    fig = Figure(((x2 - x1)*scale/90, (y2 - y1)*scale/90), dpi=100)
-    ax = fig.add_axes((.05, .05, .9, .9), xlim=(x1, x2), ylim=(y2, y1), xticks=[], yticks=[], frame_on=False)
-    if self.scene.image: ax.imshow(imread(self.scene.image), extent=(x1, x2, y2, y1), aspect='auto')
-    def draw(box, color, thick, fill, x, y, words, **style): # thick: px; x, y: where the words are, of width and height
-        left, top, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
-        ax.add_patch(Rectangle((left, top), w, h, ec=color, fc=(color, fill), lw=.72*thick))
-        ax.text(left + x*w, top + y*h, words, ha='center', va='center', weight='bold', size=9, **style)
-    for o in self.view['objects']: draw(o['box'], o['color'], 6, 0 if self.scene.image else .25, .5, .5, o['name'])
-    for i, (letter, row) in enumerate(self.table.items()):
-        label = dict(boxstyle='round', fc=row['color'], ec='black' if letter == self.chosen else 'white')
-        draw(self.boxes[letter], row['color'], row['thick'], 0, i % 2, i//2 % 2, row['words'], c=row['ink'], bbox=label)
-    fig.savefig(out := io.BytesIO(), format='png')
-    return out.getvalue()
-
-# %% ../../nbs/lab/80_explorer.ipynb
-_HIDDEN = ('<style>.jp-OutputArea-child:has(.pisa-still):has(~ .jp-OutputArea-child .pisa-explorer) {display: none}'
-           '</style>')
-
-@patch
-def still(self:Explorer)->str: # HTML
-    "The current picture and table, and where the boxes can be moved"
-    rows = [[letter, *(now if was == now else f'{was} → {now}' for was, now in row['cells'])]
-            for letter, row in self.table.items()]
-    return (f'{_HIDDEN}<div class="pisa-still"><p>A still picture: run the notebook in JupyterLab to move the boxes.'
-            f'</p><div style="display:flex;gap:14px;flex-wrap:wrap;align-items:flex-start">'
-            f'<img src="{_url(self.picture(), "image/png")}">'
-            f'{pd.DataFrame(rows, columns=COLUMNS).to_html(index=False)}</div></div>')
-
-@patch
-def _ipython_display_(self:Explorer):
-    if self.scene: display(HTML(self.still()))
-    data, metadata = self._repr_mimebundle_()
-    display(data, metadata=metadata, raw=True)
 
 # %% ../../nbs/lab/80_explorer.ipynb
 def runs_with_detections(
