@@ -4,6 +4,7 @@
 #   tests/slurm.sh start FOLDER  starts it, with everything that it writes in FOLDER; then: export SLURM_CONF=FOLDER/slurm.conf
 #                                (munge runs as a user of its own, who must be able to enter FOLDER: one under /root will not do)
 #   tests/slurm.sh stop FOLDER
+# PORT is the first of its two ports (16817): a second Slurm on this machine needs others.
 # Two partitions share the node: jobs of `urgent` preempt those of `normal`, which are queued again.
 set -euo pipefail
 
@@ -19,13 +20,13 @@ start() {
     mkdir -p "$dir"/{state,spool,log,munge}
     [ -f "$dir/munge/key" ] || dd if=/dev/urandom of="$dir/munge/key" bs=1 count=1024 status=none
     chmod 700 "$dir/munge"; chmod 400 "$dir/munge/key"; chmod 755 "$dir"; chown -R munge "$dir/munge"
-    local socket=$dir/munge/socket
+    local socket=$dir/munge/socket port=${PORT:-16817}
     local name; name=$(hostname -s)
     cat > "$dir/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$name(127.0.0.1)
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -60,7 +61,7 @@ CONF
     export SLURM_CONF=$dir/slurm.conf
     slurmctld && slurmd
     for _ in $(seq 60); do
-        sinfo -h -o %t 2> /dev/null | grep -q idle && return
+        timeout 3 sinfo -h -o %t 2> /dev/null | grep -q idle && return
         sleep 0.5
     done
     echo "Slurm did not come up, see $dir/log"; sinfo; tail -5 "$dir"/log/*; return 1
@@ -81,5 +82,5 @@ stop() {
 case "${1:-}" in
     install) install ;;
     start | stop) "$1" "${2:?a folder}" ;;
-    *) sed -n '2,7p' "$0"; exit 2 ;;
+    *) sed -n '2,8p' "$0"; exit 2 ;;
 esac

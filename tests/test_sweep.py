@@ -191,7 +191,8 @@ def slurm():
     if not shutil.which('slurmctld'): pytest.skip('no Slurm here: tests/slurm.sh install')
     if os.getuid(): pytest.skip('tests/slurm.sh starts a Slurm as root only')
     folder = Path(tempfile.mkdtemp(prefix='slurm'))  # and not in pytest's: munged has a user of its own
-    p = subprocess.run([ROOT / 'tests/slurm.sh', 'start', folder], capture_output=True, text=True)
+    worker = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0')[2:])  # the tests below may be shared between processes
+    p = subprocess.run([ROOT / 'tests/slurm.sh', 'start', folder], capture_output=True, text=True, env=os.environ | {'PORT': str(16817 + 2*worker)})
     if p.returncode:
         subprocess.run([ROOT / 'tests/slurm.sh', 'stop', folder])  # what did start
         pytest.skip(f'Slurm did not start on this machine: {(p.stdout + p.stderr).strip()[-300:]}')
