@@ -421,18 +421,18 @@ def three_of_each(
 def _draw_kinds(kinds:pd.DataFrame)->mpl.figure.Figure: # see `three_of_each`
     "Loss over IoU, a colour for each kind"
     low = np.floor(10*kinds.iou.quantile(.002))/10
-    mixed = kinds.assign(loss=kinds.loss.clip(upper=8)).sample(frac=1, random_state=0)
+    mixed = kinds.assign(loss=kinds.loss.clip(1e-4, 10)).sample(frac=1, random_state=0)
     by_kind = dict(x='iou', y='loss', hue='kind', hue_order=COLORS, palette=COLORS)
-    grid = sns.JointGrid(mixed, **by_kind, xlim=(low, 1), ylim=(-.1, 8.1), height=COLUMN, ratio=4, space=.1,
-                         marginal_ticks=False)
+    grid = sns.JointGrid(mixed, **by_kind, xlim=(low, 1), height=COLUMN, ratio=4, space=.1, marginal_ticks=False)
+    grid.ax_joint.set(yscale='log', ylim=(9e-5, 12))
     grid.figure.set_size_inches(COLUMN, 3.1)
-    grid.plot_marginals(sns.kdeplot, common_norm=False, fill=True, alpha=.2, clip=(0, 8))
+    grid.plot_marginals(sns.kdeplot, common_norm=False, fill=True, alpha=.2, cut=0)
     ax = sns.scatterplot(mixed.groupby('kind').head(1000), **by_kind, s=3, alpha=.5, linewidth=0, legend=False,
                          rasterized=True, ax=grid.ax_joint)
     sns.scatterplot(kinds.groupby('kind')[['iou', 'loss']].mean(), **by_kind, s=50, linewidth=1.2, ax=ax)
     ax.set(xlabel='IoU after regression', ylabel='classification loss (nats)')
-    ax.legend(loc='upper right', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
-    grid.figure.subplots_adjust(left=.12, right=.99, bottom=.13, top=.99)
+    ax.legend(loc='lower left', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
+    grid.figure.subplots_adjust(left=.15, right=.99, bottom=.13, top=.99)
     return grid.figure
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -455,7 +455,7 @@ def figure4(baseline:list[Trained])->Drawn:
         'IoU after regression and classification loss of positive samples: three of each image by chance (random), the '
         'three with the highest loss (hard), and the first three by IoU-HLR with all classes as one '
         f'(prime), {counts.iloc[0]} of each. Up to 1000 of each are drawn as small dots. Large dots are '
-        'means. Losses above 8 are drawn at 8. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
+        'means. The axis of losses is logarithmic; those below 0.0001 are drawn there, those above 10 at 10. Up to 0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
         f'hard: {changes}. If negatives are included (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of '
         'the hard samples are negatives.')
