@@ -94,6 +94,8 @@ def stages(
 )->list[dict]: # the parts of the model's `train_cfg`, one for each box head
     "The dicts that hold the keys `isr` and `carl`"
     train = cfg.model.train_cfg
+    if 'rcnn' in train and (wrong := {'isr', 'carl'} & {*train}):
+        raise ValueError(f'model.train_cfg.{min(wrong)}: a two-stage detector has it in model.train_cfg.rcnn')
     rcnn = train.get('rcnn', train)
     return rcnn if isinstance(rcnn, list) else [rcnn]
 
