@@ -144,11 +144,11 @@ def claims_markdown(
         over = c.verdict in ('holds', 'fails', 'open')
         said = c.verdict + (f', {c.size} size' if c.size else '')
         what = ' − '.join(f'Δ{m}' for m in c.metric.replace('_VOC', ' (VOC)').split('-'))
-        each = c.each.replace(', ', '<br>').replace(' ', '\N{NO-BREAK SPACE}')
+        each = c.each.replace(', ', '<br>').replace(' ', '\N{NO-BREAK SPACE}').replace('R-', 'R\N{NON-BREAKING HYPHEN}')
         ours = difference_text(c.mean, c.low, c.high) + (f'<br>{each}' if each else '')
         rows.append([no_markup(c.expects), what, signed(c.published), ours,
                      f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'),
-                     '–' if not over else '< 0.001' if c.holm < .001 else f'{c.holm:.3f}',
+                     '–' if not over else '<\N{NO-BREAK SPACE}0.001' if c.holm < .001 else f'{c.holm:.3f}',
                      f'**{said}**' if c.verdict in ('holds', 'fails') else said])
     return markdown_table(['statement', 'measure', 'published', 'here', 'seeds', 'p', 'verdict'], rows, left=2)
 
