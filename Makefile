@@ -73,7 +73,7 @@ paper: $(STAMP)  ## render the paper's tables, figures and page from records and
 	@mkdir -p _proc
 	printf '%s\n' table:{1,2,3,4,5,6,7,text} figure:{1,2,3,4,5,6,7,8,9} | xargs -P 2 -I{} bash -c 'IFS=: read kind number <<< {}; file=_proc/$$kind$$number; \
 	  papermill nbs/paper/$$kind.ipynb $$file.ipynb -p number $$number -p out figures $(ARGS) --no-progress-bar 2> $$file.log || { tail -n 20 $$file.log; exit 255; }'
-	python .ci/show.py nbs/lab/58_protocol.ipynb nbs/lab/71_claims.ipynb nbs/when.ipynb nbs/index.ipynb nbs/paper/index.ipynb
+	python .ci/show.py nbs/lab/58_protocol.ipynb nbs/lab/71_claims.ipynb nbs/when.ipynb nbs/implementations.ipynb nbs/index.ipynb nbs/paper/index.ipynb
 	python -c 'from pisa.lab.tables import write_records; write_records()'
 
 shown: $(STAMP)  ## execute the notebooks whose code has changed, and keep what they put out (ARGS=--all: all of them)

@@ -17,10 +17,10 @@ nav { flex: 0 0 15rem; height: 100vh; position: sticky; top: 0; overflow: auto; 
 nav b { display: block; margin: .9rem 0 .2rem; } nav a { display: block; padding: .1rem 0; color: #345; text-decoration: none; } nav a.here { font-weight: 600; color: #000; }
 main { flex: 1; min-width: 0; max-width: 56rem; padding: 1rem 2.5rem 6rem; } a { color: #0b5394; }
 h1 { margin-top: .5rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; } blockquote { margin: 0; color: #666; font-size: 1.1rem; }
-pre { overflow: auto; font-size: 12px; line-height: 1.4; margin: .4rem 0; } .highlight, main > pre { background: #f6f7f9; border-radius: 4px; padding: .1rem .7rem; }
-.jp-OutputArea-output pre { white-space: pre-wrap; padding-left: .8rem; border-left: 3px solid #cde; } .anchor-link { display: none; }
+pre { overflow: auto; font-size: 12px; line-height: 1.4; margin: .4rem 0; } .highlight, main > pre { background: #f6f7f9; border-radius: 4px; padding: .1rem .7rem; margin: .6rem 0; }
+.output pre { white-space: pre-wrap; padding-left: .8rem; border-left: 3px solid #cde; } .anchor-link { display: none; }
 summary { cursor: pointer; color: #567; font-size: 14px; } img { max-width: 100%; } code { font-size: 90%; }
-table { border-collapse: collapse; font-size: 14px; display: block; overflow: auto; } td, th { padding: .2rem .5rem; border-bottom: 1px solid #e4e4e4; text-align: left; }
+table { border-collapse: collapse; font-size: 14px; display: block; overflow: auto; } td, th { padding: .2rem .5rem; border-bottom: 1px solid #e4e4e4; text-align: left; } table.dataframe { border: 0; } .dataframe td, .dataframe th { border-width: 0 0 1px; }
 @media (max-width: 60rem) { body { display: block; } nav { height: auto; position: static; } main { padding: 1rem; } }
 """
 
