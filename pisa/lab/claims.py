@@ -138,7 +138,7 @@ def difference_text(mean:float, low:float, high:float)->str: # e.g. '+1.2 ± 0.4
 def claims_markdown(
     judged:pd.DataFrame, # see `judged_claims`
 )->str: # Markdown
-    "What was expected, published and found"
+    "What was expected, published and found; a verdict with a p below 0.05 is bold"
     rows = []
     for c in judged.itertuples():
         over = c.verdict in ('holds', 'fails', 'open')
@@ -149,7 +149,7 @@ def claims_markdown(
         rows.append([no_markup(c.expects), what, signed(c.published), ours,
                      f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'),
                      '–' if not over else '<\N{NO-BREAK SPACE}0.001' if c.holm < .001 else f'{c.holm:.3f}',
-                     f'**{said}**' if c.verdict in ('holds', 'fails') else said])
+                     f'**{said}**' if c.verdict in ('holds', 'fails') and c.holm < .05 else said])
     return markdown_table(['statement', 'measure', 'published', 'here', 'seeds', 'p', 'verdict'], rows, left=2)
 
 # %% ../../nbs/lab/71_claims.ipynb
