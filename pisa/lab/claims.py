@@ -144,8 +144,8 @@ def claims_markdown(
         over = c.verdict in ('holds', 'fails', 'open')
         said = c.verdict + (f', {c.size} size' if c.size else '')
         what = ' − '.join(f'Δ{m}' for m in c.metric.replace('_VOC', ' (VOC)').split('-'))
-        each = c.each.replace(', ', '<br>').replace(' ', '\N{NO-BREAK SPACE}').replace('R-', 'R\N{NON-BREAKING HYPHEN}')
-        ours = difference_text(c.mean, c.low, c.high) + (f'<br>{each}' if each else '')
+        ours = '<br>'.join([difference_text(c.mean, c.low, c.high), *(c.each.split(', ') if c.each else ())])
+        ours = ours.replace(' ', '\N{NO-BREAK SPACE}').replace('R-', 'R\N{NON-BREAKING HYPHEN}')
         rows.append([no_markup(c.expects), what, signed(c.published), ours,
                      f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'),
                      '–' if not over else '<\N{NO-BREAK SPACE}0.001' if c.holm < .001 else f'{c.holm:.3f}',
@@ -158,7 +158,7 @@ _COLORS = {'holds': '#0173b2', 'fails': '#d55e00', 'open': '.35', 'diverged': '#
 def forest(
     judged:pd.DataFrame, # see `judged_claims`
 )->plt.Figure:
-    "Differences with their intervals, ours and the paper's; a tick at the edge of `not below`"
+    "Differences with intervals, ours and the paper's; hollow: p is 0.05 or more; a tick at the edge of `not below`"
     some = judged[judged['mean'].notna()].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(8.5, 1.2 + .34*max(len(some), 1)), layout='constrained')
     ax.axvline(0, color='.3', lw=1, zorder=0)
@@ -168,6 +168,8 @@ def forest(
     for verdict, part in some.groupby('verdict'):
         ax.errorbar(part['mean'], part.index, xerr=(part.high - part.low)/2, fmt='o', ms=5, lw=1.8,
                     color=_COLORS[verdict], label=f'ours: {verdict}')
+    chance = some[some.verdict.isin(['holds', 'fails']) & (some.holm >= .05)]
+    ax.scatter(chance['mean'], chance.index, s=14, c='w', zorder=3)
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
     edges = some.index[some.claim == 'not below']
     ax.plot([-MARGIN]*len(edges), edges, '|', ms=24, mew=.8, color='.3')

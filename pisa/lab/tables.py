@@ -229,8 +229,8 @@ RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
            "(`nbs/lab/40_paper.ipynb` says what is unfair about them); the paper's AP of Mask R-CNN may be of masks. "
            "*step (ours, on a CPU)*: time of a step with PISA over that without, by the losses in which they differ "
-           "(`nbs/bench.ipynb`), with the paper's networks and image sizes; median and quartiles. The names of the rows "
-           "are the paper's; the column *backbone* has ours",
+           "(`nbs/bench.ipynb`), with the paper's networks and image sizes; median and quartiles. The names of the "
+           "rows are the paper's; the column *backbone* has ours",
         2: 'ours are photographs of blood cells (BCCD)',
         3: "the abstract's gain over OHEM, more than 1, is that of a larger backbone; in the published Table 3, C/R is "
            f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H",
