@@ -67,7 +67,8 @@ export: $(STAMP)  ## write pisa/ from the notebooks
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb, its numbers from runs/records/
 	jupyter nbconvert nbs/index.ipynb --execute --to markdown --no-input --output-dir . --output README --NbConvertApp.output_files_dir=figures/readme
 	sed -i 's/^!\[png\]/![Six samples around two objects, ranked by IoU-HLR and weighted by ISR]/' README.md
-	sed -i -e 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' -e 's#](\.\./#](#g' README.md
+	sed -i -e 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' -e 's#](\.\./#](#g' -e 's/^ *$$//' README.md
+	cat -s README.md > README.new && mv README.new README.md
 
 paper: $(STAMP)  ## render the paper's tables, figures and page from records and own runs
 	@mkdir -p _proc

@@ -107,14 +107,12 @@ VERDICTS = {'holds': ('holds', 'hold'), 'fails': ('fails', 'fail'), 'open': ('is
             'diverged': ('diverged', 'diverged'), 'unfinished': ('is unfinished', 'are unfinished')}
 
 def counts(judged:pd.DataFrame)->str: # see `judged_claims`
-    "How many comparisons have each verdict; of those that hold, how many have p below 0.05, and which size"
-    n = judged.verdict.value_counts()
-    hold = judged[judged.verdict == 'holds']
-    sizes = hold['size'].value_counts()
-    of = [f'{(hold.holm < .05).sum()} with p below 0.05']
-    for k, of_what in (('same', 'the published'), ('other', 'another')):
-        if sizes.get(k): of.append(f'{sizes[k]} of {of_what} size')
-    words = [f'{n[v]} {verb[int(n[v] > 1)]}' + (f' ({", ".join(of)})' if v == 'holds' else '')
+    "How many comparisons have each verdict; of those that hold, how many have p below 0.05 and the published size"
+    n, hold = judged.verdict.value_counts(), judged[judged.verdict == 'holds']
+    known = hold[hold.published.notna()]
+    of = f'{(hold.holm < .05).sum()} with p below 0.05'
+    if len(known): of += f"; same size as published: {(known['size'] == 'same').sum()} of {len(known)}"
+    words = [f'{n[v]} {verb[int(n[v] > 1)]}' + (f' ({of})' if v == 'holds' else '')
              for v, verb in VERDICTS.items() if n.get(v)]
     return f'Of {counted(len(judged), "comparison")}, {", ".join(words)}.'
 

@@ -455,8 +455,8 @@ def figure4(baseline:list[Trained])->Drawn:
         'IoU after regression and classification loss of positive samples: three of each image by chance (random), the '
         'three with the highest loss (hard), and the first three by IoU-HLR with all classes as one '
         f'(prime), {counts.iloc[0]} of each. Up to 1000 of each are drawn as small dots. Large dots are means. '
-        'The axis of losses is logarithmic; those below 0.0001 are drawn there, those above 10 at 10. Up to 0.2% of '
-        'the samples, with the lowest IoUs, lie outside.',
+        'The axis of losses is logarithmic; losses below 0.0001 are drawn at 0.0001, losses above 10 at 10. Up to '
+        '0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
         f'hard: {changes}. If negatives are included (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of '
         'the hard samples are negatives.')

@@ -220,11 +220,11 @@ def styled(
 RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
         'difference from the baseline, between runs of the same seed. If the baseline lacks some of the seeds, the '
         'column *seeds* also has the number of pairs. All intervals '
-        'are Student\'s t over the seeds of this row alone; a row with one seed has none. Bold: the interval does not '
-        'contain 0. The intervals say nothing about other images. Verdicts rest on the comparisons that were fixed '
-        'beforehand, not on bold cells. The runs of a table have the same data, recipe (version of the trainings) and '
-        'precision: those that most of its runs have. `-p recipe` of `nbs/paper/table.ipynb` shows another recipe. '
-        'Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
+        'are Student\'s t over the seeds of this row alone; a row with one seed has none. A bold '
+        'difference only means that its own interval does not contain 0; verdicts rest on the comparisons that were '
+        'fixed beforehand. The intervals say nothing about other images. A table shows runs of one data set, one '
+        'recipe (version of the trainings) and one precision: the combination with the most runs. `-p recipe` of '
+        '`nbs/paper/table.ipynb` shows another recipe. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
 
 _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
            "(`nbs/lab/40_paper.ipynb` says what is unfair about them); the paper's AP of Mask R-CNN may be of masks. "
@@ -232,8 +232,8 @@ _ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on
            "(`nbs/bench.ipynb`), with the paper's networks and image sizes; median and quartiles. The names of the "
            "rows are the paper's; the column *backbone* has ours",
         2: 'ours are photographs of blood cells (BCCD)',
-        3: "the abstract's gain over OHEM, more than 1, is that of a larger backbone; in the published Table 3, C/R is "
-           f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H",
+        3: "the abstract's gain over OHEM (more than 1) is not in this table, where C/R is "
+           f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H; it is of a larger backbone",
         6: 'whether the ranked rows have CARL is not said; ours have it',
         7: f"the row IoU-HLR is Table 4's ISR, yet AP75 is {ROWS['table7/IoU-HLR'].numbers.AP75:.1f} here and "
            f"{ROWS['table4/isr'].numbers.AP75:.1f} there: compare within a table"}
