@@ -112,7 +112,7 @@ def test_group_means_by_loops():
 def test_interval_is_that_of_a_t_test():
     change = np.array([.4, .1, .3])
     low, high = stats.t.interval(.95, 2, change.mean(), stats.sem(change))
-    assert figures.change_text(change).startswith(f'{change.mean():+.3f} ({low:+.3f} to {high:+.3f}; by seed +0.400')
+    assert figures.change_text(change) == f'{change.mean():+.3f} [{low:+.3f} to {high:+.3f}]'
 
 
 def test_changes_by_loops():
@@ -120,7 +120,7 @@ def test_changes_by_loops():
     change = figures.score_changes(FLAT, STEEP, 'local_rank', [1])
     by_hand = [[b.positives.query(q).score.mean() - a.positives.query(q).score.mean() for q in ('local_rank == 0', 'local_rank > 0')] for a, b in zip(FLAT, STEEP)]
     np.testing.assert_allclose(change, by_hand)
-    assert f'of local rank 0 changes by {np.mean(by_hand, 0)[0]:+.3f} (' in figures.figure5(FLAT, STEEP).finding
+    assert f'- local rank 0: {np.mean(by_hand, 0)[0]:+.3f} [' in figures.figure5(FLAT, STEEP).finding
 
 
 def test_recall_by_loops():
@@ -143,14 +143,14 @@ def test_best_is_highest_by_loops():
 
 def test_an_interval_with_zero_leaves_it_open():
     change = np.array([0.4, -0.1])
-    assert figures.change_text(change, 1).startswith('+0.150 (') and figures.change_text(change, 1).endswith('; by seed +0.400, -0.100)' + OPEN)
+    assert figures.change_text(change, 1).startswith('+0.150 [') and figures.change_text(change, 1).endswith(']' + OPEN)
     assert figures.change_text(np.array([.4, .41]), 1).endswith(HOLDS) and figures.change_text(np.array([.4, .41]), -1).endswith(FAILS)
     assert figures.change_text(np.array([.4]), 1).endswith(OPEN)  # one seed
 
 
 def test_the_runs_say_which_seeds_and_how_they_compare():
-    assert figures.where(FLAT[:1], STEEP[:1]).endswith('seeds 0. AP: 30.0 (all 3 seeds: 25.0) / 30.0 (all 3 seeds: 25.0).')
-    assert figures.where(FLAT).endswith('seeds 0, 1, 2. AP: 25.0.')
+    assert figures.where(FLAT[:1], STEEP[:1], names=['flat', 'steep']).endswith('seeds 0. AP: flat 30.0 (all 3 seeds: 25.0), steep 30.0 (all 3 seeds: 25.0).')
+    assert figures.where(FLAT, names=['flat']).endswith('seeds 0, 1, 2. AP: flat 25.0.')
     assert figures.run_list(FLAT[1:]) == '- `flat1`: AP 20.0, 720 positive samples\n- `flat2`: AP 25.0, 720 positive samples'
 
 
@@ -234,7 +234,7 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
         (tmp_path / id).mkdir()
         (tmp_path / id / 'samples.npz').touch()
     drawn = figures.draw(8)
-    assert ids(drawn) == ['b1', 'i1'] and 'AP: 30.0 (all 3 seeds: 20.0) / 40.0 (all 2 seeds: 45.0).' in drawn.runs and drawn.caption.endswith('Mini scale, shapes, 1 seed.')
+    assert ids(drawn) == ['b1', 'i1'] and 'AP: table4/baseline 30.0 (all 3 seeds: 20.0), table4/isr 40.0 (all 2 seeds: 45.0).' in drawn.runs and drawn.caption.endswith('Mini scale, shapes, 1 seed.')
     assert ids(figures.draw(4)) == ['b1', 'b2', 'b3'] and ids(figures.draw(4, seed=2)) == ['b2']
     assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
     assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')

@@ -131,7 +131,7 @@ def signed(v:float)->str: # nan: nothing
     return '–' if v != v else f'{v:+.1f}' if round(v, 1) else '0.0'
 
 def difference_text(mean:float, low:float, high:float)->str: # e.g. '+1.2 ± 0.4'
-    return signed(mean) + (f' ± {(high - low)/2:.1f}' if high == high else '')
+    return '' if mean != mean else signed(mean) + (f' ± {(high - low)/2:.1f}' if high == high else '')
 
 def claims_markdown(
     judged:pd.DataFrame, # see `judged_claims`
@@ -146,7 +146,7 @@ def claims_markdown(
         ours = ours.replace(' ', '\N{NO-BREAK SPACE}').replace('R-', 'R\N{NON-BREAKING HYPHEN}')
         rows.append([no_markup(c.expects), what, signed(c.published), ours,
                      f'{c.seeds}' + f' of {c.planned}'*(c.verdict == 'unfinished'),
-                     '–' if not over else '<\N{NO-BREAK SPACE}0.001' if c.holm < .001 else f'{c.holm:.3f}',
+                     '' if not over else '<\N{NO-BREAK SPACE}0.001' if c.holm < .001 else f'{c.holm:.3f}',
                      f'**{said}**' if c.verdict in ('holds', 'fails') and c.holm < .05 else said])
     return markdown_table(['statement', 'measure', 'published', 'here', 'seeds', 'p', 'verdict'], rows, left=2)
 
@@ -168,9 +168,10 @@ def forest(
                     color=_COLORS[verdict], label=f'ours: {verdict}')
     chance = some[some.verdict.isin(['holds', 'fails']) & (some.holm >= .05)]
     ax.scatter(chance['mean'], chance.index, s=14, c='w', zorder=3)
+    if len(chance): ax.plot([], [], 'o', ms=5, mec=_COLORS['holds'], mfc='w', mew=1.5, label='ours: p ≥ 0.05')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
     edges = some.index[some.claim == 'not below']
-    ax.plot([-MARGIN]*len(edges), edges, '|', ms=24, mew=.8, color='.3')
+    if len(edges): ax.plot([-MARGIN]*len(edges), edges, '|', ms=16, mew=1, color='.3', label='edge of *not below*')
     least = some[['low', 'mean', 'published']].min(axis=None) if len(some) else -far
     ax.set(xlim=(max(-far, 1.15*min(least, -1)), far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
     seeds = [counted(n, 'seed').replace(' ', '\N{NO-BREAK SPACE}') for n in some.seeds]
@@ -178,5 +179,5 @@ def forest(
     ax.set_yticks(some.index, names, fontsize=9)
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.tick_params(axis='y', length=0)
-    fig.legend(loc='outside upper center', ncols=6, frameon=False)
+    fig.legend(loc='outside upper center', ncols=6, frameon=False, columnspacing=1, handletextpad=.4)
     return fig

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from ..carl import carl_weights
 from ..isr import importance_weight, isr_weights
 from . import runs as store
+from .claims import no_markup
 from .data import load
 from .evaluate import IOUS
 from .experiments import RECIPE
@@ -69,16 +70,19 @@ class Trained:
     def positives(self)->pd.DataFrame: return with_ranks(self.study.samples)
 
 # %% ../../nbs/lab/73_figures.ipynb
-def where(*rows:list[Trained])->str:
+def where(
+    *rows:list[Trained],
+    names:Sequence[str], # of the rows
+)->str:
     "Detector, data, seeds and mean APs of the runs"
     r, study = rows[0][0].record, rows[0][0].study
     def of(row):
         aps = [row[0].aps[t.record['seed']] for t in row]
         return f'{np.mean(aps):.1f}' + (f' (all {len(row[0].aps)} seeds: {np.mean([*row[0].aps.values()]):.1f})'
                                         if len(row[0].aps) > len(row) else '')
-    return (f"{label(r['detector'])} ({r['backbone']}), {r['scale']} scale, on {r['data']['note'].split(';')[0]}; "
+    return (f"{label(r['detector'])} ({r['backbone']}), {r['scale']} scale, on {r['data']['note'].split(';')[0].replace('shapes v1,', 'shapes,')}; "
             f"the first {study.images} validation images; seeds {', '.join(str(t.record['seed']) for t in rows[0])}. "
-            f"AP: {' / '.join(map(of, rows))}.")
+            f"AP: {', '.join(f'{name} {of(row)}' for name, row in zip(names, rows))}.")
 
 def run_list(*rows:list[Trained])->str: # Markdown
     "The runs, with their APs and numbers of positive samples"
@@ -120,7 +124,7 @@ def figure(
             if runs:
                 r, n = runs[0][0].record, len(runs[0])
                 drawn.caption += f" {r['scale'].capitalize()} scale, {r['data']['name']}, {n} seed{'s'*(n > 1)}."
-                drawn.runs = f'{where(*runs)}\n\n{run_list(*runs)}'
+                drawn.runs = f'{where(*runs, names=[no_markup(r) for r in rows])}\n\n{run_list(*runs)}'
             return drawn
         FIGURES[number] = Figure(title, rows, about, of_runs)
         return of_runs
@@ -159,12 +163,10 @@ def change_text(
     expected:int|None=None, # 1: the paper says above 0, -1: below 0; None: the paper says nothing
     digits:int=3,
 )->str:
-    "A change, its interval, the seeds, and whether the interval is on the paper's side of 0 (open: it contains 0)"
+    "A change, its interval, and whether the interval is on the paper's side of 0 (open: it contains 0)"
     number = lambda v: f'{v:+z.{digits}f}'
     mean, low, high = t_interval(change)
-    words = f'{number(mean)} (one seed)'
-    if len(change) > 1:
-        words = f'{number(mean)} ({number(low)} to {number(high)}; by seed {", ".join(map(number, change))})'
+    words = f'{number(mean)} (one seed)' if len(change) < 2 else f'{number(mean)} [{number(low)} to {number(high)}]'
     if expected is None: return words
     if not (low > 0 or high < 0): return f'{words}, open'
     return words + (', as in the paper' if mean*expected > 0 else ', opposite to the paper')
@@ -392,15 +394,15 @@ def figure3(baseline:list[Trained])->Drawn: # of one run
     _draw_tiles(first, pos, 'object', 'local_rank', [f'object {x}' for x in 'ABCDEF'[:n]],
                 'step 1: rank around each object')
     _draw_tiles(second, pos, 'place', 'hlr', ['1st', '2nd', '3rd', '4th', '5th', '6th'][:n],
-                'step 2: rank across objects (IoU-HLR)')
+                'step 2: rank down each column (IoU-HLR)')
+    second.set_ylabel('place by IoU')
     for name, color in zip(first.get_yticklabels(), _palette): name.set_color(tuple(.8*c for c in color))
     met, met_by_iou = (t['gt'].head(n).nunique() for t in (pos, pos.sort_values('iou', ascending=False)))
     return Drawn(fig,
         f'The {n} objects of one class in validation image {image}. Of their {len(every)} positive samples the '
         f'{len(pos)} with a local rank below 4 are drawn: their boxes after regression, by the baseline with seed '
-        f'{run.record["seed"]}. Step 1 sorts the samples of each object by IoU. Step 2 sorts all samples with the same '
-        'local rank by IoU. A tile has the rank (0 is the best), the object and the IoU of a sample. Thinner boxes '
-        'have a later local rank.',
+        f'{run.record["seed"]}. A tile has the rank (0 is the best; of step 1 left, of step 2 right), the object and the IoU '
+        'of a sample. Thinner boxes have a later local rank.',
         f'The first {n} samples by IoU-HLR are of {met} objects; the first {n} by IoU alone are of {met_by_iou}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -429,7 +431,7 @@ def _draw_kinds(kinds:pd.DataFrame)->mpl.figure.Figure: # see `three_of_each`
     grid.plot_marginals(sns.kdeplot, common_norm=False, fill=True, alpha=.2, cut=0)
     ax = sns.scatterplot(mixed.groupby('kind').head(1000), **by_kind, s=3, alpha=.5, linewidth=0, legend=False,
                          rasterized=True, ax=grid.ax_joint)
-    sns.scatterplot(kinds.groupby('kind')[['iou', 'loss']].mean(), **by_kind, s=50, linewidth=1.2, ax=ax)
+    sns.scatterplot(kinds.groupby('kind')[['iou', 'loss']].median(), **by_kind, s=50, linewidth=1.2, ax=ax)
     ax.set(xlabel='IoU after regression', ylabel='classification loss (nats)')
     ax.legend(loc='lower left', handletextpad=0, frameon=True, framealpha=.9, edgecolor='none')
     grid.figure.subplots_adjust(left=.15, right=.99, bottom=.13, top=.99)
@@ -448,17 +450,17 @@ def figure4(baseline:list[Trained])->Drawn:
     moments = [k.groupby('kind').agg(m=('iou', 'mean'), s=('iou', 'std'), loss=('loss', 'mean')) for k in each]
     change = np.stack([m.loc['prime'] - m.loc['hard'] for m in moments])  # [seeds, 3]
     claims = (('mean IoU', 1), ('standard deviation of the IoU', -1), ('mean loss', -1))
-    changes = '; '.join(f'{name} {change_text(c, sign)}' for (name, sign), c in zip(claims, change.T))
+    changes = '\n'.join(f'- {name}: {change_text(c, sign)}' for (name, sign), c in zip(claims, change.T))
     seen = baseline[0].study.negatives
     top = pd.concat([hardest(s[s.image < seen], 3) for s in (t.study.samples for t in baseline)])
     return Drawn(_draw_kinds(kinds),
         'IoU after regression and classification loss of positive samples: three of each image by chance (random), the '
         'three with the highest loss (hard), and the first three by IoU-HLR with all classes as one '
-        f'(prime), {counts.iloc[0]} of each. Up to 1000 of each are drawn as small dots. Large dots are means. '
+        f'(prime), {counts.iloc[0]} of each. Up to 1000 of each are drawn as small dots. Large dots are medians. '
         'The axis of losses is logarithmic; losses below 0.0001 are drawn at 0.0001, losses above 10 at 10. Up to '
         '0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
-        f'hard: {changes}. If negatives are included (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of '
+        f'hard:\n\n{changes}\n\nIf negatives are included (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of '
         'the hard samples are negatives.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -485,9 +487,8 @@ def two_changes_text(
 )->str:
     "How the mean scores of two groups change, and the first change minus the second"
     a, b = change[..., 0], change[..., -1]
-    return (f'the mean score of {first} changes by {change_text(a, expected)}; that of {last} by '
-            f'{change_text(b, expected_last)}. The change of {first} minus that of '
-            f'{last}: {change_text(a - b, expected)}.')
+    return (f'the mean score changes by:\n\n- {first}: {change_text(a, expected)}\n- {last}: '
+            f'{change_text(b, expected_last)}\n- the first minus the second: {change_text(a - b, expected)}\n\n')
 
 def best_is_highest(run:Trained)->float: # percent
     "The share of objects whose best placed sample has the highest score"
@@ -554,10 +555,9 @@ def _draw_pairs(
         if n: axes[places[0]].set_ylabel(name, fontsize=9)
         for place, image in zip(places, ranks.index): _draw_detections(axes[place], image, objects, own)
     for place, r in zip('012', ranks.itertuples()): axes[place].set_title(f'mean rank {r.before:.1f} → {r.after:.1f}')
-    labels = {0: 'local rank 0, the best placed sample', 2: '2', 4: '4', 6: '6', 8: '8 or more'}
-    handles = [Line2D([], [], color=RANK_COLORS[k], lw=3, label=text) for k, text in labels.items()]
+    handles = [Line2D([], [], color=color, lw=3, label=text) for color, text in zip(RANK_COLORS, LOCAL_RANKS)]
     handles.append(Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)'))
-    fig.legend(handles=handles, loc='outside lower center', ncol=6)
+    fig.legend(handles=handles, loc='outside lower center', ncol=10, title='local rank (0: the best placed sample)')
     return fig, axes['+']
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -583,14 +583,14 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
                            None)
     a, b = (np.array([best_is_highest(t) for t in row]) for row in (baseline, pisa))
     return Drawn(fig,
-        'Left: for each object the detection with the highest score, of those with a score of 0.3 or more: local rank '
-        f'of its sample | score. Not drawn are {others[0]} detections of the baseline and {others[1]} of PISA: they '
-        'are of no object, of another class, or of an object whose detection is drawn. In '
-        f'{len(clear)} images, the two to four objects are 14 px or larger, lie apart and are found by both (seed '
-        f'{baseline[0].record["seed"]}). Shown are the one where the mean local rank falls most, the median one, and '
-        f'the one where it rises most (images {", ".join(map(str, shown.index))}). Right: change of the mean score '
-        f'of all positive samples from the baseline to PISA, by local rank. {INTERVALS}',
-        f'Over all {first.images} images, {two} The best placed sample has the highest score in '
+        'Left: for each object the detection with the highest score, if that is 0.3 or more: local rank of its sample '
+        f'| score. The {len(clear)} images to choose from have two to four objects of 14 px or more, which lie apart '
+        f'and are found by both detectors (seed {baseline[0].record["seed"]}). Drawn are the image where PISA improves '
+        'the mean local rank most, the median image, and the one where PISA worsens it most (images '
+        f'{", ".join(map(str, shown.index))}). Left out are {others[0]} detections of the baseline and {others[1]} of '
+        'PISA, of no object, of another class, or of an object whose detection is drawn. Right: change of the mean '
+        f'score of all positive samples from the baseline to PISA, by local rank. {INTERVALS}',
+        f'Over all {first.images} images, {two}The best placed sample has the highest score in '
         f'{a.mean():.1f}% of the objects by the baseline and in {b.mean():.1f}% by PISA; in points, '
         f'{change_text(b - a, 1, 1)}.')
 
@@ -621,7 +621,7 @@ def figure6()->Drawn:
         return c/c[-1]
     fig, axes = plt.subplots(2, 2, figsize=(COLUMN, 3.3), layout='constrained', sharex='row', sharey=True)
     rows = ((importance_weight, 'importance $u$', 'weight $w$', r'\gamma', 2., r'\beta', 'upper left'),
-            (carl_factor, 'probability $p$', 'factor $v$', 'k', 1., 'b', 'lower right'))
+            (carl_factor, 'probability $p$', '$v$', 'k', 1., 'b', 'lower right'))
     for (left, right), (f, xlabel, ylabel, degree, usual, bias, loc) in zip(axes, rows):
         _draw_family(left, {d: f(_x, d, 0.) for d in (.5, 1., 2.)}, degree, f'{bias} = 0', 'upper left')
         _draw_family(right, {b: f(_x, usual, b) for b in (0., .1, .2, .3)}, bias, f'{degree} = {usual:g}', loc)
@@ -633,7 +633,7 @@ def figure6()->Drawn:
         'v = ((1 − b)p + b)^k of CARL (Eq. 4) over the probability of the ground-truth class; the awareness c is v '
         'divided by its mean. The settings are those '
         'of Table 5 (v1). Left the degree varies, right the bias.',
-        f'No samples are used. At half the importance the weight is {half} for a degree γ of 0.5, 1, 2.')
+        f'At half the importance the weight is {half} for a degree γ of 0.5, 1, 2 (β = 0).')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def selected(
@@ -688,14 +688,14 @@ def figure7(baseline:list[Trained])->Drawn:
     means = ', '.join('{} {:.3f} and {:.2f}'.format(name, *mean[k].mean(0)) for k, name in _strategies.items())
     def changes(kind, iou, loss): # signs that the paper expects
         of = (mean[kind] - mean['random']).T
-        return f'IoU {change_text(of[0], iou)}; loss {change_text(of[1], loss)}'
+        return f'mean IoU {change_text(of[0], iou)}; mean loss {change_text(of[1], loss)}'
     return Drawn(fig,
         'Positive samples that each strategy would train on, at most 16 of an image: by chance (random), those with '
-        'the highest loss (hard mining, H*), and by chance and then weighted by ISR (gamma 2, beta 0; mini-batches of '
+        'the highest loss (hard mining), and by chance and then weighted by ISR (gamma 2, beta 0; mini-batches of '
         '8 images). A bin shows its share of the summed weights; the first and the last bin hold the samples beyond. '
         'Losses are on a logarithmic axis.',
-        f'Weighted means of IoU and loss: {means}. Hard mining minus random: {changes("hard", -1, 1)}. '
-        f'ISR minus random: {changes("prime", 1, -1)}.')
+        f'Weighted means of IoU and loss: {means}. \n\n'
+        f'- Hard mining minus random: {changes("hard", -1, 1)}\n- ISR minus random: {changes("prime", 1, -1)}')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def _compare(
@@ -714,7 +714,7 @@ def _compare(
         ax.errorbar(at, mean, (high - low)/2, elinewidth=.8, **LINES[kind], marker=marker, ms=3, label=text)
     _draw_changes(below, x, score_changes(baseline, other, column, edges))
     ax.set_ylabel('mean score')
-    ax.legend()
+    ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncol=2)
     below.set_ylabel('change')
     fig.align_ylabels()
     return fig, (f'Top: mean score (probability of the ground-truth class) of positive samples by {by}. '
@@ -734,7 +734,7 @@ def figure8(baseline:list[Trained], isr:list[Trained])->Drawn:
     fig.axes[1].set_xticks(range(9), LOCAL_RANKS)
     two = two_changes_text(score_changes(baseline, isr, 'local_rank', [1, 4]), 'local rank 0', 'local ranks from 4 on',
                            1, -1)
-    return Drawn(fig, caption, f'With ISR {two} In the paper the scores of the first ranks rise and those of the last '
+    return Drawn(fig, caption, f'With ISR {two}In the paper the scores of the first ranks rise and those of the last '
                                'ranks fall.')
 
 # %% ../../nbs/lab/73_figures.ipynb
@@ -750,7 +750,8 @@ def figure9(baseline:list[Trained], carl:list[Trained])->Drawn:
     fig.axes[1].set(xlabel='IoU after regression', xlim=(.5, 1))
     two = two_changes_text(score_changes(baseline, carl, 'iou', [.7, .8]), 'samples with an IoU below 0.7',
                            'those above 0.8', -1, None)
-    return Drawn(fig, caption, f'With CARL {two} In the paper the scores of low IoUs fall, and more than others.')
+    return Drawn(fig, caption, f'With CARL {two}Samples in between are in neither group. In the paper the scores '
+                               'of low IoUs fall, and more than others.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def runs_of_row(

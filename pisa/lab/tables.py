@@ -156,14 +156,13 @@ def table(
 HEADINGS = {'published': 'published', 'released': 'mmdet', 'bench': 'ours, on a CPU',
             'mini': 'ours, mini scale', 'paper': 'ours, paper scale'}
 
-def _cell(row:dict, metric:str)->str: # e.g. '47.5 ± 1.0\n**+3.5 ± 2.1**'
+def _cell(row:dict, metric:str)->str: # e.g. '47.5 ± 1.0\n+3.5 ± 2.1'
     "A mean, and below it the difference from the baseline"
     mean, half, d, wide = (row.get(form + metric, np.nan) for form in ('', '±', 'Δ', '±Δ'))
     if mean != mean: return '' if 'seeds' in row else '–'
     out = f'{mean:.1f}' + (f' ± {half:.1f}' if half == half else '')
     if d != d: return out
-    said = difference_text(d, d - wide, d + wide)
-    return f'{out}\n' + (f'**{said}**' if abs(d) > wide and row.get('state') != 'diverged' else said)
+    return f'{out}\n{difference_text(d, d - wide, d + wide)}'
 
 def _seeds(row:dict)->str: # e.g. '6', '4\n2 pairs', '5\nsome diverged'
     "How many seeds a row has, and what is to be known about them"
@@ -199,7 +198,7 @@ def shown(
     return pd.DataFrame(out, index=df.index)
 
 # %% ../../nbs/lab/72_tables.ipynb
-def _html(text:str)->str: return re.sub(r'\*\*(.*?)\*\*', r'<b>\1</b>', text).replace('\n', '<br>')
+def _html(text:str)->str: return text.replace('\n', '<br>')
 
 def styled(
     df:pd.DataFrame, # see `table`
@@ -220,20 +219,23 @@ def styled(
 RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
         'difference from the baseline, between runs of the same seed. If the baseline lacks some of the seeds, the '
         'column *seeds* also has the number of pairs. All intervals '
-        'are Student\'s t over the seeds of this row alone; a row with one seed has none. A bold '
-        'difference only means that its own interval does not contain 0; verdicts rest on the comparisons that were '
-        'fixed beforehand. The intervals say nothing about other images. A table shows runs of one data set, one '
-        'recipe (version of the trainings) and one precision: the combination with the most runs. `-p recipe` of '
-        '`nbs/paper/table.ipynb` shows another recipe. Our runs have small backbones (`nbs/lab/43_detectors.ipynb`).')
+        'are Student\'s t over the seeds of this row alone; a row with one seed has none. '
+        'They cover the choice of seeds, not that of images. A table shows runs of one data set, one '
+        'recipe (version of the trainings) and one precision: the combination with the most runs. A row that has '
+        'other runs alone is *not comparable*; `-p recipe` of '
+        '`nbs/paper/table.ipynb` shows another recipe. Our backbones are small: `r18_w32` is a ResNet-18 whose first '
+        'stage has 32 channels in place of 64, and the other names are read in the same way '
+        '(`nbs/lab/43_detectors.ipynb`). The trainings have 8 epochs, Mask R-CNN 6, and 24 on photographs.')
 
-_ODD = {1: "mmdet: its own PISA heads (the second formulation) and baselines, on COCO val, by its model zoo "
-           "(`nbs/lab/40_paper.ipynb` says what is unfair about them); the paper's AP of Mask R-CNN may be of masks. "
-           "*step (ours, on a CPU)*: time of a step with PISA over that without, by the losses in which they differ "
+_ODD = {1: "the paper does not say whether AP of Mask R-CNN is of boxes or of masks. *mmdet*: its own PISA heads (the second "
+           "formulation) and baselines, on COCO val, by its model zoo "
+           "(`nbs/lab/40_paper.ipynb` says why the two are hard to compare). "
+           "*step (ours, on a CPU)*: time of a step with PISA over that without, computed from the times of the losses "
            "(`nbs/bench.ipynb`), with the paper's networks and image sizes; median and quartiles. The names of the "
            "rows are the paper's; the column *backbone* has ours",
         2: 'ours are photographs of blood cells (BCCD)',
-        3: "the abstract's gain over OHEM (more than 1) is not in this table, where C/R is "
-           f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} above H/H; it is of a larger backbone",
+        3: "the abstract has a gain over OHEM of more than 1, with a larger backbone; in this table it is "
+           f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} (C/R minus H/H)",
         6: 'whether the ranked rows have CARL is not said; ours have it',
         7: f"the row IoU-HLR is Table 4's ISR, yet AP75 is {ROWS['table7/IoU-HLR'].numbers.AP75:.1f} here and "
            f"{ROWS['table4/isr'].numbers.AP75:.1f} there: compare within a table"}
@@ -284,10 +286,9 @@ _TEX = str.maketrans({
 def _tex(text:str)->str: return text.translate(_TEX)
 
 def _tex_cell(text:str)->str: # of `shown`
-    "A cell in LaTeX: signs, bold letters, two lines"
-    out = _tex(text.replace('**', '\0'))
-    out = re.sub(r'(?<!-)[+-](?=\d)', r'$\g<0>$', out)  # not a hyphen or a dash
-    out = re.sub('\0(.*?)\0', r'\\textbf{\1}', out).replace('\n', r'\\ ')
+    "A cell in LaTeX: signs, two lines"
+    out = re.sub(r'(?<!-)[+-](?=\d)', r'$\g<0>$', _tex(text))  # not a hyphen or a dash
+    out = out.replace('\n', r'\\ ')
     return rf'\makecell[r]{{{out}}}' if '\n' in text else out
 
 def latex(
@@ -296,7 +297,7 @@ def latex(
     "A table in LaTeX"
     text = shown(df).map(_tex_cell).rename(index=_tex, columns=_tex)
     what = (f"{known_table(df.attrs['number']).title}. Mean ± 95% over seeds, below it the difference from the "
-            'baseline ± 95% over seeds; bold: the interval does not contain 0.')
+            'baseline ± 95% over seeds.')
     flat = text.reset_index(col_level=1).style.hide(axis='index')
     return '% \\usepackage{booktabs, makecell, amssymb}\n' + flat.to_latex(
         hrules=True, multicol_align='c', position='t', position_float='centering', label=f"tab:{df.attrs['number']}",
