@@ -171,7 +171,7 @@ def forest(
     if len(chance): ax.plot([], [], 'o', ms=5, mec=_COLORS['holds'], mfc='w', mew=1.5, label='ours: p ≥ 0.05')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
     edges = some.index[some.claim == 'not below']
-    if len(edges): ax.plot([-MARGIN]*len(edges), edges, '|', ms=16, mew=1, color='.3', label='edge of *not below*')
+    if len(edges): ax.plot([-MARGIN]*len(edges), edges, '|', ms=16, mew=1, color='.3', label='edge of “not below”')
     least = some[['low', 'mean', 'published']].min(axis=None) if len(some) else -far
     ax.set(xlim=(max(-far, 1.15*min(least, -1)), far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
     seeds = [counted(n, 'seed').replace(' ', '\N{NO-BREAK SPACE}') for n in some.seeds]

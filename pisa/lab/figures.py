@@ -524,7 +524,7 @@ def clear_images(
     return ranks.loc[(ranks.after - ranks.before).sort_values(kind='stable').index]
 
 # %% ../../nbs/lab/73_figures.ipynb
-RANK_COLORS = sns.color_palette('plasma', 11)[:9]  # of local ranks, the last of all from 8 on
+RANK_COLORS = dict(zip(('0', '1', '2–3', '4–7', '8+'), sns.color_palette('plasma', 5)))  # of local ranks
 
 def _draw_detections(
     ax,
@@ -535,12 +535,13 @@ def _draw_detections(
     _draw_image(ax, image)
     for o in objects[objects.image == image].itertuples(): _outline(ax, o, 'w', .8, ls='--')
     for d in found[found.best & (found.image == image)].itertuples():
-        color = RANK_COLORS[min(int(d.local_rank), 8)]
+        part = np.digitize(d.local_rank, [1, 2, 4, 8])
+        color = [*RANK_COLORS.values()][part]
         _outline(ax, d, color, 1.6)
         x, side = (126.5, 'right') if d.x1 > 85 else (max(d.x1 - .5, 0), 'left')
         y, edge = (d.y1 - 1.5, 'bottom') if d.y1 > 12 else (d.y2 + .5, 'top')
         ax.text(x, y, f'{d.local_rank:.0f} | {d.score:.2f}', fontsize=6.5, ha=side, va=edge,
-                color='w' if d.local_rank < 6 else 'k', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
+                color='w' if part < 3 else 'k', bbox=dict(fc=color, ec='none', pad=.8), clip_on=False)
 
 def _draw_pairs(
     objects:pd.DataFrame, # of all images
@@ -555,7 +556,7 @@ def _draw_pairs(
         if n: axes[places[0]].set_ylabel(name, fontsize=9)
         for place, image in zip(places, ranks.index): _draw_detections(axes[place], image, objects, own)
     for place, r in zip('012', ranks.itertuples()): axes[place].set_title(f'mean rank {r.before:.1f} → {r.after:.1f}')
-    handles = [Line2D([], [], color=color, lw=3, label=text) for color, text in zip(RANK_COLORS, LOCAL_RANKS)]
+    handles = [Line2D([], [], color=color, lw=3, label=text) for text, color in RANK_COLORS.items()]
     handles.append(Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)'))
     fig.legend(handles=handles, loc='outside lower center', ncol=10, title='local rank (0: the best placed sample)')
     return fig, axes['+']

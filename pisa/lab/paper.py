@@ -92,8 +92,8 @@ _table('table6', 'Table 6 (v1)', 'Images that are ranked together, ResNet-18', '
     (2,          33.5, 52.7, 36.7, 17.7, 36.5, 44.1),
     (4,          33.6, 52.8, 37.0, 18.1, 36.5, 43.7),
     (8,          33.7, 53.1, 37.1, 18.5, 36.6, 43.5)],
-    note='the detector is not named; in our copy the cell of AP50 of 2 images has three values, '
-         'and the last is taken')
+    note='the detector is not named; our text of the paper has three values for AP50 of 2 images, '
+         'of which we took the last')
 
 # %% ../../nbs/lab/40_paper.ipynb
 _table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
@@ -101,7 +101,7 @@ _table('table7', 'Table 7 (v1)', 'ISR by other metrics', 'metric', _SIZES, [
     ('IoU*',    36.5, 58.4, 39.5,  21.6,  40.3, 46.4),
     ('IoU',     36.8, 58.6, 40.0,  21.9,  41.3, 47.2),
     ('IoU-HLR', 37.1, 58.7, 40.3,  21.7,  40.9, 47.1)],
-    note='the name and three values of the row loss are lost (two are of columns that are not shown); '
+    note='our text of the paper lacks three values of the row loss, AP75 among them; '
          'IoU* is the IoU before regression; '
          'the detector is not named')
 
