@@ -80,7 +80,8 @@ def where(
         aps = [row[0].aps[t.record['seed']] for t in row]
         return f'{np.mean(aps):.1f}' + (f' (all {len(row[0].aps)} seeds: {np.mean([*row[0].aps.values()]):.1f})'
                                         if len(row[0].aps) > len(row) else '')
-    return (f"{label(r['detector'])} ({r['backbone']}), {r['scale']} scale, on {r['data']['note'].split(';')[0].replace('shapes v1,', 'shapes,')}; "
+    data = r['data']['note'].split(';')[0].replace('shapes v1,', 'shapes,')
+    return (f"{label(r['detector'])} ({r['backbone']}), {r['scale']} scale, on {data}; "
             f"the first {study.images} validation images; seeds {', '.join(str(t.record['seed']) for t in rows[0])}. "
             f"AP: {', '.join(f'{name} {of(row)}' for name, row in zip(names, rows))}.")
 
@@ -279,7 +280,7 @@ def figure1(
         'IoU of 0.75 over false positives per image (FROC) of the detections of all classes by score. The runs differ '
         'in how RoIs are sampled (Table 3: R/R, H/H, C/R). Right: recall minus that of random sampling. '
         'Thin lines: each seed.',
-        f'Mean recall over {len(FALSE_POSITIVES)} places of the curve: {means}. Prime minus hard, in points: '
+        f'Mean recall over {len(FALSE_POSITIVES)} points of the curve: {means}. Prime minus hard, in points: '
         f'{change_text(p - h, 1, 1)}; prime minus random: {change_text(p - r, 1, 1)}; hard minus random: '
         f'{change_text(h - r, digits=1)}.')
 
@@ -401,8 +402,8 @@ def figure3(baseline:list[Trained])->Drawn: # of one run
     return Drawn(fig,
         f'The {n} objects of one class in validation image {image}. Of their {len(every)} positive samples the '
         f'{len(pos)} with a local rank below 4 are drawn: their boxes after regression, by the baseline with seed '
-        f'{run.record["seed"]}. A tile has the rank (0 is the best; of step 1 left, of step 2 right), the object and the IoU '
-        'of a sample. Thinner boxes have a later local rank.',
+        f'{run.record["seed"]}. A tile has the rank (0 is the best; of step 1 left, of step 2 right), the object and '
+        'the IoU of a sample. Thinner boxes have a later local rank.',
         f'The first {n} samples by IoU-HLR are of {met} objects; the first {n} by IoU alone are of {met_by_iou}.')
 
 # %% ../../nbs/lab/73_figures.ipynb
