@@ -461,8 +461,8 @@ def figure4(baseline:list[Trained])->Drawn:
         'The axis of losses is logarithmic; losses below 0.0001 are drawn at 0.0001, losses above 10 at 10. Up to '
         '0.2% of the samples, with the lowest IoUs, lie outside.',
         f'Mean IoU and loss: {", ".join(f"{k} {mean.iou[k]:.2f} and {mean.loss[k]:.2f}" for k in COLORS)}. Prime minus '
-        f'hard:\n\n{changes}\n\nIf negatives are included (stored for {seen} images), {100*(top["gt"] < 0).mean():.0f}% of '
-        'the hard samples are negatives.')
+        f'hard:\n\n{changes}\n\nIf negatives are included (stored for {seen} images), '
+        f'{100*(top["gt"] < 0).mean():.0f}% of the hard samples are negatives.')
 
 # %% ../../nbs/lab/73_figures.ipynb
 def scores(
