@@ -352,7 +352,10 @@ def write_records(runs:str|Path|None=None)->Path: # README.md in the folder of t
         said = [no_markup(str(r[k])) for k in columns.values()]
         rows.append([f'[{said[0]}]({said[0]})', *said[1:], *('–' if v != v else f'{v:.1f}' for v in aps)])
     text = ('# All runs\n\nThe records behind tables, figures and pages, in percent. '
-            'The name of a run has its detector, method, data and seed. `make paper` writes this list.\n\n')
+            'The name of a run has its detector, method, layout of the data (`voc` for both sets of photographs) and '
+            'seed. A *recipe* is a version of the trainings. The planned runs of the [protocol]'
+            '(../../nbs/lab/58_protocol.ipynb) are those of recipe 5 with a seed from 101 on. The formulation means '
+            'nothing for a baseline. `make paper` writes this list.\n\n')
     return write_text(records_dir(runs)/'README.md', text + markdown_table(head, rows, left=len(columns)) + '\n')
 
 # %% ../../nbs/lab/72_tables.ipynb
