@@ -56,13 +56,13 @@ def test_the_notebook_leaves_what_is_done_and_shows_what_failed(tmp_path):
     "Of two rows one is there already, with a metric that nobody measured; the other cannot work"
     bad = TINY + ' optim_wrapper.optimizer.lr=1e30 optim_wrapper.clip_grad.max_norm=1e30'
     spec = data.load('shapes')
-    there, missing = sweep.list_tasks(rows.row_names('text'), [1], overrides=bad, specs={'shapes': spec})
+    there, missing = sweep.list_tasks(rows.row_names('text'), [101], overrides=bad, specs={'shapes': spec})
     path = runs.folder(there.id, tmp_path / 'runs')
     write_json(path / 'run.json', runs.describe(there.exp, spec) | {'seconds': 60., 'steps': 4})
     write_json(path / 'metrics.json', {'AP': 12.3})
     log = train_table(tmp_path, 'text', bad, code=1)
     assert '1 of 2 trainings are missing' in log and '2 trainings, 1 of them done' in log and '1 of 2 done, 1 failed' in log
-    assert f'{missing.row}, seed 1: failed. FloatingPointError: step ' in log
+    assert f'{missing.row}, seed 101: failed. FloatingPointError: step ' in log
     assert read_json(path / 'metrics.json') == {'AP': 12.3} and not (path / 'job.log').exists()
 
 
