@@ -228,7 +228,7 @@ RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its
         '(`nbs/lab/43_detectors.ipynb`). The trainings have 8 epochs, Mask R-CNN 6, and 24 on photographs.')
 
 _ODD = {1: "the paper does not say whether AP of Mask R-CNN is of boxes or of masks. *mmdet*: its own PISA heads "
-           "(the second formulation) and baselines, on COCO val, by its model zoo "
+           "(v2) and baselines, on COCO val, by its model zoo "
            "(`nbs/lab/40_paper.ipynb` says why the two are hard to compare). "
            "*step (ours, on a CPU)*: time of a step with PISA over that without, computed from the times of the losses "
            "(`nbs/bench.ipynb`), with the paper's networks and image sizes; median and quartiles. The names of the "
