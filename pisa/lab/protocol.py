@@ -80,6 +80,8 @@ def groups()->list[Group]:
         ('blood cells', 'bccd', 6, _each(PHOTOS, ('baseline', 'v1'), 'bccd')),
         ('32 epochs', 'shapes', 6, _each(('faster_rcnn',), ('baseline', 'v1'), epochs=32)),
         ('damage', 'damage', 6, _each(PHOTOS, ('baseline', 'v1', 'within'), 'damage')),
+        ('without own boxes, on damage', 'damage', 2,
+         [with_setting('sampler.add_gt_as_proposals', False, v) for v in ('baseline', 'isr', 'v1')]),  # added later
         ('Tables 3, 4 and 7, and the gradient of CARL', 'shapes', 6, _rows(3, 4, 7, 'text')),
         ('other variants, on blood cells', 'bccd', 6, _each(PHOTOS, ('isr', 'carl', 'within'), 'bccd')),
         ('ISR and CARL alone, on damage', 'damage', 3, _each(PHOTOS, ('isr', 'carl'), 'damage')),
@@ -89,8 +91,6 @@ def groups()->list[Group]:
         ('Tables 5 and 6', 'shapes', 4, _rows(5, 6)),
         ('larger backbones of Table 1', 'shapes', 3, _rows(1)),
         ('beta and b, on damage', 'damage', 2, [with_setting(*s) for s in SETTINGS]),  # added later
-        ('without own boxes, on damage', 'damage', 2,
-         [with_setting('sampler.add_gt_as_proposals', False, v) for v in ('baseline', 'isr', 'v1')]),  # added later
     ):
         out.append(Group(name, data, seeds, tuple(e for e in dict.fromkeys(trainings) if (data, e) not in known)))
         known |= {(data, e) for e in trainings}
