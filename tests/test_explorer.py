@@ -317,6 +317,8 @@ def run_all(page):
     wait(lambda: page.js(idle), 90, 'the notebook did not open')
     page.js('jupyterapp.shell.activateById(panel.id)')
     wait(lambda: page.js('jupyterapp.shell.currentWidget == panel'), 10, 'the notebook was not activated')
+    page.js('void panel.sessionContext.session.kernel.info.then(() => window.answered = true)')
+    wait(lambda: page.js('window.answered'), 60, 'the kernel did not answer')  # else cells may wait for ever
     page.js("void jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.ran = true)")
     wait(lambda: page.js('window.ran'), 90, 'the cells did not all run')  # then JupyterLab moves the focus no more
     page.js("""panel.content.scrollToItem(panel.content.widgets.findIndex(c =>
