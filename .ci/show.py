@@ -20,6 +20,10 @@ def code_hash(nb: dict) -> str:
     return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def source_hash(nb: dict) -> str:
+    return code_hash({"cells": [{**c, "outputs": []} for c in nb["cells"]]})
+
+
 def is_shown(nb: dict) -> bool:
     return nb["metadata"].get("executed") == code_hash(nb)
 
@@ -72,7 +76,7 @@ def execute(path: Path, values: dict, places: dict[str, str]) -> None:
     for c, done in zip(nb.cells, run.cells):
         if c.cell_type == "code": c.outputs = [] if re.match(r"#\| *hide\b(?!_)", c.source) else cleaned(done.outputs, places)
     if before != [c.source for c in nbformat.read(path, 4).cells]: raise RuntimeError("it was edited meanwhile, and is left as it is: run again")
-    nb.metadata.pop("executed", None)  # until it is cleaned
+    nb.metadata["executed"] = source_hash(nb)  # until it is cleaned
     nbformat.write(nb, path)
     print("executed", path.relative_to(ROOT), flush=True)
 
@@ -104,8 +108,8 @@ def main(names: list[str]) -> int:
     if todo: subprocess.run(["nbdev_clean"], cwd=ROOT, check=True)
     for n in {*todo, *examples} - {*failed}:
         nb = json.loads(every[n].read_text())
-        if "executed" in nb["metadata"]: continue  # an example that failed
-        nb["metadata"] = {"executed": code_hash(nb)} | nb["metadata"]
+        if nb["metadata"].get("executed") != source_hash(nb): continue  # an example that failed, or it was edited meanwhile
+        nb["metadata"]["executed"] = code_hash(nb)
         every[n].write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
     for name, e in failed.items(): print(f"{name}: {e}")
     print(f"{len(todo)} of {len(every)} notebooks were to be executed, {len(failed)} failed")

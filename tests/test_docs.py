@@ -60,5 +60,5 @@ def test_the_readmes_lines_run():
     "The first block of Python, as printed; both losses keep their sums"
     here = {}
     exec(re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S)[0], here)
-    assert (here['weight']*here['cls_loss']).sum().item() == pytest.approx(here['cls_loss'].sum().item(), rel=1e-5)
+    assert here['pos_loss'].item() == pytest.approx(here['cls_loss'].sum().item(), rel=1e-5)
     assert here['box_loss'].item() == pytest.approx(here['reg_loss'].sum().item(), rel=1e-5) and here['box_loss'].requires_grad

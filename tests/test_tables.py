@@ -238,7 +238,7 @@ def test_claims_are_judged_like_the_protocol(monkeypatch):
     for seeds, gain, verdict in ((6, 2., 'holds'), (6, -2., 'fails'), (6, -.05, 'open'), (5, 2., 'unfinished')):
         monkeypatch.setattr(protocol.store, 'load', lambda *args, **more: records(seeds, gain))
         row = claims.judged_claims().set_index('expects').loc[c.expects]
-        assert row.verdict == verdict and row.published == pytest.approx(.7) and row['size'] == ('same' if verdict == 'holds' else 'other' if verdict == 'fails' else '')
+        assert row.verdict == verdict and row.published == pytest.approx(.7) and row['size'] == ('within 3×' if verdict == 'holds' else 'beyond 3×' if verdict == 'fails' else '')
 
 
 def test_a_run_that_no_recipe_gives_is_not_counted(folder):

@@ -111,7 +111,7 @@ def counts(judged:pd.DataFrame)->str: # see `judged_claims`
     n, hold = judged.verdict.value_counts(), judged[judged.verdict == 'holds']
     known = hold[hold.published.notna()]
     of = f'{(hold.holm < .05).sum()} with p below 0.05'
-    if len(known): of += f"; same size as published: {(known['size'] == 'same').sum()} of {len(known)}"
+    if len(known): of += f"; within 3× of the published size: {(known['size'] == 'within 3×').sum()} of {len(known)}"
     words = [f'{n[v]} {verb[int(n[v] > 1)]}' + (f' ({of})' if v == 'holds' else '')
              for v, verb in VERDICTS.items() if n.get(v)]
     return f'Of {counted(len(judged), "comparison")}, {", ".join(words)}.'
@@ -140,7 +140,7 @@ def claims_markdown(
     rows = []
     for c in judged.itertuples():
         over = c.verdict in ('holds', 'fails', 'open')
-        said = c.verdict + (f', {c.size} size' if c.size else '')
+        said = c.verdict + (f', {c.size}' if c.size else '')
         what = ' − '.join(f'Δ{m}' for m in c.metric.replace('_VOC', ' (VOC)').split('-'))
         ours = '<br>'.join([difference_text(c.mean, c.low, c.high), *(c.each.split(', ') if c.each else ())])
         ours = ours.replace(' ', '\N{NO-BREAK SPACE}').replace('R-', 'R\N{NON-BREAKING HYPHEN}')
@@ -168,14 +168,16 @@ def forest(
                     color=_COLORS[verdict], label=f'ours: {verdict}')
     chance = some[some.verdict.isin(['holds', 'fails']) & (some.holm >= .05)]
     ax.scatter(chance['mean'], chance.index, s=14, c='w', zorder=3)
-    if len(chance): ax.plot([], [], 'o', ms=5, mec=_COLORS['holds'], mfc='w', mew=1.5, label='ours: p ≥ 0.05')
+    if len(chance): ax.plot([], [], 'o', ms=5, mec='.5', mfc='w', mew=1.5, label='ours: p ≥ 0.05')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
     edges = some.index[some.claim == 'not below']
-    if len(edges): ax.plot([-MARGIN]*len(edges), edges, '|', ms=16, mew=1, color='.3', label='edge of “not below”')
+    if len(edges): ax.plot([-MARGIN]*len(edges), edges, '|', ms=13, mew=1, color='.3', label='edge of “not below”')
     least = some[['low', 'mean', 'published']].min(axis=None) if len(some) else -far
-    ax.set(xlim=(max(-far, 1.15*min(least, -1)), far), ylim=(len(some) - .4, -.7), xlabel='difference, in points of AP')
     seeds = [counted(n, 'seed').replace(' ', '\N{NO-BREAK SPACE}') for n in some.seeds]
-    names = [textwrap.fill(f'{expects} ({n})', 54) for expects, n in zip(some.expects, seeds)]
+    alike = some.seeds.nunique() == 1
+    ax.set(xlim=(max(-far, 1.15*min(least, -1)), far), ylim=(len(some) - .4, -.7),
+           xlabel='difference, in points of AP' + (f' ({seeds[0]} each)' if alike else ''))
+    names = [textwrap.fill(expects if alike else f'{expects} ({n})', 54) for expects, n in zip(some.expects, seeds)]
     ax.set_yticks(some.index, names, fontsize=9)
     ax.spines[['top', 'right', 'left']].set_visible(False)
     ax.tick_params(axis='y', length=0)

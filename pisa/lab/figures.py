@@ -30,11 +30,11 @@ from .shapes import render
 from .tables import read_runs, select
 
 # %% auto 0
-__all__ = ['COLUMN', 'PAGE', 'COLORS', 'LINES', 'LOOK', 'FIGURES', 'INTERVALS', 'RANK_EDGES', 'LOCAL_RANKS', 'RANK_COLORS',
-           'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'group_means', 'change_text',
-           'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each', 'figure4', 'scores',
-           'score_changes', 'two_changes_text', 'best_is_highest', 'clear_images', 'figure5', 'figure6', 'selected',
-           'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
+__all__ = ['COLUMN', 'PAGE', 'COLORS', 'LINES', 'LOOK', 'FIGURES', 'INTERVALS', 'SAMPLING', 'RANK_EDGES', 'LOCAL_RANKS',
+           'RANK_COLORS', 'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'group_means',
+           'change_text', 'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each',
+           'figure4', 'scores', 'score_changes', 'two_changes_text', 'best_is_highest', 'clear_images', 'figure5',
+           'figure6', 'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
 
 # %% ../../nbs/lab/73_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
@@ -236,6 +236,8 @@ def recalls(run:Trained)->np.ndarray: # [F] in percent at `FALSE_POSITIVES`
     score, objects = run.study.detections.score.to_numpy(), len(run.study.objects)
     return 100*recall_curves(score, true, objects, run.study.images)[0]
 
+SAMPLING = {'random': 'R/R', 'hard': 'H/H', 'prime': 'C/R'}
+
 def _draw_recalls(
     ax, above,
     curves:dict[str, np.ndarray], # 'random', 'hard', 'prime' to [seeds, F]
@@ -243,7 +245,7 @@ def _draw_recalls(
     "The curves in one plot, and in another how far they are above random"
     for name, curve in curves.items():
         gain = curve - curves['random']
-        ax.plot(FALSE_POSITIVES, curve.mean(0), **LINES[name], label=name)
+        ax.plot(FALSE_POSITIVES, curve.mean(0), **LINES[name], label=f'{name} ({SAMPLING[name]})')
         above.plot(FALSE_POSITIVES, gain.mean(0), **LINES[name])
         _draw_seeds(above, FALSE_POSITIVES, gain, name)
     for a in (ax, above): a.set(xscale='log', xlabel='false positives per image')
@@ -256,8 +258,8 @@ def _draw_recalls(
 Many samples lie around one object. The *prime* sample has the highest IoU. The *hard* sample has the highest
 classification loss. They are often two different samples. The figure compares three trainings: with random RoIs (R/R),
 with the hardest RoIs (OHEM, H/H), and with PISA (C/R). As in Table 3, the first letter is the sampling of positives,
-the second that of negatives: R random, H hard, C by PISA. The right plot shows the recall minus that of
-random sampling, so small differences are visible.
+the second that of negatives: R is random, H the hardest of both, C random with ISR and CARL. The right plot shows the
+recall minus that of random sampling, so small differences are visible.
 
 The paper calls its curves ROC and does not define them. Here recall is drawn over false positives per image, as is
 usual if the negatives cannot be counted. Each point is one score threshold, for all classes together.""")
@@ -556,7 +558,7 @@ def _draw_pairs(
     for (name, own), places in zip(found.items(), rows):
         if n: axes[places[0]].set_ylabel(name, fontsize=9)
         for place, image in zip(places, ranks.index): _draw_detections(axes[place], image, objects, own)
-    for place, r in zip('012', ranks.itertuples()): axes[place].set_title(f'mean rank {r.before:.1f} → {r.after:.1f}')
+    for place, r in zip('012', ranks.itertuples()): axes[place].set_title(f'mean local rank {r.before:.1f} → {r.after:.1f}')
     handles = [Line2D([], [], color=color, lw=3, label=text) for text, color in RANK_COLORS.items()]
     handles.append(Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)'))
     fig.legend(handles=handles, loc='outside lower center', ncol=10, title='local rank (0: the best placed sample)')

@@ -208,10 +208,10 @@ def size(
     mean:float, # what was found
     published:float, # nan: not published
     verdict:str, # see `judged`
-)->str: # 'same', 'other', or '' if there is nothing to compare
+)->str: # 'within 3×', 'beyond 3×', or '' if there is nothing to compare
     "Whether a difference has the size of the published one: a third of it to three times"
     if verdict not in ('holds', 'fails') or not abs(published) > 0: return ''
-    return 'same' if 1/3 <= mean/published <= 3 else 'other'
+    return 'within 3×' if 1/3 <= mean/published <= 3 else 'beyond 3×'
 
 def holm(p:Sequence[float])->np.ndarray:
     "p of several tests, adjusted by Holm's method"
