@@ -558,7 +558,8 @@ def _draw_pairs(
     for (name, own), places in zip(found.items(), rows):
         if n: axes[places[0]].set_ylabel(name, fontsize=9)
         for place, image in zip(places, ranks.index): _draw_detections(axes[place], image, objects, own)
-    for place, r in zip('012', ranks.itertuples()): axes[place].set_title(f'mean local rank {r.before:.1f} → {r.after:.1f}')
+    for place, r in zip('012', ranks.itertuples()):
+        axes[place].set_title(f'mean local rank {r.before:.1f} → {r.after:.1f}')
     handles = [Line2D([], [], color=color, lw=3, label=text) for text, color in RANK_COLORS.items()]
     handles.append(Line2D([], [], color='.6', ls='--', lw=1, label='ground truth (white)'))
     fig.legend(handles=handles, loc='outside lower center', ncol=10, title='local rank (0: the best placed sample)')
