@@ -35,8 +35,9 @@ $(STAMP):
 	@$(or $(PYTHON),$(error Python 3.11, 3.12 or 3.13 is needed: install one, or give it: make PYTHON=/path/to/python3.13)) .ci/setup_venv.py $(VENV)
 	@rm -f $(VENV)/.pisa-????????????; touch $@
 
-train: $(STAMP)  ## train Mask R-CNN with PISA on the embedded data set, through nbs/train.ipynb
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) $(ARGS) --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
+train: $(STAMP)  ## train Mask R-CNN (or DETECTOR=faster_rcnn, retinanet, ssd300, ...) with PISA on rendered images, through nbs/train.ipynb
+	@echo 'Trains $(DETECTOR). The progress bar comes after a minute or two. Ctrl-C stops, and the same command goes on after the last finished epoch.'
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} papermill nbs/train.ipynb runs/$(DETECTOR).ipynb -p detector $(DETECTOR) $(ARGS) --no-progress-bar --log-level ERROR --stdout-file - --stderr-file -
 	@echo 'What was trained, with pictures: runs/$(DETECTOR).ipynb'
 
 test: check nbtest pytest arithmetic  ## run all tests: notebooks, tests/, and that pisa/ is what the notebooks export
@@ -57,8 +58,8 @@ arithmetic: $(STAMP)  ## run the tests that compare numbers, with the instructio
 slow: $(STAMP)  ## run the tests that take minutes: a training step of every detector at the paper's size
 	pytest -m slow
 
-lab: $(STAMP)  ## open JupyterLab on the notebooks
-	cd nbs && jupyter lab
+lab: $(STAMP)  ## open JupyterLab on the notebooks (ARGS=--no-browser, ARGS=--allow-root ...)
+	cd nbs && jupyter lab $(ARGS)
 
 export: $(STAMP)  ## write pisa/ from the notebooks
 	nbdev_export

@@ -98,6 +98,7 @@ def main(folder: str) -> int:
                   f"      Run the same command again to go on from this step; 'rm -r {env_dir}' starts over.", file=sys.stderr)
             return 1
         print(f"      done in {(time.time() - start) / 60:.1f} min", flush=True)
+    print(f"ready; activate it with: source {env_dir}/bin/activate")
     return 0
 
 

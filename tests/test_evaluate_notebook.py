@@ -92,15 +92,34 @@ def test_other_data_in_another_layout(trained, coco, tmp_path):
     for name in ('AP', 'AP50', 'mask_AP'): assert new[name] == pytest.approx(own[name], abs=1e-9)
 
 
-def test_all_images_of_a_folder_with_one_split(trained, spec, tmp_path):
-    "The validation images alone in a folder: divided as in training, three of them are left"
+def test_a_folder_with_one_split(trained, spec, tmp_path):
+    "The validation images alone in a folder: all of them, or three of them if divided as in training"
     folder, run = trained
     write_json(tmp_path / 'alone/annotations.json', read_json(spec.val_json))
     shutil.copytree(spec.val_images, tmp_path / 'alone/images')
-    for split, n in (('all', 16), ('val', 3)):
+    for split, n in (('auto', 16), ('val', 3)):
         evaluate(tmp_path, run=run, runs_dir=folder, split=split, data_root=tmp_path / 'alone', out=tmp_path / split)
         assert read_json(tmp_path / split / 'evaluation.json')['images'] == n
-    assert read_json(tmp_path / 'all/evaluation.json')['metrics']['AP'] == pytest.approx(read_json(folder / run / 'metrics.json')['AP'], abs=1e-9)
+    assert read_json(tmp_path / 'auto/evaluation.json')['metrics']['AP'] == pytest.approx(read_json(folder / run / 'metrics.json')['AP'], abs=1e-9)
+
+
+def test_a_folder_with_one_split_that_was_trained_on(spec, tmp_path):
+    "Only the images that it was not trained on"
+    write_json(tmp_path / 'alone/annotations.json', read_json(spec.val_json))
+    shutil.copytree(spec.val_images, tmp_path / 'alone/images')
+    run = train(tmp_path / 'runs', data.load('folder', tmp_path / 'alone'), overrides=TINY.replace('=16', '=8'), dataset='folder')
+    scope = first_cells('evaluate', run=run, runs_dir=tmp_path / 'runs', data_root=tmp_path / 'alone')
+    assert scope['spec'].n_val == 3 and scope['same']
+
+
+def first_cells(notebook, **parameters):
+    "The variables after the cells before the heading *Evaluation*, or before the model is made, without papermill, which takes seconds"
+    cells = [''.join(c['source']) for c in json.loads((ROOT / f'nbs/{notebook}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
+    scope = {'In': [], 'display': print}  # IPython's
+    exec(cells[0], scope)
+    scope.update(parameters)
+    for cell in cells[1:3 if notebook == 'evaluate' else 2]: exec(cell, scope)
+    return scope
 
 
 def test_the_layout_of_voc_gets_the_order_of_the_runs_classes(trained, spec, tmp_path):
@@ -152,13 +171,8 @@ def test_a_run_without_weights_is_refused(trained, spec, tmp_path):
     (dict(split='test-dev', dataset='coco'), 'needs data_root'), (dict(dataset='coco'), "dataset='coco' needs data_root"),
     (dict(dataset='coc'), "did you mean 'coco'?"), (dict(weights='none.pth'), 'none.pth is not there')])
 def test_what_cannot_be_is_refused_in_one_line(trained, parameters, message):
-    "The cells before the evaluation, without papermill, which takes seconds for each"
-    cells = [''.join(c['source']) for c in json.loads((ROOT / 'nbs/evaluate.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
-    scope = {'In': []}  # IPython's
-    exec(cells[0], scope)
-    scope.update(dict(run='' if parameters == {} else trained[1], runs_dir=trained[0]) | parameters)
-    with pytest.raises((ValueError, FileNotFoundError)) as e:
-        for cell in cells[1:3]: exec(cell, scope)
+    given = dict(run='' if parameters == {} else trained[1], runs_dir=trained[0]) | parameters
+    with pytest.raises((ValueError, FileNotFoundError)) as e: first_cells('evaluate', **given)
     assert message in str(e.value) and '\n' not in str(e.value)
 
 
@@ -184,5 +198,7 @@ def test_predict(trained, spec, tmp_path):
         like = [k for k in known if (k['image_id'], k['category_id']) == (d['image_id'], d['category_id']) and k['bbox'] == pytest.approx(d['bbox'], abs=0.05)]
         assert len(like) == 1 and d['score'] == pytest.approx(like[0]['score'], abs=1e-3) and 'segmentation' in d
     assert len((tmp_path / 'found/detections.csv').read_text().splitlines()) == len(found) + 1 and pictures(tmp_path / 'out.ipynb') == 1
-    wrong = last_line(papermill('predict', tmp_path / 'out.ipynb', run=run, runs_dir=folder, images=tmp_path / 'none'))
-    assert 'names no image: give a file, a folder, or a pattern' in wrong
+    wrong = last_line(papermill('predict', tmp_path / 'out.ipynb', run=run, runs_dir=folder, images=tmp_path / 'x.jpg', out=tmp_path / 'found'))
+    assert 'no image could be read: ' in wrong and read_json(tmp_path / 'found/detections.json') == found  # not replaced
+    for images in ('', tmp_path / 'none', tmp_path / 'fou*'):  # the last is a folder
+        with pytest.raises(ValueError, match='names no image: give a file, a folder, or a pattern'): first_cells('predict', run=run, runs_dir=folder, images=images)

@@ -747,6 +747,39 @@ def test_what_no_detector_trains_on_is_told(folder):
     assert any(n.startswith("train: 1 object of less than a pixel") for n in loaded(folder).report['notes'])
 
 
+@pytest.mark.parametrize('scale, empty_too, n', [('mini', False, 4), ('mini', True, 5), ('paper', False, 3), ('paper', True, 4)])
+def test_the_schedule_counts_the_images_that_mmdet_trains_on(tmp_path, scale, empty_too, n):
+    "Five images: one is empty, one is narrow, one has a crowd alone"
+    pytest.importorskip('mmdet')
+    from mmdet.registry import DATASETS
+    from mmdet.utils import register_all_modules
+    from pisa.lab.config import config, images_to_train_on
+    from pisa.lab.experiments import experiment
+    register_all_modules()
+    root, content = tmp_path/'mine', coco(5)
+    for k in range(5): draw(root/f'images/{k}.jpg', (40, 31 if k == 4 else 40))
+    for i in content['images']: i['height'] = 31 if i['id'] == 5 else 40
+    content['annotations'] = [a | {'iscrowd': int(a['image_id'] == 3)} for a in content['annotations'] if a['image_id'] != 2]
+    for split in ('train', 'val'): (root/f'{split}.json').write_text(json.dumps(content))
+    given = 'train_cfg.max_epochs=10 train_dataloader.batch_size=1' + ' train_dataloader.dataset.filter_cfg.filter_empty_gt=False'*empty_too
+    spec, exp = loaded(root), experiment('retinanet', dataset='folder', scale=scale, overrides=given, pretrained='none')
+    cfg = config(exp, spec)
+    decay = next(s for s in cfg.param_scheduler if s.type == 'MultiStepLR')
+    assert images_to_train_on(exp, spec) == len(DATASETS.build(cfg.train_dataloader.dataset)) == n
+    assert decay.end == 10*n
+
+
+def test_images_without_objects_are_divided_by_themselves(tmp_path):
+    "Two of twenty have objects: one for each split"
+    root, content = tmp_path/'mine', coco(20)
+    for k in range(20): draw(root/f'images/{k}.jpg')
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] in (7, 13)]
+    (root/'all.json').write_text(json.dumps(content))
+    spec = loaded(root)
+    assert [len({a['image_id'] for a in annotations(spec, split)}) for split in ('train', 'val')] == [1, 1]
+    assert (spec.n_train, spec.n_val) == (16, 4)
+
+
 def test_tiffs(folder):
     pytest.importorskip('cv2')
     import cv2

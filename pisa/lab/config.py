@@ -20,8 +20,8 @@ from ..mmdet.samplers import complete_hlr
 from ..mmdet.two_stage import prime_config
 
 # %% auto 0
-__all__ = ['LOADED', 'TERMS', 'dataloader', 'detector', 'stages', 'config', 'schedule', 'registered', 'harmless', 'override',
-           'settings_text', 'summary']
+__all__ = ['LOADED', 'TERMS', 'dataloader', 'images_to_train_on', 'detector', 'stages', 'config', 'schedule', 'registered',
+           'harmless', 'override', 'settings_text', 'summary']
 
 # %% ../../nbs/lab/45_config.ipynb
 def _pipeline(
@@ -66,6 +66,18 @@ def dataloader(
                      data_prefix=dict(img=str(spec.train_images if train else spec.val_images)),
                      filter_cfg=dict(filter_empty_gt=True, min_size=smallest) if train else None,
                      pipeline=_pipeline(exp, train)))
+
+# %% ../../nbs/lab/45_config.ipynb
+def images_to_train_on(
+    exp:Experiment,
+    spec:DataSpec,
+)->int:
+    "How many training images `dataloader` keeps"
+    if not spec.report: return spec.n_train  # of `shapes` all
+    found, mini = spec.report['found']['train'], exp.scale == 'mini'
+    if parse_overrides(exp.overrides).get('train_dataloader.dataset.filter_cfg.filter_empty_gt') is False:
+        return found['images'] - (0 if mini else found['narrow'])
+    return found['used' if mini else 'used_from_32']
 
 # %% ../../nbs/lab/45_config.ipynb
 def detector(
@@ -113,7 +125,11 @@ def config(
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
     batch = -(-global_batch(exp) // processes)  # of this process
     if 'train_dataloader.batch_size' in given: given['train_dataloader.batch_size'] = batch
-    total = steps(exp, spec.n_train, batch*processes)
+    total = steps(exp, images_to_train_on(exp, spec), batch*processes)
+    if (used := whole_number(given, 'val_dataloader.dataset.indices', spec.n_val)) > spec.n_val:
+        raise ValueError(f'overrides: val_dataloader.dataset.indices={used}, but there are {spec.n_val} images to '
+                         'evaluate on')
+    whole_number(given, 'train_cfg.val_interval', epochs)
     if (together := ranked_together(exp)) > batch:
         raise ValueError(f'isr.scope={together} images are to be ranked together, but a process has {batch}: '
                          'use fewer processes, or a larger batch')

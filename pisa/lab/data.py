@@ -121,7 +121,7 @@ def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
 
 # %% ../../nbs/lab/34_data.ipynb
 _CHECK = 1  # version of the checks, part of the fingerprint
-_KEPT = 3   # version of the cached files
+_KEPT = 4   # version of the cached files
 
 def _state(root:Path)->str: # sha256
     "A hash of the names, sizes and times of the files in a folder, also behind links"
@@ -148,8 +148,12 @@ def _divided(
             raise ValueError(f'{part.source} names {counted(len(order), "image")}: at least two are needed, one to '
                              'train and one to evaluate on')
         RandomState(0).shuffle(order)
-        cut = max(1, len(order)//5)
-        out = dict(train=(part, sorted(order[cut:])), val=(part, sorted(order[:cut])))
+        annotated = {str(a.get('image_id')) for a in part.annotations}
+        some = [i for i in order if str(part.images[i]['id']) in annotated] or order
+        empty = [i for i in order if i not in {*some}]
+        of_empty = len(empty)//5
+        val = some[:max(1, len(order)//5 - of_empty)] + empty[:of_empty]
+        out = dict(train=(part, sorted({*order} - {*val})), val=(part, sorted(val)))
     out = {s: (part, at[:n]) for (s, (part, at)), n in zip(out.items(), (n_train if divide else n_val, n_val))}
     for part, at in out.values():
         if not at: raise ValueError(f'{part.source} has no images: the split is empty')
@@ -171,8 +175,10 @@ def _found(content:dict)->dict: # for the tables below
     counts = {n: [0, 0, 0] for n in names.values()}
     real = [a for a in content['annotations'] if not a['iscrowd']]
     for a in real: counts[names[a['category_id']]][(a['area'] >= small) + (a['area'] > large)] += 1
-    n = len(content['images'])
-    return dict(images=n, without=n - len({a['image_id'] for a in real}), objects=counts,
+    n, annotated = len(content['images']), {a['image_id'] for a in content['annotations']}
+    sides = [min(i['width'], i['height']) for i in content['images'] if i['id'] in annotated]
+    return dict(images=n, used=len(sides), used_from_32=sum(s >= 32 for s in sides),
+                without=n - len({a['image_id'] for a in real}), objects=counts,
                 tiny=sum(min(a['bbox'][2:]) < 1 for a in real),
                 narrow=sum(min(i['width'], i['height']) < 32 for i in content['images']),
                 crowds=len(content['annotations']) - len(real), masks=sum('segmentation' in a for a in real))
@@ -194,8 +200,8 @@ def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->li
         empty = [n for n, k in found[split]['objects'].items() if not sum(k)]
         if empty: notes.append(f'{split}: no object of ' + ', '.join(empty))
     if whole: return notes
-    if train['without']:
-        notes.append(f"train: {counted(train['without'], 'image')} without an object, not used to train; "
+    if unused := train['images'] - train['used']:
+        notes.append(f"train: {counted(unused, 'image')} without an object, not used to train; "
                      '-p overrides train_dataloader.dataset.filter_cfg.filter_empty_gt=False uses them')
     if train['tiny']:
         notes.append(f"train: {counted(train['tiny'], 'object')} of less than a pixel in width or height, not trained "
@@ -285,7 +291,7 @@ def _folder(
         about['fingerprint'],
         f'{root.name}, {about["kind"].upper()} layout{by}: {use}; small is under {small} px^2, large over {large}',
         'voc' if about['kind'] == 'voc' else 'coco' if about['kind'] == 'coco' and year else 'folder',
-        {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')})
+        {k: about[k] for k in ('found', 'mended', 'left_out', 'notes')} | {'of': [*about['of'].values()]})
 
 # %% ../../nbs/lab/34_data.ipynb
 def found_table(spec:DataSpec): # pd.DataFrame: rows are classes, columns splits and sizes

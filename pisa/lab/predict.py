@@ -105,7 +105,7 @@ def evaluate(
         kept = [pair for pair in exp.overrides.split() if not pair.startswith('val_dataloader.dataset.')]
         exp = replace(exp, overrides=' '.join(kept))
     # the detector keeps the run's mask head and number of training images, whatever the data has
-    cfg = config(exp, replace(spec, has_masks=True, n_train=record['data']['n_train']))
+    cfg = config(exp, replace(spec, has_masks=True, n_train=record['data']['n_train'], report={}))
     if not spec.has_masks: cfg.val_evaluator.iou_types = ('bbox',)
     with quiet(), no_pickles(), tempfile.TemporaryDirectory() as tmp:
         runner = OwnRunner(cfg, device, Path(tmp), run, hooks=[Progress()])

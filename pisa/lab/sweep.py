@@ -15,7 +15,7 @@ import submitit
 import torch
 from ..prime import one_of
 from . import runs as store
-from .config import config
+from .config import config, images_to_train_on
 from .data import DataSpec, load
 from .experiments import SCALES, Experiment, checkpoint_of, steps
 from .files import one_line, write_text
@@ -62,7 +62,7 @@ def list_tasks(
         id = exp.id(spec.fingerprint)
         if id in tasks: continue
         config(exp, spec)
-        tasks[id] = Task(id, name, exp, spec, steps(exp, spec.n_train))
+        tasks[id] = Task(id, name, exp, spec, steps(exp, images_to_train_on(exp, spec)))
     if not tasks:
         needed = sorted({exp.dataset for _, exp in exps})
         raise ValueError(f"there is nothing to do: these rows are trained on {' and '.join(needed)}. "
@@ -367,6 +367,7 @@ def sweep(
 )->pd.DataFrame: # see `progress`
     "Train what is missing; a task that fails does not stop the others. An interrupt ends the jobs of this machine"
     local = one_of('launcher', launcher, ('local', 'slurm')) == 'local'
+    if local and slurm: raise ValueError(f"slurm={slurm!r} has no use with launcher='local': give launcher='slurm'")
     for name, n in (('jobs', 1 if jobs is None else jobs), ('threads', threads)):
         if type(n) is not int or n < 1: raise ValueError(f'{name}={n!r}: give a whole number, 1 or more')
     gpus, folder, start = gpus_of_a_job(tasks, gpus, local), store.runs_dir(runs).resolve(), time.time()

@@ -13,7 +13,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmdet.utils import reduce_mean
 from torch import Tensor
 from ..prime import ISR, Positives, prime_box_loss, prime_weights
-from .two_stage import gt_ids, head_positives, prime_config, refuse_iou_of_deltas
+from .two_stage import gt_ids, head_positives, prime_config, refuse_iou_of_deltas, refuse_joint_losses
 
 # %% auto 0
 __all__ = ['Anchors', 'by_anchor', 'rows_at', 'gather_anchors', 'match_anchors', 'isr_label_weights', 'cls_losses', 'box_loss',
@@ -131,13 +131,15 @@ class PrimeRetinaHead(RetinaHead):
 
     Takes the arguments of mmdet's `RetinaHead`. `train_cfg` may hold `isr=dict(gamma, beta, metric, scope)`
     and `carl=dict(k, b, form, detach)`; a missing key is off. It takes any box loss, also with `reg_decoded_bbox`. A
-    `ValueError` is raised for an unknown key, for a value out of range, and for an IoU loss without `reg_decoded_bbox`.
+    `ValueError` is raised for an unknown key, for a value out of range, for an IoU loss without `reg_decoded_bbox`, and
+    for a loss that gives no value for each sample.
     With both keys off, and in testing, it works as `RetinaHead`.
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
+        used = prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
         refuse_iou_of_deltas(self)
+        if any(used): refuse_joint_losses(self)
 
     def loss_by_feat(self, cls_scores, bbox_preds, batch_gt_instances, batch_img_metas, batch_gt_instances_ignore=None):
         "Losses of all levels"
@@ -165,13 +167,14 @@ class PrimeSSDHead(SSDHead):
     """
     def __init__(self, *args, loss_bbox:dict|None=None, **kwargs):
         super().__init__(*args, **kwargs)
-        prime_config(self.train_cfg)
+        used = prime_config(self.train_cfg)
         # `SSDHead` reads it with any box loss
         if self.train_cfg and loss_bbox: self.train_cfg.setdefault('smoothl1_beta', 1.)
         beta = self.train_cfg['smoothl1_beta'] if self.train_cfg else 1.
         self.loss_cls = MODELS.build(dict(type='CrossEntropyLoss'))
         self.loss_bbox = MODELS.build(loss_bbox or dict(type='SmoothL1Loss', beta=beta))
         refuse_iou_of_deltas(self)
+        if any(used): refuse_joint_losses(self)
 
     def loss_by_feat_single(self, cls_score, bbox_pred, anchor, labels, label_weights,
                             bbox_targets, bbox_weights, avg_factor):
@@ -223,8 +226,9 @@ class PrimeATSSHead(ATSSHead):
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        prime_config(self.train_cfg)
+        used = prime_config(self.train_cfg)
         refuse_iou_of_deltas(self)
+        if any(used): refuse_joint_losses(self)
 
     def loss_by_feat(self, cls_scores, bbox_preds, centernesses,
                      batch_gt_instances, batch_img_metas, batch_gt_instances_ignore=None):

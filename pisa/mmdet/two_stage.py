@@ -4,6 +4,7 @@
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb 3
 from __future__ import annotations
+import copy
 from typing import Any
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .samplers import class_loss, own_class, probabilities
 
 # %% auto 0
 __all__ = ['prime_config', 'positive_rows', 'gt_ids', 'class_prob', 'head_positives', 'join_weights', 'prime_loss_and_target',
-           'refuse_iou_of_deltas', 'sample_rois', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
+           'refuse_iou_of_deltas', 'refuse_joint_losses', 'sample_rois', 'PrimeRoIHead', 'PrimeCascadeRoIHead']
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
 def prime_config(
@@ -129,6 +130,21 @@ def refuse_iou_of_deltas(
         raise ValueError(f'{kind} compares boxes, not deltas: set reg_decoded_bbox=True')
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
+def refuse_joint_losses(
+    head:nn.Module, # the box head of an RoI head, or an mmdet `AnchorHead`
+)->None:
+    "A `ValueError` of one line if a loss of the head gives no value for each sample"
+    channels = getattr(head, 'cls_out_channels', None) or (
+        head.loss_cls.get_cls_channels(head.num_classes) if head.custom_cls_channels else head.num_classes + 1)
+    logit, label, box = torch.zeros(2, channels), torch.zeros(2, dtype=torch.long), torch.zeros(2, 4)
+    for loss, pred, target in (head.loss_cls, logit, label), (head.loss_bbox, box, box):
+        try: each = copy.deepcopy(loss)(pred, target, reduction_override='none')
+        except TypeError: each = None  # it needs more
+        if not isinstance(each, Tensor) or each.shape[:1] != (2,):
+            raise ValueError(f'{type(loss).__name__} gives no loss for each sample, which ISR and CARL need: choose '
+                             'another loss')
+
+# %% ../../nbs/mmdet/21_two_stage.ipynb
 def sample_rois(
     assigner:Any, # mmdet's
     sampler:Any, # one of mmdet's, or `PrimeSampler`
@@ -156,15 +172,16 @@ class PrimeRoIHead(StandardRoIHead):
     Takes the arguments of mmdet's `StandardRoIHead`. `train_cfg.rcnn` may hold `isr=dict(gamma, beta, metric, scope)`
     and `carl=dict(k, b, form, detach)`; a missing key is off. The head takes any sampler, any box loss that is per box
     or per coordinate, also with `reg_decoded_bbox`, and class-specific or class-agnostic regression. A `ValueError` of
-    one line is raised for an unknown key, a value out of range, and an IoU loss without `reg_decoded_bbox`. Testing is
-    that of `StandardRoIHead`.
+    one line is raised for an unknown key, a value out of range, an IoU loss without `reg_decoded_bbox`, and a loss that
+    gives no value for each sample. Testing is that of `StandardRoIHead`.
     """
     takes_neg_weights = True  # `PrimeSampler` reads it
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
+        used = prime_config(self.train_cfg)  # refuse a wrong key before the first iteration
         if self.with_bbox: refuse_iou_of_deltas(self.bbox_head)
+        if self.with_bbox and any(used): refuse_joint_losses(self.bbox_head)
 
     def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
         "Losses of the box head and, in Mask R-CNN, of the mask head"
@@ -197,8 +214,10 @@ class PrimeCascadeRoIHead(CascadeRoIHead):
     """
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for stage in self.train_cfg or []: prime_config(stage)  # refuse a wrong key before the first iteration
+        used = [prime_config(stage) for stage in self.train_cfg or []]  # refuse a wrong key before the first iteration
         for box_head in self.bbox_head: refuse_iou_of_deltas(box_head)
+        for box_head, own in zip(self.bbox_head, used):
+            if any(own): refuse_joint_losses(box_head)
 
     def loss(self, x:tuple[Tensor, ...], rpn_results_list:list, batch_data_samples:list)->dict[str, Tensor]:
         "Losses of the box head and, if there is one, of the mask head of each stage, as `s0.loss_cls`"
