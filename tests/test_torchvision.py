@@ -427,4 +427,4 @@ def test_wrong_targets_are_refused_as_before(kind, bad):
 def test_the_notebook_trains_two_detectors_and_shows_them(tmp_path):
     pytest.importorskip('pycocotools')
     log(papermill('14_torchvision', tmp_path/'out.ipynb', images=16, epochs=1))
-    assert pictures(tmp_path/'out.ipynb') == 5  # data, loss, ground truth, detections of both
+    assert pictures(tmp_path/'out.ipynb') == 4  # data, loss, detections of both
