@@ -149,8 +149,8 @@ def _divided(
                              'train and one to evaluate on')
         RandomState(0).shuffle(order)
         annotated = {str(a.get('image_id')) for a in part.annotations}
-        some = [i for i in order if str(part.images[i]['id']) in annotated] or order
-        empty = [i for i in order if i not in {*some}]
+        full = {i for i in order if str(part.images[i]['id']) in annotated} or {*order}
+        some, empty = [i for i in order if i in full], [i for i in order if i not in full]
         of_empty = len(empty)//5
         val = some[:max(1, len(order)//5 - of_empty)] + empty[:of_empty]
         out = dict(train=(part, sorted({*order} - {*val})), val=(part, sorted(val)))
