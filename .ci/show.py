@@ -36,7 +36,7 @@ def small(png: str) -> str:  # base64
     "A picture with 256 colours, which is a third of the size"
     from PIL import Image
     image, out = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
-    image.quantize(256).save(out, "PNG", optimize=True)
+    image.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(out, "PNG", optimize=True)  # keeps rare colours
     return base64.b64encode(out.getvalue()).decode()
 
 

@@ -1,6 +1,5 @@
 "pisa.lab.data: the rendered data set to the byte, and folders that others made"
 import hashlib, json, os, shutil, subprocess, sys, warnings
-from dataclasses import FrozenInstanceError
 from fractions import Fraction
 from pathlib import Path
 import numpy as np
@@ -159,16 +158,6 @@ def test_bad_arguments(kwargs, message):
     assert '\n' not in str(e.value)
 
 
-def test_spec_is_frozen(spec):
-    with pytest.raises(FrozenInstanceError): spec.n_train = 3
-    assert '\n' not in spec.note and '256' in spec.note and '1024' in spec.note
-
-
-def test_no_mmdet():
-    code = "import sys, pisa.lab.data; print([m for m in ('mmdet', 'mmengine', 'mmcv') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, '-c', code], text=True, env=dict(os.environ, PYTHONPATH=str(root()))).strip() == '[]'
-
-
 # ---- samples and pictures
 
 def test_samples(spec):
@@ -297,7 +286,7 @@ def test_voc_boxes_of_no_size(voc):
     ('ImageSets/Main/val.txt', '\n \n', ValueError, 'the split is empty'),
     ('ImageSets/Main/val.txt', '../JPEGImages/im 1', ValueError, 'leads out of the image folder'),
     ('ImageSets/Main/val.txt', '/etc/passwd', ValueError, 'leads out of the image folder'),
-    ('ImageSets/Main/val.txt', 'sub/im 1', ValueError, 'leads out of the image folder')])
+    ('ImageSets/Main/val.txt', 'sub/im 1', ValueError, 'has a folder in it')])
 def test_voc_errors(voc, file, text, error, message):
     (voc/file).unlink() if text is None else (voc/file).write_text(text)
     with pytest.raises(error, match=message) as e: load('voc', voc)
@@ -307,7 +296,7 @@ def test_voc_errors(voc, file, text, error, message):
 def test_voc_without_images(voc):
     shutil.rmtree(voc/'JPEGImages')
     with pytest.raises(FileNotFoundError, match='JPEGImages does not exist'): load('voc', voc)
-    with pytest.raises(FileNotFoundError, match='Annotations/, ImageSets/ and JPEGImages/'): load('voc', voc/'nowhere')
+    with pytest.raises(FileNotFoundError, match='Annotations/ with XML files and JPEGImages/'): load('voc', voc/'nowhere')
 
 
 # ---- VOC07+12

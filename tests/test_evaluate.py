@@ -239,36 +239,11 @@ def test_metric(gapped, spec, as_tensor):
     assert metric.results == []
 
 
-def test_metric_drops_padding(gapped, spec):
-    "Several processes may evaluate an image twice to fill up; mmengine then cuts to the data set's size"
-    gt, file = gapped
-    metric = COCOAP(file, area_limits=spec.area_limits)
-    for k in [*range(1, 41), 1, 2]: metric.process(None, [_sample(gt, k, masks=False)])
-    assert metric.evaluate(40)['AP'] == pytest.approx(100)
-    assert len(metric.detections) == len(gt['annotations'])
-
-
 def test_metric_without_detections(gapped):
     metric = COCOAP(gapped[1], prefix='val')
     metric.process(None, [_sample(dict(annotations=[]), k, masks=False) for k in range(1, 41)])
     result = metric.evaluate(40)
     assert result['val/AP'] == 0 and result['val/AP_L'] is None and metric.detections == []
-
-
-def test_metric_takes_mmdets_samples(gapped, spec):
-    "DetDataSample and InstanceData, as an Evaluator passes them on"
-    from mmdet.structures import DetDataSample
-    from mmengine.evaluator import Evaluator
-    from mmengine.structures import InstanceData
-    gt, file = gapped
-    evaluator = Evaluator(COCOAP(file, area_limits=spec.area_limits))
-    samples = []
-    for k in range(1, 41):
-        s = DetDataSample(metainfo=dict(img_id=k))
-        s.pred_instances = InstanceData(**_sample(gt, k, masks=False)['pred_instances'])
-        samples.append(s)
-    evaluator.process(samples)
-    assert evaluator.evaluate(40)['AP'] == pytest.approx(100)
 
 
 def test_metric_errors(gapped, tmp_path):
@@ -352,13 +327,6 @@ def test_results_errors(info, tmp_path):
                                     ({}, dict(name='../x'), 'name='), ({}, dict(iou_type='segm'), "has no 'segmentation'")):
         refused(lambda: write_results([det | change], info[1], tmp_path/'out', **dict(dict(name='x'), **kwargs)), message)
     assert not (tmp_path/'out').exists()
-
-
-def test_mmdet_loads_images_without_annotations(info, spec):
-    "The data set that an evaluation on test-dev reads"
-    from mmdet.datasets import CocoDataset
-    data = CocoDataset(ann_file=str(info[1]), data_prefix=dict(img=str(spec.val_images)), metainfo=dict(classes=spec.classes), test_mode=True)
-    assert len(data) == 40 and data.get_data_info(3)['img_id'] == 4 and data.get_data_info(3)['instances'] == []
 
 
 def _with_crowds(spec, tmp_path, rng):

@@ -53,7 +53,7 @@ def test_the_numbers_are_those_of_the_run(trained, tmp_path):
     folder, run = trained
     before = {f: f.stat().st_mtime_ns for f in folder.rglob('*')}
     log = evaluate(tmp_path, run=run, runs_dir=folder, out=tmp_path / 'new')
-    assert '16/16' in log and 'As in the record of the run' in log
+    assert '16/16' in log and 'The metrics equal those after the training' in log
     assert read_json(tmp_path / 'new/evaluation.json')['metrics'] == read_json(folder / run / 'metrics.json')
     assert read_json(tmp_path / 'new/detections.json') == read_json(folder / run / 'detections.json')
     assert pictures(tmp_path / 'out.ipynb') == 2  # curves, detections

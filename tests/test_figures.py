@@ -1,9 +1,7 @@
 "Figures: what they compute, by loops; what they say, on samples whose answer is known; what they do without runs"
-import ast
 import dataclasses
 import json
 import re
-import shlex
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -17,7 +15,7 @@ import matplotlib.pyplot as plt
 from made_up import made_up_runs
 from pisa.lab import figures, runs, tables
 from pisa.lab.experiments import RECIPE
-from pisa.lab.samples import FALSE_POSITIVES, Study
+from pisa.lab.samples import Study
 from notebooks import log, papermill
 from refusal import refused
 
@@ -101,14 +99,6 @@ def test_hard_ones_by_loops():
         assert set(hard[hard.image == image].index) == set(own.nlargest(16, 'loss').index)
 
 
-def test_group_means_by_loops():
-    rng = np.random.RandomState(4)
-    place, value = rng.randint(0, 3, 400), rng.randn(400)
-    means = figures.group_means(place, value, 4)
-    np.testing.assert_allclose(means[:3], [np.mean([v for p, v in zip(place, value) if p == b]) for b in range(3)])
-    assert np.isnan(means[3])  # an empty one
-
-
 def test_interval_is_that_of_a_t_test():
     change = np.array([.4, .1, .3])
     low, high = stats.t.interval(.95, 2, change.mean(), stats.sem(change))
@@ -121,18 +111,6 @@ def test_changes_by_loops():
     by_hand = [[b.positives.query(q).score.mean() - a.positives.query(q).score.mean() for q in ('local_rank == 0', 'local_rank > 0')] for a, b in zip(FLAT, STEEP)]
     np.testing.assert_allclose(change, by_hand)
     assert f'- local rank 0: {np.mean(by_hand, 0)[0]:+.3f} [' in figures.figure5(FLAT, STEEP).finding
-
-
-def test_recall_by_loops():
-    run, iou = STEEP[0], 0.75
-    found = run.study.detections.sort_values('score', ascending=False)
-    good = (found['sample'].map(run.study.samples.iou) >= iou).tolist()  # one detection of each object, and objects lie apart
-    for allowed, recall in zip(FALSE_POSITIVES, figures.recalls(run)):
-        true = false = 0
-        for hit in good:
-            if not hit and false + 1 > allowed * run.study.images: break
-            true, false = true + hit, false + (not hit)
-        assert recall == pytest.approx(100 * true / len(run.study.objects))
 
 
 def test_best_is_highest_by_loops():
@@ -186,29 +164,15 @@ def test_means_of_figure_4_are_in_its_words():
 
 
 def test_missing_runs_are_one_line(tmp_path, capsys):
-    folder = tmp_path / "it's mine"
-    folder.mkdir()
     for number in WITH_RUNS:
-        assert figures.draw(number, folder) is None
+        assert figures.draw(number, tmp_path) is None
         said = capsys.readouterr().out
-        what, commands = said.split(': ', 1)
-        assert said.count('\n') == 1 and what.startswith(f'Figure {number} needs ')
-        *trainings, prepare = [shlex.split(command) for command in commands.split(' && ')]  # as a shell reads them
-        for row, words in zip(figures.FIGURES[number].rows, trainings, strict=True):
-            assert f'a run of {row} with seed 1' in what and words[:3] == ['papermill', 'nbs/train.ipynb', 'runs/train.ipynb']
-            assert dict(zip(words[4::3], words[5::3])) == dict(experiment=row, scale='mini', seed='1', runs_dir=str(folder))
-        assert prepare[:2] == ['python', '-c']
-        called = ast.parse(prepare[2]).body[1].value
-        assert ast.unparse(called.func) == 'figures.prepare' and ast.literal_eval(called.args[0]) == str(folder)
+        assert said.count('\n') == 1 and said.startswith(f'Figure {number} needs runs of ')
+        for row in figures.FIGURES[number].rows: assert row in said
 
 
 @pytest.mark.parametrize('number', [0, 10, 4., True, '4', None, [4]])
 def test_refuses_what_is_no_figure(number): refused(lambda: figures.draw(number), f'number={number!r} is no figure')
-
-
-@pytest.mark.parametrize('seed', [1., True, '1', ''])
-def test_refuses_what_is_no_seed(seed):
-    for number in (4, 6): refused(lambda: figures.draw(number, seed=seed), f'seed={seed!r}: give a whole number')
 
 
 def test_data_is_that_of_the_tables():
@@ -235,17 +199,9 @@ def test_takes_the_seeds_that_all_rows_have(monkeypatch, tmp_path, capsys):
         (tmp_path / id / 'samples.npz').touch()
     drawn = figures.draw(8)
     assert ids(drawn) == ['b1', 'i1'] and 'AP: table4/baseline 30.0 (all 3 seeds: 20.0), table4/isr 40.0 (all 2 seeds: 45.0).' in drawn.runs and drawn.caption.endswith('Mini scale, shapes, 1 seed.')
-    assert ids(figures.draw(4)) == ['b1', 'b2', 'b3'] and ids(figures.draw(4, seed=2)) == ['b2']
-    assert figures.draw(8, seed=2) is None and capsys.readouterr().out.startswith('Figure 8 needs samples.npz of i2: python -c')
-    assert figures.draw(8, seed=3) is None and capsys.readouterr().out.startswith('Figure 8 needs a run of table4/isr with seed 3: papermill')
-    of['table4/isr'].recipe = RECIPE - 1  # a training would have the newest recipe, and would not be drawn
-    assert figures.draw(8, seed=3) is None and capsys.readouterr().out.endswith(f'among those of recipe {RECIPE - 1}, which its table shows: give recipe={RECIPE} for newer runs\n')
-
-
-def test_the_line_of_the_projects_own_runs(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv('PISA_ROOT', str(tmp_path))
-    for none in ('', None): assert figures.draw(4, none) is None
-    assert capsys.readouterr().out.count("-p seed 1 && python -c 'from pisa.lab import figures; figures.prepare()'\n") == 2
+    assert ids(figures.draw(4)) == ['b1', 'b2', 'b3']
+    (tmp_path/'i1/samples.npz').unlink()
+    assert figures.draw(8) is None and capsys.readouterr().out.startswith('Figure 8 needs runs of table4/baseline and table4/isr with a seed')
 
 
 def test_files(tmp_path):
@@ -264,7 +220,7 @@ def test_notebook_without_runs(number, tmp_path):
     (tmp_path / 'runs').mkdir()
     said = log(papermill('paper/figure', tmp_path / 'x.ipynb', number=number, runs=tmp_path / 'runs', out=tmp_path / 'out'))
     if number in WITH_RUNS:
-        assert 'Figure 4 needs a run of table3/R-R with seed 1' in said and not (tmp_path / 'out').exists()
+        assert 'Figure 4 needs runs of table3/R-R' in said and not (tmp_path / 'out').exists()
     else: assert {p.suffix for p in (tmp_path / 'out').iterdir()} == {'.png', '.pdf', '.json'}
 
 

@@ -127,33 +127,6 @@ def test_takes_part_in_no_gradient():
 
 # ---- defects of the released code, by their names in nbs/mmdet/released.ipynb
 
-def offset_by_running_sum(ids, counts): return torch.cat([i + sum(counts[:k]) for k,i in enumerate(ids)])
-
-def offset_as_released(ids):
-    out, last = [], 0
-    for i in ids:
-        out.append(i + last)
-        if len(i): last = i.max() + 1
-    return torch.cat(out)
-
-
-def test_colliding_ids():
-    "With the previous image's maximum as the offset, the order of three images changes the ranks; with distinct ids it does not"
-    torch.manual_seed(0)
-    counts = [4, 2, 3]
-    ids = [torch.arange(c).repeat(3) for c in counts]
-    ious = [torch.rand(len(i)) for i in ids]
-    label = torch.zeros(sum(map(len, ids)), dtype=torch.long)
-    def ranks(order, offset):
-        rank = iou_hlr(torch.cat([ious[i] for i in order]), offset(order), label).split([len(ids[i]) for i in order])
-        return torch.cat([rank[order.index(i)] for i in range(3)])
-    running = lambda order: offset_by_running_sum([ids[i] for i in order], [counts[i] for i in order])
-    released = lambda order: offset_as_released([ids[i] for i in order])
-    assert torch.equal(ranks([0, 1, 2], running), ranks([2, 0, 1], running))
-    assert not torch.equal(ranks([0, 1, 2], released), ranks([2, 0, 1], released))
-    assert len(running([0, 1, 2]).unique()) == 9 and len(released([0, 1, 2]).unique()) < 9
-
-
 def test_one_key():
     "20,000 samples with close IoUs are ranked exactly; one float32 key for local rank and IoU is not"
     n = 20_000

@@ -114,17 +114,6 @@ def test_configs_in_the_prose_build_their_detectors(tmp_path, head, base):
     assert all(s.isr.gamma == 2 and s.carl.b == 0.1 for s in (stages if isinstance(stages, list) else [stages]))
 
 
-def test_train_notebook_keeps_its_defaults():
-    "Parameters that were typed in JupyterLab and saved do not become the defaults; papermill finds the cell by its tag"
-    cells = json.loads((ROOT / 'nbs/train.ipynb').read_text())['cells']
-    cell, = [c for c in cells if 'parameters' in c['metadata'].get('tags', [])]
-    values = {}
-    exec(''.join(cell['source']), values)
-    del values['__builtins__']
-    assert values == dict(detector='faster_rcnn', method='pisa', dataset='auto', data_root=None, scale='auto', backbone='auto', seed=0,
-                          gpus='auto', runs_dir=None, overrides='', formulation='v1', sampler='auto', pretrained='auto', precision='auto', experiment='', nodes=1, node=0)
-
-
 def test_readme_is_short():
     assert len((ROOT/'README.md').read_text().splitlines()) <= 150
 

@@ -136,4 +136,4 @@ def test_a_planned_run_that_does_not_count_is_named(monkeypatch, tmp_path):
     c = PRIMARY[0]
     wrong = made_up(c, -2., 6)
     wrong.loc[3, 'machine_threads'] = 2
-    with pytest.warns(UserWarning, match=f'{wrong.id[3]} is planned, but does not count'): table_of(monkeypatch, tmp_path, wrong)
+    with pytest.warns(UserWarning, match=f'{wrong.id[3]} does not count: it needs recipe 5'): table_of(monkeypatch, tmp_path, wrong)

@@ -160,7 +160,7 @@ def test_damaged_checkpoint_is_set_aside(tmp_path, straight, stopped, damage):
     first, last = runs.checkpoints(path)
     damage(last)
     with pytest.warns(UserWarning, match='it is damaged') as told: state = runs.last_checkpoint(path)
-    assert state['epoch'] == 1 and f'{last} is set aside as' in str(told[0].message) and '\n' not in str(told[0].message)
+    assert state['epoch'] == 1 and f'{last} is renamed to' in str(told[0].message) and '\n' not in str(told[0].message)
     assert Path(f'{last}.bad').exists() and runs.checkpoints(path) == [first]
     if damage is cut_off: assert finish(tmp_path, straight[0])['resumed'] == 1
 
@@ -252,7 +252,7 @@ def test_full_disk(tmp_path, straight):
             patch.setattr(runs, 'save_checkpoint', tight)
             with pytest.raises(OSError) as e: train(full)
         assert e.value.errno == errno.ENOSPC and '\n' not in str(e.value)
-        for part in ('No space left on device', 'goes on from', 'epoch_1.pth'): assert part in str(e.value)
+        for part in ('No space left on device', 'resumes from', 'epoch_1.pth'): assert part in str(e.value)
         path, = full.iterdir()
         assert [f.name for f in runs.checkpoints(path)] == ['epoch_1.pth'] and not list(path.rglob('.*.part'))
         grow(256 * 1024)
@@ -264,7 +264,7 @@ def test_read_only_folder(tmp_path, stopped):
         subprocess.run(['mount', '-o', 'remount,ro,bind', tmp_path], check=True)
         with pytest.raises(OSError) as e: train(tmp_path)
     assert e.value.errno == errno.EROFS and '\n' not in str(e.value)
-    for part in (str(tmp_path), 'Read-only file system', 'goes on from', 'epoch_2.pth'): assert part in str(e.value)
+    for part in (str(tmp_path), 'Read-only file system', 'resumes from', 'epoch_2.pth'): assert part in str(e.value)
 
 
 def test_a_refused_experiment_leaves_no_folder(tmp_path):
@@ -338,7 +338,7 @@ def task_of(path):
 
 
 @pytest.mark.parametrize('change,reason', [
-    (lambda r: [], 'is not the record of this run'), (lambda r: r | {'schema': '1'}, '(schema is missing or wrong)'),
+    (lambda r: [], 'does not describe this run'), (lambda r: r | {'schema': '1'}, '(schema is missing or wrong)'),
     (lambda r: r | {'overrides': 3}, '(overrides is missing or wrong)'), (lambda r: r | {'id': 'another'}, '(id is missing or wrong)'),
     (lambda r: r | {'data': {}}, '(data.fingerprint is missing or wrong)'), (lambda r: r | {'seconds': None}, '(seconds is missing or wrong)'),
     (lambda r: r | {'schema': 99}, 'was written by a newer pisa'),
@@ -420,7 +420,7 @@ def test_a_run_that_was_done_by_another_number_of_processes(recorded, capsys):
     "It is not in the id, so it is said"
     assert training.train(*wanted(), recorded.parent, gpus=0) == recorded and not capsys.readouterr().out
     assert training.train(*wanted(), recorded.parent, gpus=0, processes=2) == recorded
-    assert 'is done already, with 1 instead of 2 processes.' in capsys.readouterr().out
+    assert 'is complete. It was trained with processes=1, not 2' in capsys.readouterr().out
 
 
 def test_a_run_on_a_disk_that_cannot_be_written_to_is_not_deleted(recorded):

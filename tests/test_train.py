@@ -4,16 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 import pytest
 import torch
 
 pytest.importorskip('mmdet')
-from pisa.lab import config, experiments, predict, runs, train
-from pisa.lab.plan import make_plan
-from pisa.lab.worker import work
+from pisa.lab import config, experiments, runs, train
 from notebooks import ROOT, last_line, log, papermill, pictures
-from refusal import refused
 
 TINY = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=16 train_dataloader.batch_size=4 val_dataloader.dataset.indices=8'
 
@@ -85,31 +81,3 @@ runner.train()
 print('steps', runner.iter, type(runner.model.roi_head).__name__)"""
     p = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'), capture_output=True, text=True)
     assert p.stdout.strip().endswith('steps 4 PrimeRoIHead'), p.stderr[-2000:]
-
-
-class Touch:
-    "A pickle that makes a file where it is read"
-    def __init__(self, file): self.file = file
-    def __reduce__(self): return Path.touch, (self.file,)
-
-
-def test_a_record_from_elsewhere_runs_no_code(tmp_path, spec):
-    "mmengine would import what a `type` with a dot names, and call it"
-    path, file = train.train(experiments.experiment('ssd300', overrides=TINY), spec, tmp_path / 'runs', gpus=0), tmp_path / 'touched'
-    record = json.loads((path / 'run.json').read_text())
-    foreign = f" val_evaluator={{'_delete_':True,'type':'subprocess.call','args':['touch','{file}']}}"
-    (path / 'run.json').write_text(json.dumps(record | {'overrides': record['overrides'] + foreign}))
-    refused(lambda: predict.evaluate(path.name, spec, tmp_path / 'runs', gpus=0), 'could load a file or run code')
-    assert not file.exists()
-
-
-def test_no_pickle_is_read_however_mmengine_comes_to_it(tmp_path, spec):
-    "It turns to pickle where a file is not weights alone; here the file became one after it was looked at"
-    file, weights = tmp_path / 'touched', tmp_path / 'weights.pth'
-    plan = make_plan(experiments.experiment('ssd300', overrides=TINY), spec, tmp_path, gpus=0)
-    plan.config['model']['neck']['init_cfg'] = dict(type='Pretrained', checkpoint=str(weights))
-    torch.save({'state_dict': {}, 'more': Touch(file)}, weights)
-    with pytest.raises(Exception, match='Weights only load failed'): work(plan)
-    assert not file.exists() and 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
-    torch.load(weights, weights_only=False)
-    assert file.exists()  # it is such a pickle

@@ -106,23 +106,6 @@ def test_order_of_images_does_not_matter(keys):
         close(first[1], other[1], rtol=1e-3, atol=1e-6)
 
 
-def test_released_isr_depends_on_the_order_of_images(monkeypatch):
-    "The same property with mmdet's ISR in our head's place fails, so the test above can fail"
-    def released(iou, gt, label, loss, gamma, beta, base): raise AssertionError
-    import pisa.mmdet.two_stage as t
-    def previous_image_only(results):
-        ids, offset = [], 0
-        for r in results:
-            ids.append(r.pos_assigned_gt_inds + offset)
-            if len(r.pos_assigned_gt_inds): offset = int(r.pos_assigned_gt_inds.max()) + 1
-        return torch.cat(ids)
-    monkeypatch.setattr(t, 'gt_ids', previous_image_only)
-    objects, weight = (1, 3, 1, 2), 'bbox_head.fc_cls.weight'
-    a = run(roi_head(sampler=ALL, **ISR), objects, same_class=True)[1][weight]
-    b = run(roi_head(sampler=ALL, **ISR), objects, order=(2, 0, 3, 1), same_class=True)[1][weight]
-    assert not torch.allclose(a, b, rtol=1e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize('objects,classes', [((0,), 3), ((0, 0), 3), ((1,), 1), ((0, 1), 1), ((6, 0, 1), 2)])
 @pytest.mark.parametrize('keys', [{**ISR, **CARL}, {**ISR, **ADD}], ids=['replace', 'add'])
 def test_odd_scenes(objects, classes, keys):

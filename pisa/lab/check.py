@@ -38,7 +38,7 @@ class Tally:
 # %% ../../nbs/lab/33_check.ipynb
 TURNED = {5, 6, 7, 8}  # orientations of EXIF that swap width and height
 FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP', 'TIFF')  # that the readers for training and for figures can both read
-MAX_RATIO = 100  # of the sides: the short side of a longer image would vanish when it is resized
+MAX_RATIO = 100  # long to short side; a longer image would be about a pixel high when it is resized
 
 class Unsuited(ValueError):
     "An image of a kind that not all readers read alike"
@@ -173,7 +173,7 @@ def classes_of(
     parts:Sequence[Part], # the training split first
     given:Sequence[str]|None=None, # names, for layouts without a list of classes
     tally:Tally|None=None, # filled
-)->list[str]: # in the order of their ids, or as given
+)->list[str]: # in the order of their ids; without ids as given, else sorted
     "The names of all classes; a one-line `ValueError` if a name occurs twice or the training split lacks a class"
     first, tally = parts[0], tally or Tally()
     if given is not None and any(p.categories for p in parts):
@@ -397,6 +397,6 @@ def check_split(
     if wrong: raise first_of(wrong, 'annotation')
     tiny = lambda x, y, w, h: x + w <= 1 and y + h <= 1
     if out and all(tiny(*a['bbox']) for a in out): raise ValueError(
-        f'{part.source}: all boxes lie between 0 and 1, as parts of the image: multiply them by its width and height')
+        f'{part.source}: all boxes lie between 0 and 1, as fractions of the image: multiply by its width and height')
     categories = [dict(id=i, name=n, supercategory='') for i, n in enumerate(classes, 1)]
     return dict(images=[*images.values()], annotations=out, categories=categories), turned

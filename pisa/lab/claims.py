@@ -122,12 +122,13 @@ def markdown_table(
     rows:Sequence[Sequence[str]],
     left:int, # how many columns are aligned to the left; the others are aligned to the right
 )->str:
+    "A table in Markdown"
     lines = [head, ['---']*left + ['---:']*(len(head) - left), *rows]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
 
-def no_markup(text:str)->str: return text.replace('*', r'\*')
+def no_markup(text:str)->str: return text.replace('*', r'\*') # for Markdown
 
-def signed(v:float)->str: # nan: nothing
+def signed(v:float)->str: # e.g. '+1.2'; '–' for nan
     return '–' if v != v else f'{v:+.1f}' if round(v, 1) else '0.0'
 
 def difference_text(mean:float, low:float, high:float)->str: # e.g. '+1.2 ± 0.4'
@@ -156,7 +157,9 @@ _COLORS = {'holds': '#0173b2', 'fails': '#d55e00', 'open': '.35', 'diverged': '#
 def forest(
     judged:pd.DataFrame, # see `judged_claims`
 )->plt.Figure:
-    "Differences with intervals, ours and the paper's; hollow: p is 0.05 or more; a tick at the edge of `not below`"
+    """Our differences with their 95% intervals, and the published ones.
+
+    Hollow: holds or fails, but p is 0.05 or more. A tick is the edge of `not below`"""
     some = judged[judged['mean'].notna()].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(8.5, 1.2 + .34*max(len(some), 1)), layout='constrained')
     ax.axvline(0, color='.3', lw=1, zorder=0)
@@ -168,7 +171,7 @@ def forest(
                     color=_COLORS[verdict], label=f'ours: {verdict}')
     chance = some[some.verdict.isin(['holds', 'fails']) & (some.holm >= .05)]
     ax.scatter(chance['mean'], chance.index, s=14, c='w', zorder=3)
-    if len(chance): ax.plot([], [], 'o', ms=5, mec='.5', mfc='w', mew=1.5, label='ours: p ≥ 0.05')
+    if len(chance): ax.plot([], [], 'o', ms=5, mec='.5', mfc='w', mew=1.5, label='ours: holds or fails, p ≥ 0.05')
     ax.plot(some.published, some.index - .28, 'D', ms=4, mfc='w', mec='k', mew=.9, label='published')
     edges = some.index[some.claim == 'not below']
     if len(edges): ax.plot([-MARGIN]*len(edges), edges, '|', ms=13, mew=1, color='.3', label='edge of “not below”')

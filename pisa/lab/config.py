@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/45_config.ipynb 3
 from __future__ import annotations
-import dataclasses, difflib, re
+import dataclasses, difflib
 from typing import Any
 import mmdet.registry, mmengine.registry
 from mmdet.utils import register_all_modules
@@ -13,15 +13,15 @@ from mmengine.registry import Registry
 from .data import DataSpec
 from .detectors import MEAN, SIZES, model, preprocessor, released
 from .experiments import (
-    PRECISIONS, TORCHVISION, TWO_STAGE, Experiment, Schedule, checkpoint_of, default_sampler, global_batch,
-    parse_overrides, prime_settings, ranked_together, steps, usual_schedule, whole_number)
+    PRECISIONS, TORCHVISION, TWO_STAGE, Experiment, Schedule, checkpoint_of, default_sampler, fewest_images,
+    global_batch, parse_overrides, prime_settings, steps, usual_schedule, whole_number)
 from ..prime import one_of
 from ..mmdet.samplers import complete_hlr
 from ..mmdet.two_stage import prime_config
 
 # %% auto 0
-__all__ = ['LOADED', 'TERMS', 'dataloader', 'images_to_train_on', 'detector', 'stages', 'config', 'schedule', 'registered',
-           'harmless', 'override', 'settings_text', 'summary']
+__all__ = ['TERMS', 'dataloader', 'images_to_train_on', 'detector', 'stages', 'config', 'schedule', 'registered', 'override',
+           'settings_text', 'summary']
 
 # %% ../../nbs/lab/45_config.ipynb
 def _pipeline(
@@ -125,12 +125,12 @@ def config(
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
     batch = -(-global_batch(exp) // processes)  # of this process
     if 'train_dataloader.batch_size' in given: given['train_dataloader.batch_size'] = batch
-    total = steps(exp, images_to_train_on(exp, spec), batch*processes)
+    total = steps(exp, images_to_train_on(exp, spec))
     if (used := whole_number(given, 'val_dataloader.dataset.indices', spec.n_val)) > spec.n_val:
         raise ValueError(f'overrides: val_dataloader.dataset.indices={used}, but there are {spec.n_val} images to '
                          'evaluate on')
     whole_number(given, 'train_cfg.val_interval', epochs)
-    if (together := ranked_together(exp)) > batch:
+    if (together := fewest_images(exp)) > batch:
         raise ValueError(f'isr.scope={together} images are to be ranked together, but a process has {batch}: '
                          'use fewer processes, or a larger batch')
     modules = ['pisa.lab.detectors', 'pisa.lab.torchvision', 'pisa.lab.metric', 'pisa.lab.speed']
@@ -170,34 +170,11 @@ def schedule(
     return [dict(type='LinearLR', start_factor=r.warmup_factor, by_epoch=False, begin=0, end=end), decay]
 
 # %% ../../nbs/lab/45_config.ipynb
-# keys whose values are imported or read
-LOADED = {'_scope_', 'default_scope', 'custom_imports', 'checkpoint', 'pretrained', 'sys_path', 'backend',
-          'backend_args', 'file_client_args'}
-
-def registered(
-    name:Any,
-)->bool:
-    "Whether a registry of mmdet or mmengine has the name; mmengine would import any other as a module"
+def registered(name:Any)->bool:
+    "Whether a registry of mmdet or mmengine has the name"
     register_all_modules(init_default_scope=False)
     parts = [*vars(mmengine.registry).values(), *vars(mmdet.registry).values()]
     return any(isinstance(r, Registry) and name in r.module_dict for r in parts)
-
-def harmless(
-    key:str, # dotted
-    value:Any,
-)->None:
-    """Raise a `ValueError` if an override could name a package or a file, or hold code.
-
-    Its texts must be words (letters, digits, `_`, `-`, `*`), and a `type` must be `registered` or an NMS."""
-    if isinstance(value, dict): inner = value.items()
-    else: inner = enumerate(value) if isinstance(value, (list, tuple, set)) else ()
-    for k, v in inner: harmless(f'{key}.{k}', v)
-    no_word = isinstance(value, (str, bytes)) and not re.fullmatch(r'[\w*-]*', str(value))
-    if no_word or LOADED & {*key.split('.')}:
-        raise ValueError(f'overrides: {key}={value!r} is refused: it could load a file or run code. '
-                         'Texts are plain words; weights of a backbone are given as pretrained=FILE')
-    if key.split('.')[-1] == 'type' and not registered(value) and value not in ('nms', 'soft_nms'):
-        raise ValueError(f'overrides: {key}={value!r} is refused: neither mmdet nor mmengine knows a {value!r}')
 
 # %% ../../nbs/lab/45_config.ipynb
 def _parent(
@@ -223,16 +200,17 @@ def override(
 )->Config: # `cfg`, changed
     """Set dotted keys.
 
-    A `ValueError` names a value that is not `harmless` or has the wrong type, or a part of a key that is not in the
-    config or looks misspelt."""
+    A `ValueError` names a value that has the wrong type, or a part of a key that is not in the config or looks
+    misspelt."""
     for key, value in pairs.items():
-        harmless(key, value)
         *path, last = key.split('.')
         node = _parent(cfg, key, path)
         if isinstance(node, dict) and last not in node:
             near = difflib.get_close_matches(last, map(str, node), 1, 0.8)
             if near: raise ValueError(f'overrides: the config has no {key!r}; did you mean {near[0]!r} there?')
         if not path: one_of('overrides', last, cfg.keys())
+        if last == 'type' and not registered(value) and value not in ('nms', 'soft_nms'):
+            raise ValueError(f'overrides: {key}={value!r}: neither mmdet nor mmengine knows a {value!r}')
         usual = node.get(last) if isinstance(node, dict) else None
         if isinstance(usual, (int, float)) and isinstance(value, str):
             kind = 'True or False' if isinstance(usual, bool) else 'a number'
@@ -268,12 +246,12 @@ def _samples_text(
     stage:dict, # its part for the (first) box head
 )->str:
     "The samples that the detector is trained on, in the terms of Table 3 (v1)"
-    if exp.kind == 'ssd300': return 'all anchors, and of the negatives the three hardest for each positive'
+    if exp.kind == 'ssd300': return 'all positive anchors, and the three hardest negatives for each'
     if exp.kind not in TWO_STAGE: return 'all anchors'
     if exp.detector in TORCHVISION: return 'RoIs at random, as torchvision does'
     s = stage.sampler
     ways = {'PrimeSampler': f"{s.get('pos', 'R')} for positives, {s.get('neg', 'R')} for negatives",
-            'RandomSampler': 'R (random) for both'}.get(s.type, s.type)
+            'RandomSampler': 'R (random) for positives and negatives'}.get(s.type, s.type)
     return f'{s.num} RoIs of {train.rpn_proposal.max_per_img} proposals an image: {ways}'
 
 def summary(

@@ -26,7 +26,7 @@ COCO_AREA_LIMITS = (32**2, 96**2)  # px^2, COCO's limits of small and large, for
 @dataclass(frozen=True)
 class DataSpec:
     "A data set: two COCO annotation files, two image folders, and their description"
-    name:str                  # 'shapes', or the name of the folder
+    name:str                  # 'shapes', 'test-dev2017', or the name of the folder
     classes:tuple[str, ...]   # C names, by label
     train_json:Path           # annotations in COCO's format; its categories are in the order of `classes`
     train_images:Path         # where the `file_name`s of `train_json` start; those of turned copies are absolute
@@ -73,10 +73,6 @@ def _all_there(
     if missing: raise FileNotFoundError(f'{folder/missing[0]} does not exist{others}, but {source} names it: {cure}')
 
 # %% ../../nbs/lab/34_data.ipynb
-def _coco(classes:Sequence[str], images:list[dict], annotations:list[dict])->dict: # content of an annotation file
-    return dict(images=images, annotations=annotations,
-                categories=[dict(id=i, name=name, supercategory='') for i, name in enumerate(classes, 1)])
-
 def _shapes_split(folder:Path, split:str, n:int, progress)->str: # sha256 of images and annotations
     "Render `n` images of `split` to `folder`"
     from pycocotools import mask as rle
@@ -97,7 +93,9 @@ def _shapes_split(folder:Path, split:str, n:int, progress)->str: # sha256 of ima
                 area=int(mask.sum()), iscrowd=0, segmentation=dict(size=[SIZE, SIZE], counts=code['counts'].decode())))
         progress.update()
     sha.update(json.dumps(annotations, sort_keys=True).encode())
-    write_text(folder/f'{split}.json', json.dumps(_coco(CLASSES, images, annotations)))
+    categories = [dict(id=i, name=name, supercategory='') for i, name in enumerate(CLASSES, 1)]
+    content = dict(images=images, annotations=annotations, categories=categories)
+    write_text(folder/f'{split}.json', json.dumps(content))
     return sha.hexdigest()
 
 def _shapes(n_train:int|None, n_val:int|None)->DataSpec:
@@ -201,7 +199,7 @@ def _notes(found:dict[str, dict], divided:dict[str, tuple[Part, list[int]]])->li
         if empty: notes.append(f'{split}: no object of ' + ', '.join(empty))
     if whole: return notes
     if unused := train['images'] - train['used']:
-        notes.append(f"train: {counted(unused, 'image')} without an object, not used to train; "
+        notes.append(f"train: {counted(unused, 'image')} without an annotation, not used to train; "
                      '-p overrides train_dataloader.dataset.filter_cfg.filter_empty_gt=False uses them')
     if train['tiny']:
         notes.append(f"train: {counted(train['tiny'], 'object')} of less than a pixel in width or height, not trained "
@@ -282,7 +280,7 @@ def _folder(
     by = f' ({", ".join(about["by"])})' if about['by'] else ''
     year = all(Path(file).stem == f'instances_{s}2017' for s, (file, _) in about['files'].items())
     files = [Path(f) for s in ('train', 'val') for f in about['files'][s]]
-    use = f'{counted(n["train"], "image")} of {of["train"]} for training and {n["val"]} of {of["val"]}'
+    use = f'{counted(n["train"], "image")} of {of["train"]} for training and {n["val"]} of {of["val"]} for evaluation'
     if of['train'] == of['val']:
         use = f'{of["train"]} divided into {counted(n["train"], "image")} for training and {n["val"]} for evaluation'
     if not divide: use = f'{counted(n["val"], "image")} of {of["val"]}, not divided'
@@ -309,19 +307,17 @@ def found_table(spec:DataSpec): # pd.DataFrame: rows are classes, columns splits
 def treatment_table(spec:DataSpec): # pd.DataFrame
     "What was mended and left out in a data set: how often, and the first places"
     import pandas as pd
-    rows = [(done.replace('_', ' '), what, n, ', '.join(places[:3]) + (', ...' if n > 3 else ''))
+    rows = [(done.replace('_', ' '), what, n, '; '.join(places[:3]) + ('; ...' if n > 3 else ''))
             for done in ('mended', 'left_out') for what, (n, places) in spec.report[done].items()]
     return pd.DataFrame(rows, columns=['', 'what', 'times', 'where first'])
 
 def check(
     data_root:str|Path, # a folder of images and annotations
-    dataset:str='auto', # one of `DATASETS`
 )->DataSpec:
     "Check a folder as training does, and print what it holds (the command `pisa_check`); errors as from `load`"
-    if data_root is None: raise ValueError('check needs data_root, a folder of images and annotations')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        spec = load(dataset, data_root)
+        spec = load('folder', data_root)
     print(spec.note)
     for split, found in spec.report['found'].items():
         print(f"{split}: {counted(found['images'], 'image')}, {found['without']} of them without an object; "
@@ -332,7 +328,7 @@ def check(
     return spec
 
 # %% ../../nbs/lab/34_data.ipynb
-DATASETS = {'shapes': 'rendered', 'voc': 'Annotations/, ImageSets/ and JPEGImages/, or VOC2007/ and VOC2012/',
+DATASETS = {'shapes': 'rendered', 'voc': f'{KINDS["voc"]}, or VOC2007/ and VOC2012/',
             'coco': 'annotations/, train2017/ and val2017/', 'folder': 'images and annotations'}
 
 def load(
@@ -381,7 +377,7 @@ def main()->None:
 # %% ../../nbs/lab/34_data.ipynb
 def load_test_dev(
     data_root:str|Path, # the folder of COCO 2017
-)->DataSpec: # its `val` is test-dev; its `train` has no images
+)->DataSpec: # its `val` is test-dev; `n_train` is 0
     "COCO test-dev; a `FileNotFoundError` names what is missing, a `ValueError` what is wrong, each in one line"
     root = Path(data_root).expanduser().absolute()
     file, images = root/'annotations'/'image_info_test-dev2017.json', root/'test2017'
@@ -390,4 +386,4 @@ def load_test_dev(
     _all_there(images, [i['file_name'] for i in part.images], file, 'restore the image')
     classes, n = tuple(c['name'] for c in part.categories), len(part.images)
     return DataSpec('test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n, part.digest[:16],
-                    f"COCO test-dev: {n} images, whose annotations COCO's server keeps")
+                    f"COCO test-dev: {n} images, whose annotations COCO's server keeps", 'coco')

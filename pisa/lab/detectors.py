@@ -76,7 +76,7 @@ class Size:
     atss_scale: int           # side of ATSS's only anchor in strides
     dense_convs: int          # of each branch of RetinaNet's and ATSS's heads
     head_norm: dict|None      # normalisation in RetinaNet's head
-    proposals: int            # an image, after NMS
+    proposals: int            # most candidates of a level before NMS, and most proposals of an image after it
     rois: int                 # sampled an image, a quarter of them positive
     sampling_ratio: int       # points of a bin along each axis in RoIAlign
     fc: int                   # channels of the two fully connected layers
@@ -86,7 +86,7 @@ class Size:
     low_quality: bool         # the best RoI of a ground truth, if above the threshold, is always assigned to it, even
                               # if another ground truth overlaps more
     ssd: tuple[int, ...]      # channels of SSD's six feature maps
-    ssd_strides: tuple[int, ...]
+    ssd_strides: tuple[int, ...]  # of these maps, in pixels
 
 SIZES = {
     'paper': Size(
@@ -111,7 +111,9 @@ def coder(stds:tuple=(1., 1., 1., 1.))->dict:
     return dict(type='DeltaXYWHBBoxCoder', target_means=(0., 0., 0., 0.), target_stds=stds)
 
 def assigner(pos:float, neg:float, low:float, low_quality:bool)->dict:
-    "Positive from an IoU of `pos` with a ground truth, negative below `neg`"
+    """Positive from an IoU of `pos` with a ground truth, negative below `neg`.
+
+    With `low_quality` the best sample of a ground truth is positive too, from an IoU of `low`"""
     return dict(type='MaxIoUAssigner', pos_iou_thr=pos, neg_iou_thr=neg, min_pos_iou=low, match_low_quality=low_quality,
                 ignore_iof_thr=-1)
 
@@ -151,7 +153,7 @@ def two_stage_model(
     prime:dict, # `isr` and `carl` keys of train_cfg; empty for the baseline
     sampler:dict|None=None, # of RoIs; random if not given
 )->dict:
-    "All but the backbone"
+    "mmdet's config without backbone and preprocessor"
     s, masks, cascade = SIZES[scale], detector == 'mask_rcnn', detector == 'cascade_rcnn'
     base = 'CascadeRoIHead' if cascade else 'StandardRoIHead'
     ours = 'PrimeCascadeRoIHead' if cascade else 'PrimeRoIHead'
@@ -186,7 +188,7 @@ FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2., alpha=0.25, loss_weig
 def dense_strides(s:Size)->list[int]: return [4*2**(s.dense_start + i) for i in range(s.levels)]
 
 def retinanet_model(scale:str, classes:int, channels:list[int], prime:dict)->dict:
-    "All but the backbone"
+    "mmdet's config without backbone and preprocessor"
     s = SIZES[scale]
     return dict(
         type='RetinaNet', neck=fpn(s, channels, dense=True, extra='on_input'),
@@ -202,7 +204,7 @@ def retinanet_model(scale:str, classes:int, channels:list[int], prime:dict)->dic
                       max_per_img=100))
 
 def atss_model(scale:str, classes:int, channels:list[int], prime:dict)->dict:
-    "All but the backbone"
+    "mmdet's config without backbone and preprocessor"
     s = SIZES[scale]
     return dict(
         type='ATSS', neck=fpn(s, channels, dense=True, extra='on_output'),
@@ -222,7 +224,7 @@ def atss_model(scale:str, classes:int, channels:list[int], prime:dict)->dict:
 SSD_SIDES = {'coco': (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), 'voc': (0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05)}
 
 def ssd_model(scale:str, classes:int, prime:dict, side:int, sides:str)->dict:
-    "All but the backbone; `side` is that of the images in pixels, `sides` a key of `SSD_SIDES`"
+    "mmdet's config without backbone and preprocessor; `side`: of the images, in pixels; `sides`: a key of `SSD_SIDES`"
     s, paper = SIZES[scale], scale == 'paper'
     px = [round(r*side) for r in SSD_SIDES[sides]]
     return dict(

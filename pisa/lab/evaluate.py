@@ -66,7 +66,8 @@ def precisions(
 )->np.ndarray: # [10, 101, C, 4] IoU, recall, class, area (all/small/medium/large): from 0 to 1, -1: no ground truth
     """Interpolated precision of every class at every IoU threshold (0.5 to 0.95) and recall (0 to 1).
 
-    Classes are in the order of their ids. A `ValueError` names what is wrong in a detection."""
+    Classes are in the order of their ids. Of each image and class, the 100 detections with the highest scores count.
+    A `ValueError` names what is wrong in a detection."""
     import faster_coco_eval as faster
     one_of('iou_type', iou_type, ('bbox', 'segm'))
     detections, data, ids = _read(detections, gt_json, images, iou_type)

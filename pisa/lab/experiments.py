@@ -16,8 +16,8 @@ from .data import DATASETS
 __all__ = ['TWO_STAGE', 'DETECTORS', 'TORCHVISION', 'METHODS', 'FORMULATIONS', 'RELEASED', 'SAMPLERS', 'SCALES', 'PRECISIONS',
            'BACKBONES', 'SMALLER', 'RECIPES', 'RECIPE', 'prime_settings', 'default_sampler', 'cpuinfo',
            'bfloat16_units', 'Backbone', 'backbones', 'Experiment', 'Schedule', 'sgd', 'usual_schedule', 'experiment',
-           'sha256', 'usual_values', 'checkpoint_of', 'parse_overrides', 'whole_number', 'ranked_together', 'steps',
-           'global_batch']
+           'sha256', 'usual_values', 'checkpoint_of', 'parse_overrides', 'whole_number', 'fewest_images',
+           'global_batch', 'steps']
 
 # %% ../../nbs/lab/41_experiments.ipynb
 TWO_STAGE = ('faster_rcnn', 'mask_rcnn', 'cascade_rcnn')
@@ -315,16 +315,19 @@ def whole_number(
         raise ValueError(f'overrides: {key}={value!r} must be a whole number above 0')
     return value
 
-def ranked_together(exp:Experiment)->int:
-    "The fewest images that a process needs: the number that ISR ranks together, or 1 if it is not fixed"
+def fewest_images(exp:Experiment)->int:
+    "The fewest images that a process needs for a step: `isr.scope` if it is a number, else 1"
     given = parse_overrides(exp.overrides)
     scopes = [v for k, v in given.items() if k.endswith('.isr.scope') and type(v) is int]
     return max(scopes, default=1)
 
+def global_batch(exp:Experiment)->int: # images a step, over all processes
+    "The batch of an experiment; an overridden `train_dataloader.batch_size` is that of all processes together"
+    return whole_number(parse_overrides(exp.overrides), 'train_dataloader.batch_size', usual_schedule(exp).batch)
+
 def steps(
     exp:Experiment,
     images:int, # to train on
-    batch:int|None=None, # images a step; the experiment's if not given
 )->int:
     "Steps of the whole training"
     given, r = parse_overrides(exp.overrides), usual_schedule(exp)
@@ -332,9 +335,4 @@ def steps(
     if (used := whole_number(given, key, images)) > images:
         raise ValueError(f'overrides: {key}={used}, but there are {images} images to train on')
     epochs = whole_number(given, 'train_cfg.max_epochs', r.epochs)
-    batch = batch or whole_number(given, 'train_dataloader.batch_size', r.batch)
-    return epochs * -(-used // batch)
-
-def global_batch(exp:Experiment)->int: # images a step, over all processes
-    "The batch of an experiment; an overridden `train_dataloader.batch_size` is that of all processes together"
-    return whole_number(parse_overrides(exp.overrides), 'train_dataloader.batch_size', usual_schedule(exp).batch)
+    return epochs * -(-used // global_batch(exp))

@@ -68,7 +68,7 @@ def _url(data:bytes, kind:str)->str: return f'data:{kind};base64,{base64.b64enco
 def view_of(
     scene:Scene,
     side:float, # px of the screen: the picture's longer side
-)->dict[str, Any]: # `scale`: px of the screen for a unit of the scene, `least`: a step of a slider, `first`: N at first
+)->dict[str, Any]: # `scale`: px of the screen for a unit; `least`: shortest side of a box; `first`: number of boxes
     "What the browser needs of a scene, besides the boxes"
     x1, y1, x2, y2 = scene.frame
     longer = max(x2 - x1, y2 - y1)

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/73_figures.ipynb 3
 from __future__ import annotations
-import contextlib, functools, io, shlex
+import contextlib, functools, io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from . import runs as store
 from .claims import no_markup
 from .data import load
 from .evaluate import IOUS
-from .experiments import RECIPE
 from .files import write_bytes, write_json
 from .protocol import t_interval
 from .rows import label, row_experiment
@@ -31,10 +30,10 @@ from .tables import read_runs, select
 
 # %% auto 0
 __all__ = ['COLUMN', 'PAGE', 'COLORS', 'LINES', 'LOOK', 'FIGURES', 'INTERVALS', 'SAMPLING', 'RANK_EDGES', 'LOCAL_RANKS',
-           'RANK_COLORS', 'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'group_means',
-           'change_text', 'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each',
-           'figure4', 'scores', 'score_changes', 'two_changes_text', 'best_is_highest', 'clear_images', 'figure5',
-           'figure6', 'selected', 'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
+           'RANK_COLORS', 'look', 'Trained', 'where', 'run_list', 'Drawn', 'Figure', 'figure', 'save', 'change_text',
+           'recalls', 'figure1', 'figure2', 'figure3', 'by_chance', 'hardest', 'three_of_each', 'figure4', 'scores',
+           'score_changes', 'two_changes_text', 'best_is_highest', 'clear_images', 'figure5', 'figure6', 'selected',
+           'figure7', 'figure8', 'figure9', 'runs_of_row', 'draw', 'show', 'prepare']
 
 # %% ../../nbs/lab/73_figures.ipynb
 COLUMN, PAGE = 3.3, 6.9  # inches
@@ -49,7 +48,7 @@ LOOK = {**sns.axes_style('whitegrid'),
 
 @contextlib.contextmanager
 def look()->Iterator[None]:
-    "Apply `LOOK`. `rc_context` would also undo the settings of a backend that the first figure loads"
+    "Apply `LOOK`, and restore its keys afterwards. (`rc_context` restores all keys, also those that a backend sets)"
     before = {k: mpl.rcParams[k] for k in LOOK}
     mpl.rcParams.update(LOOK)
     try: yield
@@ -149,14 +148,6 @@ def save(
 
 # %% ../../nbs/lab/73_figures.ipynb
 INTERVALS = 'Bars: 95% intervals over seeds (Student\'s t); thin lines: each seed.'
-
-def group_means(
-    group:np.ndarray|int, # [n] group of the sample, from 0
-    value:np.ndarray, # [n]
-    groups:int,
-)->np.ndarray: # [groups] means; nan: an empty group
-    "The mean of each group"
-    return pd.Series(value).groupby(np.broadcast_to(group, len(value))).mean().reindex(range(groups)).to_numpy()
 
 # %% ../../nbs/lab/73_figures.ipynb
 def change_text(
@@ -470,11 +461,11 @@ def figure4(baseline:list[Trained])->Drawn:
 def scores(
     runs:list[Trained],
     column:str, # of the positives
-    edges:Sequence[float], # of the groups: below the first, ..., from the last on
+    edges:Sequence[float], # between the groups; the last group is from the last edge on
 )->np.ndarray: # [seeds, groups]
     "Mean scores of groups of positives"
-    return np.stack([group_means(np.digitize(t.positives[column], edges), t.positives.score.to_numpy(), len(edges) + 1)
-                     for t in runs])
+    by_group = [t.positives.score.groupby(np.digitize(t.positives[column], edges)).mean() for t in runs]
+    return np.stack([means.reindex(range(len(edges) + 1)) for means in by_group])
 
 def score_changes(
     baseline:list[Trained], other:list[Trained],
@@ -590,11 +581,11 @@ def figure5(baseline:list[Trained], pisa:list[Trained])->Drawn:
     return Drawn(fig,
         'Left: for each object the detection with the highest score, if that is 0.3 or more: local rank of its sample '
         f'| score. The {len(clear)} images to choose from have two to four objects of 14 px or more, which lie apart '
-        f'and are found by both detectors (seed {baseline[0].record["seed"]}). Drawn are the image where PISA improves '
-        'the mean local rank most, the median image, and the one where PISA worsens it most (images '
-        f'{", ".join(map(str, shown.index))}). Left out are {others[0]} detections of the baseline and {others[1]} of '
-        'PISA, of no object, of another class, or of an object whose detection is drawn. Right: change of the mean '
-        f'score of all positive samples from the baseline to PISA, by local rank. {INTERVALS}',
+        f'and are found by both detectors (seed {baseline[0].record["seed"]}). The three images are the one where PISA '
+        'improves the mean local rank most, the median, and the one where PISA worsens it most (images '
+        f'{", ".join(map(str, shown.index))}). In these images {others[0]} detections of the baseline and {others[1]} '
+        'of PISA are not drawn: they are of no object, of another class, or of an object whose detection is drawn. '
+        f'Right: change of the mean score of all positives from the baseline to PISA, by local rank. {INTERVALS}',
         f'Over all {first.images} images, {two}The best placed sample has the highest score in '
         f'{a.mean():.1f}% of the objects by the baseline and in {b.mean():.1f}% by PISA; in points, '
         f'{change_text(b - a, 1, 1)}.')
@@ -772,50 +763,22 @@ def _samples(id:str, runs:str|Path|None)->Path: # where `pisa.lab.study.collect`
     return store.find(id, runs)/'samples.npz'
 
 # %% ../../nbs/lab/73_figures.ipynb
-def _needs(
-    number:int, # of the figure
-    of_row:dict[str, pd.DataFrame], # see `runs_of_row`
-    seed:int,
-    runs:str|Path|None,
-)->str:
-    "The runs and samples that a figure lacks for a seed, and the commands that make them"
-    recipes = {own.recipe.iloc[0] for own in of_row.values() if len(own) and seed not in own.index}
-    if other := max(recipes - {RECIPE}, default=0):
-        return (f'Figure {number} has no run with seed {seed} among those of recipe {other}, which its table '
-                f'shows: give recipe={RECIPE} for newer runs')
-    folder = f' -p runs_dir {shlex.quote(str(runs))}' if runs else ''
-    what, commands = [], []
-    for row, own in of_row.items():
-        if seed not in own.index:
-            what.append(f'a run of {row} with seed {seed}')
-            commands.append('papermill nbs/train.ipynb runs/train.ipynb '
-                            f'-p experiment {row} -p scale mini -p seed {seed}{folder}')
-        elif not _samples(own.id[seed], runs).exists(): what.append(f'samples.npz of {own.id[seed]}')
-    code = f'from pisa.lab import figures; figures.prepare({repr(str(runs)) if runs else ""})'
-    commands.append(f'python -c {shlex.quote(code)}')
-    return f'Figure {number} needs {", ".join(what)}: {" && ".join(commands)}'
-
-# %% ../../nbs/lab/73_figures.ipynb
 def draw(
     number:int, # of the figure, 1 to 9
     runs:str|Path|None=None, # folder of all runs; the project's if not given
-    seed:int|None=None, # of the runs; all seeds that are there if not given
     recipe:int|None=None, # see `pisa.lab.tables.read_runs`
 )->Drawn|None: # None: runs are missing, which is printed in one line
-    "Draw a figure of the paper from the runs at mini scale; a `ValueError` of one line for a wrong number or seed"
+    "Draw a figure of the paper from the runs at mini scale; a `ValueError` of one line for a wrong number"
     if type(number) is not int or number not in FIGURES:
         raise ValueError(f'number={number!r} is no figure of the paper: give 1 to {max(FIGURES)}')
-    if seed is not None and type(seed) is not int:
-        raise ValueError(f'seed={seed!r}: give a whole number, or None for all seeds')
     fig = FIGURES[number]
     if not fig.rows: return fig.draw()
     everything = read_runs(runs, recipe)
     of_row = {row: runs_of_row(row, everything) for row in fig.rows}
     there = [{s for s, id in own.id.items() if _samples(id, runs).exists()} for own in of_row.values()]
-    seeds = sorted(s for s in set.intersection(*there) if seed in (None, s))
-    trained_seeds = set.intersection(*(set(own.index) for own in of_row.values()))
-    if not seeds:
-        print(_needs(number, of_row, min(trained_seeds, default=1) if seed is None else seed, runs))
+    if not (seeds := sorted(set.intersection(*there))):
+        print(f'Figure {number} needs runs of {" and ".join(fig.rows)} with a seed in common, and their samples: '
+              'nbs/sweep.ipynb trains rows, then pisa.lab.figures.prepare() stores the samples')
         return None
     def trained(own, id): return Trained(store.read_record(store.find(id, runs)), read(id, runs), own.AP.to_dict())
     return fig.draw(*([trained(own, own.id[s]) for s in seeds] for own in of_row.values()))

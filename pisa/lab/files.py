@@ -10,8 +10,8 @@ from pathlib import Path
 from ..prime import one_of
 
 # %% auto 0
-__all__ = ['root', 'runs_dir', 'records_dir', 'figures_dir', 'data_dir', 'refuse_unknown', 'one_line', 'counted', 'first_of',
-           'write_bytes', 'write_text', 'write_json', 'read_json']
+__all__ = ['root', 'runs_dir', 'records_dir', 'data_dir', 'refuse_unknown', 'one_line', 'counted', 'first_of', 'write_bytes',
+           'write_text', 'write_json', 'read_json']
 
 # %% ../../nbs/lab/30_files.ipynb
 def root()->Path: # the project's root
@@ -31,10 +31,6 @@ def runs_dir(path:str|Path|None=None)->Path:
 def records_dir(path:str|Path|None=None)->Path:
     "The records that come with the project, which trainings do not change: `records/` in `runs_dir(path)`"
     return runs_dir(path)/'records'
-
-def figures_dir()->Path:
-    "The folder of rendered tables and figures: `figures/` of the project"
-    return root()/'figures'
 
 def data_dir()->Path:
     "The cache of generated and converted data sets: `PISA_DATA`, else `pisa/data` in the user's cache folder"
@@ -97,7 +93,9 @@ def write_text(path:str|Path, text:str)->Path: # `path`
 
 def write_json(path:str|Path, obj)->Path: # `path`
     "`write_text` of `obj` as JSON; a `ValueError` for NaN and infinity, which JSON does not have"
-    return write_text(path, json.dumps(obj, indent=1, allow_nan=False) + '\n')
+    try: text = json.dumps(obj, indent=1, allow_nan=False)
+    except ValueError: raise ValueError(f'{path} cannot hold NaN or infinity, which JSON does not have') from None
+    return write_text(path, text + '\n')
 
 # %% ../../nbs/lab/30_files.ipynb
 def read_json(path:str|Path): # what the file holds

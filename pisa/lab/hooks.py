@@ -74,7 +74,7 @@ class Recorder(Hook):
 
 # %% ../../nbs/lab/52_hooks.ipynb
 class Progress(Hook):
-    "A bar with the loss and the time left, for training and for evaluation"
+    "A text bar with the steps or images done and the time left; in training also the loss"
     def bar(self, total, unit, initial=0): # of fixed size: a terminal of unknown size would show no bar
         return tqdm(total=total, unit=unit, initial=initial, file=sys.stdout, mininterval=15, miniters=1,
                     ncols=100, nrows=20, ascii=' =')
@@ -147,7 +147,7 @@ class Checkpoint(Hook):
         loop = runner.train_loop
         loop._epoch, loop._iter = state['epoch'], state['iter']  # as mmengine's own `resume` does
         set_rng_state(state['rng'][get_rank() % len(state['rng'])])
-        print(f'going on after epoch {runner.epoch} of {runner.max_epochs}')
+        print(f'resumes after epoch {runner.epoch} of {runner.max_epochs}')
         self.state = None
 
     def before_train(self, runner):

@@ -5,7 +5,7 @@
 # %% ../../nbs/lab/32_layouts.ipynb 4
 from __future__ import annotations
 import hashlib, os, re, xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from .files import counted, first_of, read_json
@@ -29,7 +29,7 @@ class Part:
     categories:list[dict]  # `id` and `name`
     digest:str = ''        # sha256 of the annotation file; if each image has its own, its bytes are in `content`
     relative:bool=False    # boxes and polygons are fractions of the upright image, from 0 to 1
-    changed:bool=False     # the reader changed names or ids, so the annotation file cannot be used as it is
+    changed:bool=False     # names or ids were changed, so the annotation file cannot be used as it is
     exact:bool=False       # clip every box to its image (else only one that leaves it by more than a pixel)
     notes:list[str] = field(default_factory=list)  # messages for the user
 
@@ -100,16 +100,19 @@ def split_word(path:str)->str|None: # of `TRAIN` or `VAL`
         words = re.findall('[a-z]+', re.sub('train[-_ ]?val', 'trainval', part.lower()))
         if found := [WORDS[w] for w in words if w in WORDS]: return found[-1]
 
-def splits_of(names:Iterable[str])->dict[str, str]: # from 'train' and 'val' to a path; empty if no path names a split
+def splits_of(
+    names:Iterable[str], # paths
+    word:Callable[[str], str|None]=split_word, # of a path
+)->dict[str, str]: # from 'train' and 'val' to a path; empty if no path names a split
     "Which of several paths is the training split and which the validation split"
     of, out = {}, {}
-    for name in names: of.setdefault(split_word(name), []).append(name)
+    for name in names: of.setdefault(word(name), []).append(name)
     whole = {'trainval', 'test'} <= {*of} and not {'train', 'val'} <= {*of}
     pairs = (('trainval',), ('test',)) if whole else (TRAIN, VAL)
     for split, known in zip(('train', 'val'), pairs):
-        if not (word := next((w for w in known if w in of), None)): continue
-        out[split], *more = of[word]
-        if more: raise ValueError(f'both {out[split]} and {more[0]} look like {word}: keep one of them')
+        if not (its := next((w for w in known if w in of), None)): continue
+        out[split], *more = of[its]
+        if more: raise ValueError(f'both {out[split]} and {more[0]} look like {its}: keep one of them')
     return out
 
 # %% ../../nbs/lab/32_layouts.ipynb
@@ -122,11 +125,12 @@ def read_coco(
     "Read a COCO annotation file; a one-line `ValueError` if it is not one"
     data, lists = read_json(file), ('images', 'categories', *(['annotations'] if annotated else []))
     lacks = lists if not isinstance(data, dict) else [k for k in lists if not isinstance(data.get(k), list)]
-    if lacks: raise ValueError(f'{file} is not an annotation file of COCO (it has no list {lacks[0]!r}): restore it')
+    if lacks: raise ValueError(f'{file} is not an annotation file of COCO (it has no list {lacks[0]!r}): restore it, '
+                               'or take it out of the folder if it is something else')
     for key in ('images', 'annotations', 'categories'):
         for i, entry in enumerate(data.get(key) or ()):
             if not isinstance(entry, dict):
-                raise ValueError(f'{file}: {key}[{i}] is {entry!r}, which is no entry of COCO; correct it')
+                raise ValueError(f'{file}: {key}[{i}] is {entry!r}, but it has to be an object {{...}}; correct it')
     back = 0
     for i, image in enumerate(data['images']):
         if not isinstance(image.get('file_name'), str) or not image['file_name']:
@@ -197,9 +201,9 @@ def find_coco(
     args = lambda f: (f, image_folder(f, root, word(f)), f.stem if split_word(f.stem) else f.relative_to(root).parts[0])
     listed = [f for f in files if word(f) == 'test' and len(files) > 1 and not re.search(
         rb'"annotations"\s*:\s*\[\s*\{', f.read_bytes())]  # a list of images without annotations, as competitions have
-    rest = {f'{word(f)}/{f.relative_to(root)}': f for f in files if f not in listed}
+    rest = {f.relative_to(root).as_posix(): f for f in files if f not in listed}
     if len(rest) == 1: return {'all': args(*rest.values())}
-    splits = splits_of(rest)
+    splits = splits_of(rest, lambda name: word(rest[name]))
     if rest and 'train' not in splits: raise ValueError(
         f'{root} has {len(files)} annotation files ({", ".join(str(f.relative_to(root)) for f in files[:4])}), and it '
         'is unclear which is for training: name two of them train.json and val.json')
@@ -263,7 +267,7 @@ def _listed(root:Path, split:Path)->list[tuple[Path, Path]]: # (image, XML file)
     for stem in dict.fromkeys(read_text(split).split('\n')):
         if not (stem := stem.strip()): continue
         if '/' in checked_name(stem, split) or '\\' in stem:
-            raise ValueError(f'{split}: {stem!r} leads out of the image folder: give the name of an image in {folder}')
+            raise ValueError(f'{split}: {stem!r} has a folder in it: give only the name of an image in {folder}')
         if str(folder/stem) not in known: raise FileNotFoundError(
             f'{folder/stem}.jpg does not exist, but {split} names it: restore the image or take it out of the split')
         file = existing(root/'Annotations'/f'{stem}.xml', f'{split} names it; restore it or take it out of the split')
@@ -358,7 +362,7 @@ def yolo_object(
         f'{place} has {counted(len(numbers), "number")} after the class: a box has four, a polygon has six or more, in '
         'pairs; correct it')
     if not all(-1 <= x <= 2 for x in numbers): raise ValueError(
-        f'{place}: {line.strip()[:60]!r} is not in parts of the image, from 0 to 1; divide by its width and height')
+        f'{place}: {line.strip()[:60]!r} is not in fractions of the image, from 0 to 1; divide by its width and height')
     a = {'name': f'{label:g}'} if classes is None else {'category_id': int(label) + 1}
     if len(numbers) > 4: return a | dict(where=place, iscrowd=0, segmentation=[numbers])
     x, y, w, h = numbers

@@ -110,8 +110,8 @@ _table('carl_gradient', 'Section 5.3 (v1), running text', 'CARL with and without
        'gradient', 'AP', [(True, 37.2), (False, 36.6)])
 
 # %% ../../nbs/lab/40_paper.ipynb
-_table('released', "mmdet 3.3, configs/pisa/README.md and each detector's", "mmdet's own PISA, COCO val",
-       'detector backbone method', 'AP mask_AP', [
+_table('released', "mmdet 3.3, configs/pisa/README.md and each detector's (SSD's baselines: mmdet 2.0)",
+       "mmdet's own PISA, COCO val", 'detector backbone method', 'AP mask_AP', [
     ('faster_rcnn', 'r50',        'older baseline', 36.4, nan),
     ('faster_rcnn', 'r50',        'baseline',       37.4, nan),
     ('faster_rcnn', 'r50',        'pisa',           38.4, nan),

@@ -11,7 +11,7 @@ import torch
 from . import runs as store
 from .config import config
 from .data import DataSpec
-from .experiments import Experiment, checkpoint_of, global_batch, ranked_together
+from .experiments import Experiment, checkpoint_of, fewest_images, global_batch
 from .files import counted, write_text
 from .weights import find_weights
 
@@ -23,9 +23,9 @@ def shares(
     exp:Experiment,
     nodes:int=1, # machines
 )->list[int]: # possible numbers of processes on each machine
-    "Numbers of processes that divide a step into equal parts, none with fewer images than ISR ranks together"
+    "Numbers of processes that divide a step into equal parts, each with `fewest_images` or more"
     batch = global_batch(exp)
-    return [n for n in range(1, batch + 1) if batch % (n*nodes) == 0 and batch//(n*nodes) >= ranked_together(exp)]
+    return [n for n in range(1, batch + 1) if batch % (n*nodes) == 0 and batch//(n*nodes) >= fewest_images(exp)]
 
 def devices(
     exp:Experiment,
@@ -50,7 +50,7 @@ def devices(
     if type(n) is int and n in possible: return 'cuda' if gpus else 'cpu', n
     who = f'{nodes} machines with {n} processes each' if nodes > 1 else f'{n} processes'
     step = f'a step of {global_batch(exp)} images'
-    if (k := ranked_together(exp)) > 1: step += f', of which {k} are ranked together'
+    if (k := fewest_images(exp)) > 1: step += f', of which {k} are ranked together'
     choice = 'Use fewer machines' if nodes > 1 else 'Take a larger batch, or rank fewer images together (isr.scope)'
     if possible: choice = f'Choose from: {", ".join(map(str, possible))}'
     raise ValueError(f'{who} cannot share {step}. {choice}')
@@ -77,8 +77,8 @@ def make_plan(
 )->Plan:
     "The plan of a training; a `ValueError` or `FileNotFoundError` of one line says why it cannot work"
     if exp.dataset != spec.dataset:
-        raise ValueError(f'dataset={exp.dataset!r} is to be trained, but {spec.name} is {spec.dataset!r}: '
-                         'give load(dataset, data_root) the same names')
+        raise ValueError(f'the experiment has dataset={exp.dataset!r}, but the data are {spec.name} with dataset='
+                         f'{spec.dataset!r}: give the data of pisa.lab.data.load({exp.dataset!r}, data_root)')
     device, n = devices(exp, gpus, processes, nodes)
     record = store.describe(exp, spec, n*nodes)
     path, cfg = store.folder(record['id'], runs), config(exp, spec, n*nodes)

@@ -21,7 +21,7 @@ from .experiments import RECIPE, Experiment, experiment
 from .files import records_dir
 from .hooks import Progress
 from .metric import to_coco
-from .weights import load_weights, no_pickles
+from .weights import load_weights
 from .worker import OwnRunner, quiet
 
 # %% auto 0
@@ -96,7 +96,7 @@ def evaluate(
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     gpus:str|int='auto', # 'auto' (a GPU if there is one), 0 (CPU) or 1
     weights:str|Path|None=None, # a file in place of the run's own
-)->tuple[dict[str, float|None], list[dict], list[int]]: # metrics (none without annotations), COCO results, image ids
+)->tuple[dict[str, float|None], list[dict], list[int]]: # metrics (empty without annotations), COCO results, image ids
     "Evaluate a trained run; errors of one line say what is missing or does not fit"
     record, exp, file = trained(run, runs, weights)
     refuse_other_classes(record, spec)
@@ -107,7 +107,7 @@ def evaluate(
     # the detector keeps the run's mask head and number of training images, whatever the data has
     cfg = config(exp, replace(spec, has_masks=True, n_train=record['data']['n_train'], report={}))
     if not spec.has_masks: cfg.val_evaluator.iou_types = ('bbox',)
-    with quiet(), no_pickles(), tempfile.TemporaryDirectory() as tmp:
+    with quiet(), tempfile.TemporaryDirectory() as tmp:
         runner = OwnRunner(cfg, device, Path(tmp), run, hooks=[Progress()])
         load_weights(runner.model, file)
         with contextlib.redirect_stdout(None): runner.val_loop  # pycocotools prints that it reads
@@ -136,7 +136,7 @@ def pixels_of(image:str|Path|np.ndarray|Image.Image)->np.ndarray: # [H, W, 3] ui
 
 # %% ../../nbs/lab/56_predict.ipynb
 class Detector:
-    "Detects objects with a trained run; the errors are those of `trained`"
+    "Detects objects with a trained run; errors as from `trained` and `device_of`"
     def __init__(self,
         run:str, # the id of a complete run
         runs:str|Path|None=None, # folder of all runs; the project's if not given
@@ -148,7 +148,7 @@ class Detector:
         self.classes, self.masks = tuple(d['classes']), exp.kind == 'mask_rcnn'
         cfg = config(exp, DataSpec(d['name'], self.classes, *nowhere, tuple(d['area_limits']), True, d['n_train'],
                                    d['n_val'], d['fingerprint'], d['note'], exp.dataset))
-        with quiet(), no_pickles():
+        with quiet():
             register_all_modules()
             self.model = MODELS.build(cfg.model).to(device_of(gpus)).eval()
             load_weights(self.model, file)
@@ -158,9 +158,11 @@ class Detector:
     @torch.no_grad()
     def __call__(self,
         image:str|Path|np.ndarray|Image.Image,
-        score:float=0.3, # detections below it are left out
-    )->list[dict]: # COCO results: bbox [x, y, w, h], score, category_id (from 1), segmentation; and `name` of the class
-        "The detections in an image, the highest score first"
+        score:float=0.3, # from 0 to 1; detections below it are left out
+    )->list[dict]: # COCO results with `name`, the class. `image_id` is 0, `category_id` counts from 1
+        """The detections in an image, the highest score first; a `ValueError` for an image that cannot be read.
+
+        `bbox` is [x, y, w, h] in pixels of the upright image; Mask R-CNN also gives `segmentation`"""
         data = self.transforms(dict(img=np.ascontiguousarray(pixels_of(image)[..., ::-1]), img_id=0))
         sample, = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))
         found = to_coco(sample.pred_instances.cpu().to_dict(), 0, range(1, len(self.classes) + 1), self.masks)

@@ -129,7 +129,9 @@ def work_on_other_machine(
     plan:Plan, # its folder is or will be locked by the first machine
     node:int, # the number of this machine, from 1 up
 )->None:
-    "Run on the other machines: wait for the first, train with it, and wait for its end"
+    """Run on the other machines: wait for the first, train with it, and wait for its end.
+
+    A `TimeoutError` if the first does not begin within 10 minutes; a `RuntimeError` says which process failed first"""
     path = Path(plan.path)
     print(f'machine {node} waits for the first to begin with run {plan.id}')
     logs, deadline = path/'logs', time.time() + 600

@@ -150,7 +150,9 @@ PRIMARY = (
 
 # %% ../../nbs/lab/58_protocol.ipynb
 def counted_runs(table:pd.DataFrame)->pd.DataFrame: # with `data` and `experiment` (of seed 0)
-    "The runs that count, of `pisa.lab.runs.load`; a `ValueError` if one is there twice"
+    """The runs that count, of `pisa.lab.runs.load`; a `ValueError` if one is there twice.
+
+    A warning names a planned run that does not count"""
     known = {f: name for name, f in FINGERPRINTS.items()}
     columns = ('id', 'recipe', 'seed', 'data_fingerprint', 'git_dirty', 'machine_processes', 'machine_threads')
     table = table.reindex(columns=[*dict.fromkeys([*table, *columns, 'AP', 'AP50', 'AP75', 'AP_VOC'])])
@@ -161,7 +163,8 @@ def counted_runs(table:pd.DataFrame)->pd.DataFrame: # with `data` and `experimen
     wanted = (table.seed >= FIRST) & (table.seed < until)
     out = table[wanted & (table.recipe == 5) & (table.machine_processes == 1) & (table.machine_threads == 1)
                 & table.git_dirty.eq(False)]
-    for id in table.id[wanted & ~table.index.isin(out.index)]: warnings.warn(f'{id} is planned, but does not count')
+    for id in table.id[wanted & ~table.index.isin(out.index)]:
+        warnings.warn(f'{id} does not count: it needs recipe 5, one process, one thread and a commit without changes')
     twice = out[out.duplicated(['data', 'experiment', 'seed'])]
     if len(twice): raise ValueError(f'{twice.id.iloc[0]} is there twice')
     return out
@@ -230,7 +233,7 @@ def judge(
     comparisons:Sequence[Comparison],
     runs:str|Path|None=None, # folder of all runs; the project's if not given
 )->pd.DataFrame: # one row a comparison
-    "Comparisons, judged by the records; `holm` is p, adjusted for all of them; an unfinished one counts as 1"
+    "Comparisons, judged by the records; `holm` is p, adjusted for all (unfinished and diverged ones count as 1)"
     table, out, lost = counted_runs(store.load(runs, own=False)), [], diverged(runs)
     for c in comparisons:
         d = differences(table, c)

@@ -52,7 +52,7 @@ def bag_roi_align(
     size = torch.tensor([f.shape[2:] for f in feats], dtype=torch.int32)
     area = size.prod(1, dtype=torch.int32)
     begin = ((area.cumsum(0, dtype=torch.int32) - area)*B)[level] + image*area[level]  # first table row of the map
-    boxes = rois[:, 1:]*rois.new_tensor(scales)[level, None] - 0.5  # half a pixel: from edges to centres
+    boxes = rois[:, 1:].detach()*rois.new_tensor(scales)[level, None] - 0.5  # half a pixel: from edges to centres
     x1, y1, x2, y2 = boxes.unbind(1)
     height, width = size[level].unbind(1)
     y, y_weight = axis_taps(y1, y2, bins, height, ratio)

@@ -173,8 +173,8 @@ alone, the best sample of a poor image counts as much as the best of a good one.
 
 ISR can rank samples by other metrics: by the loss, as hard mining does; by the IoU, so that an object with many good
 samples takes most of the weight; by the IoU before regression (IoU\*). Table 7 (v1) compares them without CARL. By
-the paper's argument each row below the loss is better than the one above it: the IoU is better than the loss, the IoU
-after regression better than the one before it, and IoU-HLR better than the IoU alone.""",
+the paper's argument each row below the loss is better than the one above it: the IoU before regression is better
+than the loss, the IoU after regression is better than the one before it, and IoU-HLR is better than the IoU alone.""",
     'text': r"""Does CARL work by its weights, or by its gradient?
 
 CARL has two effects. Samples with high scores count more in the regression loss, and the gradient of that loss reaches
@@ -204,11 +204,11 @@ ROWS = {r.name: r for n, t in TABLES.items() for r in t.rows  # each row once, f
         if r.name.startswith((f'table{n}/', f'{n}/'))}
 
 # %% ../../nbs/lab/42_rows.ipynb
-def known_table(table:int|str)->Table:
+def known_table(number:int|str)->Table:
     "A table by its number; a `ValueError` lists the known ones"
-    if type(table) not in (int, str) or table not in TABLES:
-        raise ValueError(f'number={table!r} is not known. Choose from: {", ".join(map(str, TABLES))}')
-    return TABLES[table]
+    if type(number) not in (int, str) or number not in TABLES:
+        raise ValueError(f'number={number!r} is not known. Choose from: {", ".join(map(str, TABLES))}')
+    return TABLES[number]
 
 def known_row(name:str)->Row:
     "A row by its name; a `ValueError` of one line names the nearest rows"
@@ -245,11 +245,13 @@ def row_experiment(
 )->Experiment:
     """The training of a row of the paper; a `ValueError` for an unknown name lists similar ones.
 
-    The data set is the paper's at paper scale (the default), and `shapes` at mini scale (Table 2: `voc`)."""
-    trains, scale = known_row(name).trains, words.get('scale', 'paper')
-    if words.get('dataset') == 'auto': words['dataset'] = row_dataset(name, 'mini' if scale == 'auto' else scale)
-    both = ' '.join(filter(None, (trains.get('overrides'), words.pop('overrides', ''))))
-    return experiment(**{'dataset': row_dataset(name, scale), 'scale': scale, **trains, **words, 'overrides': both})
+    The data set is the paper's at paper scale (the default), and `shapes` at mini scale (Table 2: `voc`).
+    The scale `auto` is paper for `dataset='coco'`, else mini."""
+    trains, scale, dataset = known_row(name).trains, words.get('scale', 'paper'), words.get('dataset', 'auto')
+    if scale == 'auto': scale = 'paper' if dataset == 'coco' else 'mini'
+    if dataset == 'auto': dataset = row_dataset(name, scale)
+    both = ' '.join(filter(None, (trains.get('overrides'), words.get('overrides'))))
+    return experiment(**trains | words | dict(dataset=dataset, scale=scale, overrides=both))
 
 # %% ../../nbs/lab/42_rows.ipynb
 def row_or_experiment(
@@ -258,7 +260,7 @@ def row_or_experiment(
 )->Experiment:
     """The experiment of a row, or that of the parameters if no row is given.
 
-    A `ValueError` of one line if both a row and a parameter that the row sets are given."""
+    A `ValueError` of one line if a row is given with detector, method, backbone, formulation or sampler."""
     if not row: return experiment(**words)
     usual = {name: p.default for name, p in inspect.signature(experiment).parameters.items()}
     own = ('detector', 'method', 'backbone', 'formulation', 'sampler')

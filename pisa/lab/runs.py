@@ -155,7 +155,7 @@ def last_checkpoint(
     for file in reversed(checkpoints(path)):
         try: return read_checkpoint(file)
         except ValueError as e:
-            warnings.warn(f'{file} is set aside as {file.name}.bad, and the checkpoint before it is taken: {e}')
+            warnings.warn(f'{file} is renamed to {file.name}.bad and not used: {e}')
             file.replace(f'{file}.bad')
 
 # %% ../../nbs/lab/50_runs.ipynb
@@ -201,7 +201,7 @@ def read_record(
     if not wrong: wrong = [f'data.{key}' for key in ('fingerprint', 'classes', 'n_train') if key not in record['data']]
     if not wrong and record['id'] != path.name: wrong = ['id']
     if wrong:
-        raise ValueError(f'{file} is not the record of this run ({wrong[0]} is missing or wrong): '
+        raise ValueError(f'{file} does not describe this run ({wrong[0]} is missing or wrong): '
                          'restore it, or delete the folder')
     return record | _how_trained(record)
 

@@ -104,7 +104,7 @@ def recall_curves(
     true = true[np.argsort(-score, kind='stable')]
     allowed, out = FALSE_POSITIVES*images, []
     for hit in true.T:
-        last = np.searchsorted((~hit).cumsum(), allowed, side='right')  # detections that may be passed
+        last = np.searchsorted((~hit).cumsum(), allowed, side='right')  # detections that count
         out.append(np.append(0, hit.cumsum())[last]/max(objects, 1))
     return np.stack(out)
 

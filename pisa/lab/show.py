@@ -77,7 +77,7 @@ def load_samples(
 # %% ../../nbs/lab/35_show.ipynb
 def _draw(ax:plt.Axes, sample:Sample, palette:Sequence[tuple])->None:
     "Draw an image with its boxes and texts, and masks as a tint; `palette` has a colour for each class"
-    ax.imshow(sample.image)
+    ax.imshow(sample.image)  # it draws pixel i from i - 0.5 to i + 0.5
     for i, label in enumerate(sample.labels):
         (x1, y1, x2, y2), colour = sample.boxes[i] - .5, palette[label]
         if sample.masks is not None: ax.imshow(np.where(sample.masks[i][..., None], (*colour, .35), 0.))
@@ -91,7 +91,7 @@ def show_samples(
     classes:Sequence[str], # their names
     columns:int=4, # images in a row
 )->plt.Figure:
-    "Images with their boxes and texts, one colour per class"
+    "Images with their boxes and texts; ten colours, which repeat from the eleventh class on"
     rows, height = -(-len(samples)//columns), max(s.image.shape[0]/s.image.shape[1] for s in samples)
     fig, axes = plt.subplots(rows, columns, squeeze=False, layout='constrained', figsize=(2.6*columns, 2.6*rows*height))
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)

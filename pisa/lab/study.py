@@ -43,7 +43,7 @@ def samples_of(
     item:dict, # of mmdet's data set: `inputs` and `data_samples` of an image
     truth:Sample, # the image and its objects
 )->dict[str, Any]: # [S] rows of `FIELDS`; `logit` [S, C + 1], `boxes` [S, 4*C] by class; [G] rows of `OBJECTS`; `id`
-    """Assign the proposals of an image to its objects, and apply the box head to them; boxes in pixels of the file.
+    """Assign the proposals of an image to its objects, and apply the box head to them; boxes in pixels of it.
 
     `own_iou` and `own_score` are those of the objects' own boxes as samples, which training adds to the proposals."""
     head, background = model.roi_head, model.roi_head.bbox_head.num_classes
@@ -78,13 +78,12 @@ def detections_of(
     "The detections of an image, from its samples"
     cfg, C = model.roi_head.test_cfg, model.roi_head.bbox_head.num_classes
     prob = probabilities(logit, model.roi_head.bbox_head.loss_cls)
-    prob = F.pad(prob, (0, C + 1 - prob.shape[1]))  # sigmoid has no column of the background
     found, label, at = multiclass_nms(boxes, prob, cfg.score_thr, cfg.nms, cfg.max_per_img, return_inds=True)
     return {'bboxes': found[:, :4], 'scores': found[:, 4], 'labels': label, 'sample': at//C}
 
 # %% ../../nbs/lab/61_study.ipynb
 def raised(
-    logit:Tensor, # [S, C + 1] or [S, C]
+    logit:Tensor, # [S, C + 1]
     label:Tensor, # [S] classes
     chosen:Tensor, # BoolTensor[S]
     amount:float,
@@ -95,7 +94,7 @@ def raised(
     return out
 
 def amount_for(
-    logit:Tensor, # [S, C + 1] or [S, C]
+    logit:Tensor, # [S, C + 1]
     label:Tensor, # [S]
     chosen:Tensor, # BoolTensor[S]
     budget:float, # by how much the summed loss should fall; above 0
@@ -125,7 +124,7 @@ def samples_of_images(
 def arrays_of(
     seen:list[dict[str, Any]], # see `samples_of_images`
     found:list[dict[str, Tensor]], # `detections_of` each image
-    negatives:int, # number of first images whose negatives are stored
+    negatives:int, # negatives are stored of the first so many images
 )->dict[str, np.ndarray]: # `FIELDS`, `OBJECTS` and `FOUND`
     "Samples, objects and detections of all images"
     parts, objects, samples = defaultdict(list), 0, 0
@@ -173,14 +172,16 @@ def collect(
     spec:DataSpec, # the run's data
     runs:str|Path|None=None, # folder of all runs; the project's if not given
     images:int=500, # number of validation images, from the first on
-    negatives:int=20, # number of first images whose negatives are stored
+    negatives:int=20, # negatives are stored of the first so many images
     weights:str|Path|None=None, # a file in place of the run's own
 )->Path: # `samples.npz` in the run's folder
-    "Write the samples of a trained run for the figures; errors of one line as from `pisa.lab.predict.evaluate`"
+    """Write the samples of a trained run for the figures.
+
+    A one-line error if the run is a record, is of another detector, has other classes than `spec`, or has no weights"""
     record, exp, file = trained(run, runs, weights)
     if (path := store.find(run, runs)) != store.folder(run, runs):
         raise ValueError(f'run {run} is a record, which is only read: '
-                         f'copy its folder to {store.runs_dir(runs)}, and its samples are kept there')
+                         f'copy its folder to {store.runs_dir(runs)}, then collect writes the samples there')
     one_of('detector', exp.detector, ('faster_rcnn', 'mask_rcnn'))
     refuse_other_classes(record, spec)
     for name, n, least in (('images', images, 1), ('negatives', negatives, 0)):

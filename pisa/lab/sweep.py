@@ -53,7 +53,7 @@ def list_tasks(
     one_of('scale', scale, SCALES)
     if not (rows and seeds):
         raise ValueError(f"no {'seed' if rows else 'row'} is given, so there is nothing to do: "
-                         "seeds=1 trains each row once, and pisa.lab.sweep.row_costs() lists the rows")
+                         "seeds=[1] trains each row once, and pisa.lab.sweep.row_costs() lists the rows")
     specs, tasks = {'shapes': load('shapes')} if specs is None else specs, {}
     exps = [(name, row_experiment(name, scale=scale, seed=seed, **words)) for seed in seeds for name in rows]
     for name, exp in exps:
@@ -247,20 +247,23 @@ class Local:
         self.args = str(folder), gpus, threads, os.getpid()
         self.executor = submitit.LocalExecutor(folder/'.submitit')
 
-    def room(self)->int: return len(self.slots) - len(self.jobs)
+    def room(self)->int: return len(self.slots) - len(self.jobs) # how many more jobs can start
 
     def submit(self, tasks:list[Task])->None:
+        "Start a job for each task"
         for t in tasks:
             taken = [self.slot[id] for id in self.jobs]
             self.slot[t.id] = slot = next(s for s in self.slots if not s or s not in taken)
             self.executor.update_parameters(timeout_min=10**6, gpus_per_node=len(slot), visible_gpus=slot)
             self.jobs[t.id] = self.executor.submit(Job(), t.exp, t.spec, *self.args)
 
-    def running(self)->dict[str, str]: return dict.fromkeys(self.jobs, 'RUNNING')
+    def running(self)->dict[str, str]: # id of a run -> 'RUNNING', or why its job waits
+        return dict.fromkeys(self.jobs, 'RUNNING')
 
     def has_ended(self, job:submitit.Job)->bool: return job.done()
 
     def close(self)->None:
+        "End the jobs of this machine"
         for job in self.jobs.values(): job.cancel()
 
 # %% ../../nbs/lab/57_sweep.ipynb

@@ -11,7 +11,7 @@ import pandas as pd
 from . import runs as store
 from .claims import difference_text, markdown_table, no_markup
 from .experiments import SCALES, Experiment, experiment
-from .files import counted, figures_dir, read_json, records_dir, runs_dir, write_text
+from .files import counted, read_json, records_dir, runs_dir, write_text
 from .paper import published
 from .protocol import FINGERPRINTS, diverged, planned, t_interval
 from .rows import ROWS, TABLES, Row, known_table, label, row_experiment, table_name
@@ -56,7 +56,7 @@ def read_runs(
 
     `attrs` has `lost` (experiments that diverged) and `step` (times)."""
     every = store.load(runs, own)
-    every = every[(every.recipe > 0) & ~every.detector.astype(str).str.startswith('torchvision')]  # are in no table
+    every = every[(every.recipe > 0) & ~every.detector.astype(str).str.startswith('torchvision')]
     if recipe is not None:
         known = sorted(every.recipe.unique().tolist())
         if recipe not in known: raise ValueError(
@@ -130,8 +130,8 @@ def table(
 )->pd.DataFrame: # groups of columns: published, mini, paper; Table 1: released and bench (see `read_runs`)
     """A table of the paper beside our runs, a row each; NaN, and 0 seeds, where nothing was run.
 
-    Columns of a metric m, in percent: m, ±m, Δm, ±Δm. Columns of ours: seeds,
-    pairs (seeds that the baseline has too), runs (ids), in Table 1 backbone"""
+    Columns of a metric m, in percent: m, ±m, Δm, ±Δm. Columns of ours: seeds, pairs (seeds that the baseline has too),
+    runs (ids). Table 1 also has backbone, train_time (s a step), time_ratio, and of the bench step, low and high"""
     rows, parts = known_table(number).rows, {scale: select(number, runs, scale) for scale in SCALES}
     names, metrics = [r.name for r in rows], [m for m in rows[0].numbers.index if m != 'train_time']
     time = ['train_time', 'time_ratio'] if number == 1 else []
@@ -218,14 +218,14 @@ def styled(
 # %% ../../nbs/lab/72_tables.ipynb
 RULE = ('*How to read the tables.* A cell has the mean over seeds ± half of its 95% interval. Below it is the '
         'difference from the baseline, between runs of the same seed. If the baseline lacks some of the seeds, the '
-        'column *seeds* also has the number of pairs. All intervals '
-        'are Student\'s t over the seeds of this row alone; a row with one seed has none. '
-        'They cover the choice of seeds, not that of images. A table shows runs of one data set, one '
-        'recipe (version of the trainings) and one precision: the combination with the most runs. A row that has '
-        'other runs alone is *not comparable*; `-p recipe` of '
+        'column *seeds* also has the number of pairs. All intervals are Student\'s t over the seeds of this row alone; '
+        'a row with one seed has none. They cover the choice of seeds, not that of images. A table shows runs of one '
+        'data set, one recipe (version of the trainings) and one precision: the combination with the most runs. A row '
+        'whose runs are all of another combination is *not comparable*; `-p recipe` of '
         '`nbs/paper/table.ipynb` shows another recipe. Our backbones are small: `r18_w32` is a ResNet-18 whose first '
-        'stage has 32 channels in place of 64, and the other names are read in the same way '
-        '(`nbs/lab/43_detectors.ipynb`). The trainings have 8 epochs, Mask R-CNN 6, and 24 on photographs.')
+        'stage has 32 channels in place of 64, `vgg11_w16` is read in the same way, and `x50_8x4d` is a ResNeXt-50 '
+        'with 8 groups of 4 channels (`nbs/lab/43_detectors.ipynb`). At mini scale the trainings have 8 epochs, '
+        'Mask R-CNN 6, and 24 on photographs.')
 
 _ODD = {1: "the paper does not say whether AP of Mask R-CNN is of boxes or of masks. *mmdet*: its own PISA heads "
            "(v2) and baselines, on COCO val, by its model zoo "
@@ -233,7 +233,7 @@ _ODD = {1: "the paper does not say whether AP of Mask R-CNN is of boxes or of ma
            "*step (ours, on a CPU)*: time of a step with PISA over that without, computed from the times of the losses "
            "(`nbs/bench.ipynb`), with the paper's networks and image sizes; median and quartiles. The names of the "
            "rows are the paper's; the column *backbone* has ours",
-        2: 'ours are photographs of blood cells (BCCD)',
+        2: 'the records at mini scale are of photographs of blood cells (BCCD)',
         3: "the abstract has a gain over OHEM of more than 1, with a larger backbone; in this table it is "
            f"{ROWS['table3/C-R'].numbers.AP - ROWS['table3/H-H'].numbers.AP:.1f} (C/R minus H/H)",
         6: 'whether the ranked rows have CARL is not said; ours have it',
@@ -329,12 +329,12 @@ def run_ids(
 def write(
     number:int|str, # a key of `TABLES`
     runs:pd.DataFrame, # see `read_runs`
-    out:str|Path|None=None, # folder; the project's `figures/` if not given
+    out:str|Path, # folder
 )->list[Path]: # Markdown, CSV, LaTeX
     "Write the files of a table, each in one step"
     df, name = table(number, runs), 'carl_gradient' if number == 'text' else f'table{number}'
     text = '\n\n'.join([markdown(df), caption(number, runs), RULE, '**Runs**', run_ids(number, runs)])
-    flat, folder = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4), Path(out or figures_dir())
+    flat, folder = df.set_axis([' '.join(c) for c in df.columns], axis=1).round(4), Path(out)
     texts = {'md': text + '\n', 'csv': flat.to_csv(), 'tex': latex(df)}
     return [write_text(folder/f'{name}.{kind}', text) for kind, text in texts.items()]
 

@@ -168,6 +168,6 @@ class TorchvisionDetector(BaseModel):
         images = [x[:, :s.img_shape[0], :s.img_shape[1]] for x, s in zip(inputs, data_samples)]
         if mode == 'loss':
             losses = self.detector(images, [self.target(s) for s in data_samples])
-            return {k if 'loss' in k else f'loss_{k}': v for k, v in losses.items()}
+            return {k if 'loss' in k else f'loss_{k}': v for k, v in losses.items()}  # mmengine sums what is named loss
         for s, output in zip(data_samples, self.detector(images)): s.pred_instances = self.found(s, output)
         return data_samples

@@ -4,33 +4,22 @@
 
 # %% ../../nbs/lab/46_weights.ipynb 2
 from __future__ import annotations
-import contextlib, os, pickle
-from collections.abc import Iterator
+import os, pickle
 from pathlib import Path
 from typing import Any
+from unittest import mock
 import torch
 from mmengine.runner import CheckpointLoader
 from .files import one_line
 
 # %% auto 0
-__all__ = ['no_pickles', 'dangerous', 'read_weights', 'find_weights', 'load_weights']
+__all__ = ['dangerous', 'read_weights', 'find_weights', 'load_weights']
 
 # %% ../../nbs/lab/46_weights.ipynb
-@contextlib.contextmanager
-def no_pickles()->Iterator[None]:
-    "Make `torch.load` read weights only, whatever its caller asks for"
-    key = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-    before = os.environ.get(key)
-    os.environ[key] = '1'
-    try: yield
-    finally:
-        if before is None: del os.environ[key]
-        else: os.environ[key] = before
-
 def dangerous(file:str|Path)->ValueError:
-    "The error for a pickle"
-    return ValueError(f'the weights {file} hold other things than weights, which could run code. '
-                      'Where you trust them, load them yourself and save what is needed: '
+    "The error for a file that holds more than weights"
+    return ValueError(f'{file} holds more than weights, which could run code. '
+                      'If you trust it, load it yourself and save only the weights: '
                       "torch.save(checkpoint['state_dict'], file)")
 
 def read_weights(file:str|Path)->Any: # what was saved
@@ -46,13 +35,15 @@ def find_weights(
 )->None:
     """Check that a backbone's weights can be loaded.
 
-    A `FileNotFoundError` of one line if they cannot be found, a `ValueError` if they are damaged or could run code."""
+    A `FileNotFoundError` of one line if a name cannot be downloaded, a `ValueError` if a file is damaged or if weights
+    could run code."""
     if checkpoint is None: return
     if Path(checkpoint).is_file():
         read_weights(checkpoint)
         return
     try:
-        with no_pickles(): CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
+        with mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'):  # mmengine would try again with pickle
+            CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu', logger='silent')
     except pickle.UnpicklingError: raise dangerous(checkpoint) from None
     except Exception as e:
         raise FileNotFoundError(f'the weights {checkpoint} cannot be downloaded ({one_line(e)}). '

@@ -20,7 +20,6 @@ from .files import write_json
 from .hooks import Checkpoint, Guard, Progress, Recorder, bare
 from .plan import Plan
 from .speed import channels_last, keep_memory
-from .weights import no_pickles
 
 # %% auto 0
 __all__ = ['quiet', 'OwnRunner', 'work', 'explained']
@@ -58,7 +57,7 @@ def work(
     checkpoint = Checkpoint(path, recorder)
     if plan.device == 'cpu': keep_memory()
     cfg.val_evaluator.collect_device = 'gpu'  # by messages between processes, not by files in the working folder
-    with quiet(), no_pickles():
+    with quiet():
         runner = OwnRunner(cfg, plan.device, path/'mmengine', plan.id, checkpoint=checkpoint,
                            hooks=[Guard(), recorder, checkpoint, Progress(), SyncBuffersHook()])
         with contextlib.redirect_stdout(None): runner.train_loop, runner.val_loop  # built here: pycocotools prints
@@ -77,7 +76,7 @@ def explained(
     "Turn a file error or an interrupt into one line that says from which checkpoint the training can resume"
     def then():
         saved = store.checkpoints(path)
-        return f'the same call goes on from {saved[-1]}' if saved else 'the same call starts anew'
+        return f'the same call resumes from {saved[-1]}' if saved else 'the same call starts anew'
     try: yield
     except KeyboardInterrupt: raise KeyboardInterrupt(f'run {path.name} was interrupted; {then()}') from None
     except OSError as e:

@@ -36,7 +36,7 @@ def own_class(
 # %% ../../nbs/mmdet/20_samplers.ipynb
 def probabilities(
     cls_score:Tensor, # [S, C + 1] logits (softmax), or [S, C] (sigmoid)
-    loss_cls:nn.Module, # the head's classification loss, which knows how logits become probabilities
+    loss_cls:nn.Module, # the head's classification loss; its activation gives the probabilities
 )->Tensor: # like `cls_score`, float32, in [0, 1], with gradient
     "Predicted probabilities of the classes"
     score = cls_score.float()

@@ -160,9 +160,8 @@ class PrimeRetinaHead(RetinaHead):
 class PrimeSSDHead(SSDHead):
     """SSD's head with ISR and CARL (Sections 4.1 and 4.2, v1).
 
-    Takes the arguments of mmdet's `SSDHead`, and `loss_bbox`, any box loss of mmdet. The default is smooth L1 with
-    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` is as for `PrimeRetinaHead`. A `ValueError` is raised for an
-    unknown key, for a value out of range, and for an IoU loss without `reg_decoded_bbox`. With ISR and CARL off and
+    Takes the arguments of mmdet's `SSDHead`, and `loss_bbox`, a box loss of mmdet. The default is smooth L1 with
+    `train_cfg.smoothl1_beta`, as in SSD. `train_cfg` and errors are as for `PrimeRetinaHead`. With ISR and CARL off and
     without `loss_bbox` it works as `SSDHead`.
     """
     def __init__(self, *args, loss_bbox:dict|None=None, **kwargs):

@@ -55,7 +55,7 @@ def gt_ids(
 def class_prob(
     cls_score:Tensor, # [P, C + 1] logits (softmax), or [P, C] (sigmoid)
     label:Tensor, # [P] ground-truth classes
-    loss_cls:nn.Module, # the head's classification loss, which knows how logits become probabilities
+    loss_cls:nn.Module, # the head's classification loss; its activation gives the probabilities
 )->Tensor: # [P] float32, in [0, 1], with gradient
     "Predicted probability of the ground-truth class, $p_i$ of Eq. 4 (v1)"
     return probabilities(cls_score, loss_cls).gather(1, label[:, None])[:, 0]
@@ -142,7 +142,7 @@ def refuse_joint_losses(
         except TypeError: each = None  # it needs more
         if not isinstance(each, Tensor) or each.shape[:1] != (2,):
             raise ValueError(f'{type(loss).__name__} gives no loss for each sample, which ISR and CARL need: choose '
-                             'another loss')
+                             'another loss (for SeesawLoss set return_dict=False)')
 
 # %% ../../nbs/mmdet/21_two_stage.ipynb
 def sample_rois(
