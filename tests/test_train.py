@@ -28,6 +28,14 @@ def test_mask_rcnn_from_the_root(tmp_path):
     assert all(torch.isfinite(v).all() for v in state.values() if v.is_floating_point())
 
 
+def test_a_formulation_is_compared_with_the_baseline(tmp_path):
+    "A baseline has no formulation, and mmdet's own heads have neither ISR nor CARL alone"
+    word = dict(detector='ssd300', runs_dir=tmp_path, overrides=TINY)
+    papermill('train', tmp_path / 'baseline.ipynb', method='baseline', **word)
+    said = log(papermill('train', tmp_path / 'released.ipynb', formulation='released', **word))
+    assert 'pisa minus baseline: ' in said and 'To train the other methods' not in said
+
+
 def test_both_folders_find_the_same_runs():
     "JupyterLab runs a notebook in nbs/, papermill where the caller stands"
     code = 'from pisa.lab.files import runs_dir; print(runs_dir())'

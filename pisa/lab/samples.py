@@ -49,11 +49,14 @@ def read(
     run:str, # the id
     runs:str|Path|None=None,
 )->Study:
-    "The samples of a run; a `FileNotFoundError` of one line says how to collect them"
+    """The samples of a run.
+
+    A one-line `FileNotFoundError` (there are none) or `ValueError` (they are damaged, or of an older pisa) says how to
+    collect them."""
     path, kinds = store.find(run, runs)/'samples.npz', FIELDS | OBJECTS | FOUND | CURVES
     if not path.exists():
-        raise FileNotFoundError(f'{path} is not there: pisa.lab.study.collect({run!r}, spec) writes it, '
-                                'from the weights of the run')
+        raise FileNotFoundError(f'{path} is not there: pisa.lab.study.collect({run!r}, spec) writes it '
+                                'from the weights of the run, with spec from pisa.lab.data.load')
     try:
         with np.load(path, allow_pickle=False) as data: arrays = {k: data[k] for k in kinds if k in data}
     except Exception as e:  # numpy's reader raises many kinds
