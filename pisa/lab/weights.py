@@ -17,8 +17,8 @@ __all__ = ['dangerous', 'read_weights', 'find_weights', 'load_weights']
 
 # %% ../../nbs/lab/46_weights.ipynb
 def dangerous(file:str|Path)->ValueError:
-    "The error for a file that holds more than weights"
-    return ValueError(f'{file} holds more than weights, which could run code. '
+    "The error for a file that cannot be read as weights alone"
+    return ValueError(f'{file} is damaged, or holds more than weights, which could run code. '
                       'If you trust it, load it yourself and save only the weights: '
                       "torch.save(checkpoint['state_dict'], file)")
 
