@@ -44,7 +44,7 @@ def carl_loss(
     """Classification-Aware Regression Loss, unreduced (Eq. 4, v1; Appendix Eq. 1, v2).
 
     With 'replace' the result takes the place of the usual loss: it has the sum of `weight * reg_loss`, and only the
-    gradients differ. The ratio of the sums is 1 if it is not finite. With 'add' the result is a term beside the usual loss.
+    gradients differ. The ratio is 1 if it is not finite. With 'add' the result is a term beside the usual loss.
     Gradients flow to `reg_loss` and, unless `detach`, to `prob`."""
     if form not in ('replace', 'add'): raise ValueError(f"form must be 'replace' or 'add', not {form!r}")
     c = carl_weights(prob.detach() if detach else prob, k, b, weight)

@@ -20,8 +20,8 @@ from ..mmdet.samplers import complete_hlr
 from ..mmdet.two_stage import prime_config
 
 # %% auto 0
-__all__ = ['TERMS', 'dataloader', 'images_to_train_on', 'detector', 'stages', 'config', 'schedule', 'registered', 'override',
-           'settings_text', 'summary']
+__all__ = ['FILES', 'TERMS', 'dataloader', 'images_to_train_on', 'detector', 'stages', 'config', 'schedule', 'registered',
+           'override', 'settings_text', 'summary']
 
 # %% ../../nbs/lab/45_config.ipynb
 def _pipeline(
@@ -176,6 +176,21 @@ def registered(name:Any)->bool:
     parts = [*vars(mmengine.registry).values(), *vars(mmdet.registry).values()]
     return any(isinstance(r, Registry) and name in r.module_dict for r in parts)
 
+# parts of keys that name files, and the parameter that is recorded with the run
+FILES = {'checkpoint': 'pretrained', 'pretrained': 'pretrained', 'ann_file': 'data_root', 'data_prefix': 'data_root',
+         'data_root': 'data_root'}
+
+def _refuse(key:str, value:Any)->None:
+    "A `ValueError` for a file, and for a `type` that no registry knows; also within `value`"
+    *_, last = parts = key.split('.')
+    if named := [p for p in parts if p in FILES]:
+        raise ValueError(f'overrides: {key} names a file, which the run would not record: give {FILES[named[0]]}=')
+    known = isinstance(value, str) and (value in ('nms', 'soft_nms') or registered(value))
+    if last == 'type' and not known:
+        raise ValueError(f'overrides: {key}={value!r}: neither mmdet nor mmengine knows a {value!r}')
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for k, v in inner: _refuse(f'{key}.{k}', v)
+
 # %% ../../nbs/lab/45_config.ipynb
 def _parent(
     cfg:Config,
@@ -203,14 +218,13 @@ def override(
     A `ValueError` names a value that has the wrong type, or a part of a key that is not in the config or looks
     misspelt."""
     for key, value in pairs.items():
+        _refuse(key, value)
         *path, last = key.split('.')
         node = _parent(cfg, key, path)
         if isinstance(node, dict) and last not in node:
             near = difflib.get_close_matches(last, map(str, node), 1, 0.8)
             if near: raise ValueError(f'overrides: the config has no {key!r}; did you mean {near[0]!r} there?')
         if not path: one_of('overrides', last, cfg.keys())
-        if last == 'type' and not registered(value) and value not in ('nms', 'soft_nms'):
-            raise ValueError(f'overrides: {key}={value!r}: neither mmdet nor mmengine knows a {value!r}')
         usual = node.get(last) if isinstance(node, dict) else None
         if isinstance(usual, (int, float)) and isinstance(value, str):
             kind = 'True or False' if isinstance(usual, bool) else 'a number'

@@ -386,4 +386,4 @@ def load_test_dev(
     _all_there(images, [i['file_name'] for i in part.images], file, 'restore the image')
     classes, n = tuple(c['name'] for c in part.categories), len(part.images)
     return DataSpec('test-dev2017', classes, file, images, file, images, COCO_AREA_LIMITS, True, 0, n, part.digest[:16],
-                    f"COCO test-dev: {n} images, whose annotations COCO's server keeps", 'coco')
+                    f"COCO test-dev: {n} images, whose annotations COCO's server keeps")

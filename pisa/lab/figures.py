@@ -777,8 +777,9 @@ def draw(
     of_row = {row: runs_of_row(row, everything) for row in fig.rows}
     there = [{s for s, id in own.id.items() if _samples(id, runs).exists()} for own in of_row.values()]
     if not (seeds := sorted(set.intersection(*there))):
-        print(f'Figure {number} needs runs of {" and ".join(fig.rows)} with a seed in common, and their samples: '
-              'nbs/sweep.ipynb trains rows, then pisa.lab.figures.prepare() stores the samples')
+        rows = ' and '.join(fig.rows) + ' with a seed in common'*(len(fig.rows) > 1)
+        print(f'Figure {number} needs runs of {rows}, and their samples: nbs/sweep.ipynb trains rows, '
+              'then `prepare` of pisa.lab.figures stores the samples')
         return None
     def trained(own, id): return Trained(store.read_record(store.find(id, runs)), read(id, runs), own.AP.to_dict())
     return fig.draw(*([trained(own, own.id[s]) for s in seeds] for own in of_row.values()))

@@ -78,7 +78,7 @@ def make_plan(
     "The plan of a training; a `ValueError` or `FileNotFoundError` of one line says why it cannot work"
     if exp.dataset != spec.dataset:
         raise ValueError(f'the experiment has dataset={exp.dataset!r}, but the data are {spec.name} with dataset='
-                         f'{spec.dataset!r}: give the data of pisa.lab.data.load({exp.dataset!r}, data_root)')
+                         f'{spec.dataset!r}: give dataset={spec.dataset!r}, or other data')
     device, n = devices(exp, gpus, processes, nodes)
     record = store.describe(exp, spec, n*nodes)
     path, cfg = store.folder(record['id'], runs), config(exp, spec, n*nodes)

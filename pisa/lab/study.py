@@ -72,12 +72,13 @@ def samples_of(
 # %% ../../nbs/lab/61_study.ipynb
 def detections_of(
     model:nn.Module,
-    logit:Tensor, # [S, C + 1]
+    logit:Tensor, # [S, C + 1] or [S, C]
     boxes:Tensor, # [S, 4*C], or [S, 4] where the regression is class-agnostic
 )->dict[str, Tensor]: # `bboxes` [D, 4], `scores` [D], the highest first, `labels` [D], `sample` [D]
     "The detections of an image, from its samples"
     cfg, C = model.roi_head.test_cfg, model.roi_head.bbox_head.num_classes
     prob = probabilities(logit, model.roi_head.bbox_head.loss_cls)
+    prob = F.pad(prob, (0, C + 1 - prob.shape[1]))  # some losses have no column of the background
     found, label, at = multiclass_nms(boxes, prob, cfg.score_thr, cfg.nms, cfg.max_per_img, return_inds=True)
     return {'bboxes': found[:, :4], 'scores': found[:, 4], 'labels': label, 'sample': at//C}
 

@@ -35,7 +35,7 @@ def train(
         store.read_metrics(path)  # an error if damaged, before the checkpoints are deleted
         with_n = store.read_record(path)['machine'].get('processes', 1)
         if with_n != n: print(f'run {plan.id} is complete. It was trained with processes={with_n}, not {n}; this '
-                              'changes the result, since ISR ranks the images of a process together. '
+                              'can change the result, since ISR ranks the images of a process together. '
                               f'To train with {n}, delete the run or give another seed')
     else:
         with explained(path):
