@@ -185,7 +185,7 @@ function render({ model, el }) {
   for (const e of el.querySelectorAll('input, select, button')) e.dataset.lmSuppressShortcuts = true // of JupyterLab
   const part = name => el.querySelector(`[name=${name}]`)
   el.querySelector('svg').onpointerdown = e => drag(model, e)
-  el.querySelector('table').onclick = e => {
+  el.querySelector('table').onpointerdown = e => { // not onclick: a row may be drawn anew before its release
     const row = e.target.closest('[data-box]')
     if (row) set(model, { chosen: row.dataset.box })
   }
