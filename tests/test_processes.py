@@ -1,4 +1,4 @@
-"Several processes, started by torchrun, over gloo on the CPU: what they compute, what ends them, what they say when one fails"
+"Several processes, over gloo on the CPU: what they compute, what ends them, what they say when one fails"
 import dataclasses
 import json
 import multiprocessing
@@ -28,19 +28,20 @@ EXPERIMENT = experiments.experiment('atss', 'isr', overrides=SAME, precision='fl
 
 
 def own_processes():
-    "Ids of the processes that work for a run of these tests: torchrun and what it started"
-    found = []
+    "Ids of the processes that work for a run of these tests, by rank"
+    found = {}
     for folder in Path('/proc').glob('[0-9]*'):
         try: words, state = (folder / 'cmdline').read_bytes(), (folder / 'stat').read_text().rpartition(')')[2].split()[0]
         except OSError: continue
-        if b'from pisa.lab.processes import join_and_work' in words and str(os.getpid()).encode() in words and state != 'Z': found.append(int(folder.name))
+        if b'from pisa.lab.processes import join_and_work' in words and str(os.getpid()).encode() in words and state != 'Z':
+            found[int(words.split(b'\0')[-2])] = int(folder.name)
     return found
 
 
 def listening():
     "Local addresses (hex) that the processes of a run listen on"
     sockets = set()
-    for pid in own_processes():
+    for pid in own_processes().values():
         for fd in Path(f'/proc/{pid}/fd').glob('*'):
             try: sockets |= set(re.findall(r'socket:\[(\d+)\]', os.readlink(fd)))
             except OSError: pass
@@ -139,18 +140,15 @@ def test_error_of_the_process_that_failed_first(folder, tmp_path, spec):
     assert all_gone()
 
 
-def second():
-    "The process of rank 1, as soon as it is there"
-    for pid in own_processes():
-        try: words = Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')
-        except OSError: continue
-        if b'RANK=1' in words: return pid
+def working(rank):
+    "A process, as soon as it is there"
+    return own_processes().get(rank)
 
 
 @needs_proc
 def test_process_ended_from_outside(folder, spec):
     "As the kernel does where memory runs out"
-    when(second, lambda: os.kill(second(), signal.SIGKILL))
+    when(lambda: working(1), lambda: os.kill(working(1), signal.SIGKILL))
     with pytest.raises(RuntimeError, match='process 1 of 2 was ended by SIGKILL') as e:
         train.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
     assert '\n' not in str(e.value) and all_gone()
@@ -159,7 +157,7 @@ def test_process_ended_from_outside(folder, spec):
 @needs_proc
 def test_interrupt_ends_all(folder, spec):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background has it ignored
-    when(second, lambda: os.kill(os.getpid(), signal.SIGINT))
+    when(lambda: working(1), lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt): train.train(EXPERIMENT, spec, folder, gpus=0, processes=2)
     assert all_gone()
     path, = folder.iterdir()
@@ -203,14 +201,6 @@ def test_two_machines_train_what_two_processes_train(folder, tmp_path, spec):
     assert read_json(path / 'run.json')['machine']['processes'] == 2
 
 
-def working(node):
-    "The process of rank `node`, as soon as it is there"
-    for pid in own_processes():
-        try: words, environ = (Path(f'/proc/{pid}/{f}').read_bytes().split(b'\0') for f in ('cmdline', 'environ'))
-        except OSError: continue
-        if b'LOCAL_RANK=0' in environ and words[-2] == str(node).encode(): return pid
-
-
 @needs_proc
 def test_the_first_machine_says_what_failed_on_the_other(folder, tmp_path):
     callers = two_machines(folder)
@@ -230,7 +220,7 @@ def test_the_other_machine_ends_with_the_first(folder, tmp_path):
 
 def test_a_process_that_aborts_at_its_end_does_not_end_the_first(folder, spec, tmp_path, monkeypatch):
     "As libraries did under load, when they took themselves apart while the first process was still writing"
-    (tmp_path / 'sitecustomize.py').write_text("import atexit, os\nif os.environ.get('RANK') == '1': atexit.register(os.abort)\n")
+    (tmp_path / 'sitecustomize.py').write_text("import atexit, os, sys\nif sys.orig_argv[-1] == '1': atexit.register(os.abort)\n")
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     tiny = 'train_cfg.max_epochs=1 train_dataloader.dataset.indices=4 train_dataloader.batch_size=4 val_dataloader.dataset.indices=4'
     path = train.train(experiments.experiment('ssd300', overrides=tiny), spec, folder, gpus=0, processes=2)
@@ -246,7 +236,7 @@ def test_too_few_images_for_a_process_are_refused_before_anything_starts(spec, t
 
 @needs_proc
 def test_a_process_whose_parent_dies_ends_before_its_imports_are_done(tmp_path):
-    "`torchrun` is killed while a process that it started is importing; here that import lasts a minute"
+    "The caller is killed while a process that it started is importing; here that import lasts a minute"
     (tmp_path / 'pisa').mkdir()
     (tmp_path / 'pisa/__init__.py').write_text(f"import time; open({str(tmp_path / 'importing')!r}, 'w').close(); time.sleep(60)")
     start = f"""import os, subprocess, sys

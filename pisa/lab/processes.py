@@ -4,7 +4,7 @@
 
 # %% ../../nbs/lab/54_processes.ipynb 2
 from __future__ import annotations
-import os, re, select, shutil, signal, subprocess, sys, tempfile, time, traceback
+import contextlib, os, shutil, signal, subprocess, sys, time, traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,20 +16,19 @@ from .plan import Plan, read_plan, write_plan
 from .worker import explained, work
 
 # %% auto 0
-__all__ = ['START', 'join_and_work', 'failure', 'same_package', 'on_this_node', 'work_on_first_machine', 'work_on_other_machine']
+__all__ = ['START', 'join_and_work', 'record_end', 'failure', 'same_package', 'on_this_node', 'work_on_first_machine',
+           'work_on_other_machine']
 
 # %% ../../nbs/lab/54_processes.ipynb
 def join_and_work(
     file:str, # of the plan
-    node:str, # the number of this machine
+    rank:str, # the number of this process among those of all machines
 )->None:
-    "Run by each process that `torchrun` starts (see `START`); it ends the process"
-    plan, local = read_plan(Path(file)), int(os.environ['LOCAL_RANK'])
-    logs, rank, n = Path(file).parent, int(node)*plan.processes + local, plan.nodes*plan.processes
-    log = os.open(logs/f'rank{rank}.log', os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    for stream in (1, 2) if rank else (2,): os.dup2(log, stream)  # the caller prints what the first process says
+    "Run by each process (see `START`); it ends the process"
+    plan, rank = read_plan(Path(file)), int(rank)
+    logs, n = Path(file).parent, plan.nodes*plan.processes
     try:
-        if plan.device == 'cuda': torch.cuda.set_device(local)
+        if plan.device == 'cuda': torch.cuda.set_device(rank % plan.processes)
         meet = torch.distributed.FileStore(str(logs/'meet'), n)
         backend = 'nccl' if plan.device == 'cuda' else 'gloo'
         torch.distributed.init_process_group(backend, rank=rank, world_size=n, store=meet)
@@ -39,39 +38,43 @@ def join_and_work(
         for stream in (sys.stdout, sys.stderr): stream.flush()
         os._exit(0)  # skips the clean-up of libraries, which may abort
     except BaseException as e:
-        write_json(logs/f'rank{rank}.error', [time.time(), rank, one_line(e)])
+        write_json(logs/f'rank{rank}.error', [time.time(), rank, f'failed: {one_line(e)}'])
         traceback.print_exc()
         os._exit(1)  # skips the clean-up, which would wait for the other processes
 
 # %% ../../nbs/lab/54_processes.ipynb
+def record_end(
+    logs:Path,
+    rank:int, # of a process that has ended
+    code:int, # its exit code; below 0: minus the signal
+)->None:
+    "Write the error of a process that has written none itself"
+    file, log = logs/f'rank{rank}.error', logs/f'rank{rank}.log'
+    if code < 0:
+        name = signal.Signals(-code).name
+        write_json(file, [0, rank, f'was ended by {name}' + ' (out of memory?)'*(name == 'SIGKILL')])
+    elif not file.exists():
+        lines = log.read_text(errors='replace').split('\n')
+        write_json(file, [time.time(), rank, 'failed' + next((f': {l}' for l in reversed(lines) if l.strip()), '')])
+
 def failure(
     plan:Plan,
 )->str:
     "One line: the process that failed first, the reason, and where the logs are"
     logs, n = Path(plan.path)/'logs', plan.nodes*plan.processes
-    files = [logs/f'torchrun{node}.log' for node in range(plan.nodes)]
-    reports = [file.read_text(errors='replace') if file.exists() else '' for file in files]
-    where = f'The logs are in {logs}'
-    for node, report in enumerate(reports):
-        for local, number in re.findall(r'\(local_rank: (\d+)\)\s+exitcode +: -(\d+)', report):  # ended by a signal
-            name = signal.Signals(int(number)).name
-            if name == 'SIGTERM': continue  # `torchrun` sent it
-            guess = ' (out of memory?)' if name == 'SIGKILL' else ''
-            return f'process {node*plan.processes + int(local)} of {n} was ended by {name}{guess}. {where}'
     errors = [read_json(file) for file in logs.glob('rank*.error')]
-    if errors: return f'process {min(errors)[1]} of {n} failed: {min(errors)[2]}. {where}'
-    # an error before `join_and_work` began, such as an import error
-    said = re.search(r'^(?!.*ChildFailedError)[\w.]*(Error|Exception)\b.*', '\n'.join(reports), re.M)
-    return f"torchrun failed{f': {said[0]}' if said else ''}. {where}"
+    if not errors: return f'the first machine has ended. The logs are in {logs}'
+    _, rank, what = min(errors)
+    return f'process {rank} of {n} {what}. The logs are in {logs}'
 
 # %% ../../nbs/lab/54_processes.ipynb
 # The kernel ends the process with its parent (Linux). The first argument is the id of the caller's process
-_ENDS_WITH_PARENT = """import ctypes, os, signal, sys
+START = """import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
 os.kill(int(sys.argv.pop(1)), 0)  # an error if it has ended already
+from pisa.lab.processes import join_and_work
+join_and_work(*sys.argv[1:])
 """
-_LAUNCH = f'{_ENDS_WITH_PARENT}from torch.distributed.run import main; main()'
-START = f'{_ENDS_WITH_PARENT}from pisa.lab.processes import join_and_work; join_and_work(*sys.argv[1:])'
 
 # %% ../../nbs/lab/54_processes.ipynb
 def same_package()->dict[str, str]: # environment variables
@@ -83,30 +86,32 @@ def on_this_node(
     plan:Plan,
     node:int, # the number of this machine
     over:Callable[[], bool]=lambda: False, # whether to stop, since another machine has ended
-)->int: # exit code of `torchrun`
-    "Start the processes of one machine, and print the output of the first of all processes"
-    logs, per, caller = Path(plan.path)/'logs', plan.processes, str(os.getpid())
-    with tempfile.TemporaryDirectory() as tmp:
-        env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ,
-               'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1', 'TMPDIR': tmp, **same_package()}
-        if plan.nodes == 1: env |= {'GLOO_SOCKET_IFNAME': 'lo', 'NCCL_SOCKET_IFNAME': 'lo'}
-        command = [sys.executable, '-c', _LAUNCH, caller, f'--nproc-per-node={per}',
-                   '--rdzv-backend=c10d', '--rdzv-conf=store_type=file', f'--rdzv-endpoint={tmp}/agent',
-                   '--no-python', sys.executable, '-c', START, caller, str(logs/'plan'), str(node)]
-        with (open(logs/f'torchrun{node}.log', 'wb') as log,
-              subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
-                               start_new_session=True) as p):
-            try:
-                while not over():
-                    if not select.select([p.stdout], [], [], 1)[0]: continue
-                    if not (said := os.read(p.stdout.fileno(), 4096)): return p.wait()
-                    sys.stdout.write(said.decode(errors='replace'))
-                    sys.stdout.flush()
-            finally:
-                p.terminate()  # it ends the processes; if it is killed instead, the kernel does
-                try: p.wait(10)
-                except subprocess.TimeoutExpired: p.kill()
-    return p.returncode
+)->bool: # whether all processes ended well
+    "Run the processes of one machine, and print the output of the first of all processes"
+    logs, per = Path(plan.path)/'logs', plan.processes
+    env = {'OMP_NUM_THREADS': str(max(1, torch.get_num_threads()//per)), **os.environ, **same_package()}
+    if plan.nodes == 1: env |= {'GLOO_SOCKET_IFNAME': 'lo', 'NCCL_SOCKET_IFNAME': 'lo'}
+    started = {}
+    def say():  # what the first process has printed since the last call
+        for p in started.values():
+            if p.stdout: print((p.stdout.read() or b'').decode(errors='replace'), end='', flush=True)
+    with contextlib.ExitStack() as at_the_end:
+        for rank in range(node*per, node*per + per):
+            command = [sys.executable, '-c', START, str(os.getpid()), str(logs/'plan'), str(rank)]
+            with open(logs/f'rank{rank}.log', 'wb') as log:
+                p = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stderr=log, bufsize=0,
+                                     stdout=log if rank else subprocess.PIPE, start_new_session=True)
+            started[rank] = at_the_end.enter_context(p)
+            at_the_end.callback(p.kill)
+            if p.stdout: os.set_blocking(p.stdout.fileno(), False)
+        while None in (codes := {rank: p.poll() for rank, p in started.items()}).values():
+            if over() or any(codes.values()): break
+            say()
+            time.sleep(0.2)
+        say()
+    for rank, code in codes.items():
+        if code: record_end(logs, rank, code)
+    return all(code == 0 for code in codes.values())
 
 # %% ../../nbs/lab/54_processes.ipynb
 def work_on_first_machine(
@@ -118,11 +123,10 @@ def work_on_first_machine(
     shutil.rmtree(logs, ignore_errors=True)
     write_plan(logs/'plan', plan)
     write_text(logs/'holder', store.held(path))  # last: the other machines wait for it
-    ended = lambda: [int(f.read_text()) for k in others if (f := logs/f'node{k}.ended').exists()]
-    code = on_this_node(plan, 0, lambda: any(ended()))
-    if not code: return
+    failed = lambda: [k for k in others if (logs/f'node{k}.failed').exists()]
+    if on_this_node(plan, 0, lambda: bool(failed())): return
     deadline = time.time() + 10
-    while len(ended()) < len(others) and time.time() < deadline: time.sleep(0.1)  # their logs may have the cause
+    while len(failed()) < len(others) and time.time() < deadline: time.sleep(0.1)  # one may have failed first
     raise RuntimeError(failure(plan))
 
 def work_on_other_machine(
@@ -143,7 +147,7 @@ def work_on_other_machine(
             raise TimeoutError(f'the first machine did not begin with run {plan.id}: start the same there, with node=0')
         time.sleep(1)
     if store.is_complete(path): return
-    code = on_this_node(plan, node, lambda: store.held(path) != holder)
-    if store.held(path) == holder: write_text(logs/f'node{node}.ended', str(code))
+    well = on_this_node(plan, node, lambda: store.held(path) != holder)
+    if not well and store.held(path) == holder: write_text(logs/f'node{node}.failed', '')
     while store.held(path) == holder: time.sleep(1)  # the first writes the results
     if not store.is_complete(path): raise RuntimeError(failure(plan))
