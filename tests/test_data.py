@@ -202,7 +202,7 @@ def voc(tmp_path):
     for i, objects in enumerate(boxes):
         Image.new('RGB', (40, 30), (i*20, 0, 0)).save(folder/f'JPEGImages/im {i}.png')
         (folder/f'Annotations/im {i}.xml').write_text(_xml(*objects))
-    (folder/'ImageSets/Main/train.txt').write_text('im 0\nim 1\r\n\nim 2\n')
+    (folder/'ImageSets/Main/train.txt').write_text('im 0\nim 1.png\r\n\nim 2\n')
     (folder/'ImageSets/Main/val.txt').write_text('im 3')
     return folder
 

@@ -3,6 +3,7 @@
 `roi_head` and `cascade_head` take RoIs; `retina`, `ssd` and `atss` are single-stage. Each has the same weights at every
 call. `scene` has images for all of them; `run` and `losses` send one through a head. `type` names are looked up in
 mmdet's registry, so import `pisa.mmdet` before, or run the notebook that defines them."""
+import contextlib
 import numpy as np
 import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -14,7 +15,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
-register_all_modules()
+with contextlib.redirect_stdout(None): register_all_modules()  # it prints which data set packages are missing
 RANDOM = dict(type='RandomSampler', num=64, pos_fraction=0.25)
 FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25)
 CODER = dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2])

@@ -4,8 +4,10 @@
 
 # %% ../../nbs/lab/43_detectors.ipynb 4
 from __future__ import annotations
+import contextlib
 from dataclasses import dataclass
 from typing import Any
+with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data set packages are missing
 from mmdet.models.dense_heads import PISASSDHead
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule

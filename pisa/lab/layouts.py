@@ -266,6 +266,7 @@ def _listed(root:Path, split:Path)->list[tuple[Path, Path]]: # (image, XML file)
     known, out = by_stem(f for f in sorted(folder.iterdir()) if f.suffix.lower() in IMAGES), []
     for stem in dict.fromkeys(read_text(split).split('\n')):
         if not (stem := stem.strip()): continue
+        if stem.lower().endswith(IMAGES): stem = stem.rpartition('.')[0]
         if '/' in checked_name(stem, split) or '\\' in stem:
             raise ValueError(f'{split}: {stem!r} has a folder in it: give only the name of an image in {folder}')
         if str(folder/stem) not in known: raise FileNotFoundError(

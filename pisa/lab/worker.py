@@ -13,7 +13,6 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import SyncBuffersHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
-with contextlib.redirect_stdout(None): import mmdet.datasets  # it prints which data set packages are missing
 import pisa.lab.detectors, pisa.lab.metric, pisa.lab.torchvision, pisa.lab.speed  # they register what configs name
 from . import runs as store
 from .files import write_json
